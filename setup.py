@@ -1,0 +1,55 @@
+"""Packaging: everything is read from settings.ini, so that nbdev and pip never disagree."""
+
+import configparser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+SPDX = {"apache2": "Apache-2.0"}
+STATUS = {"2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+
+
+def read_settings() -> dict[str, str]:
+    parser = configparser.ConfigParser(delimiters=["="])
+    if not parser.read(ROOT / "settings.ini", encoding="utf-8"):
+        raise FileNotFoundError("setup.py: settings.ini is missing beside setup.py; build from a full checkout or sdist.")
+    return dict(parser["DEFAULT"])
+
+
+cfg = read_settings()
+readme = ROOT / "README.md"
+runtime = cfg["requirements"].split()
+course = cfg["course_requirements"].split()
+dev = cfg["dev_requirements"].split()
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else cfg["description"],
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license_expression=SPDX[cfg["license"]],
+    license_files=["LICENSE"],
+    keywords=cfg["keywords"].split(),
+    url=cfg["git_url"],
+    project_urls={"Documentation": cfg["doc_host"] + cfg["doc_baseurl"], "Source": cfg["git_url"]},
+    classifiers=[
+        f"Development Status :: {STATUS[cfg['status']]}",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Education",
+        "Natural Language :: English",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        *(f"Programming Language :: Python :: {v}" for v in PYTHONS),
+    ],
+    packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
+    package_data={"": ["*.safetensors", "*.json", "*.txt", "py.typed"]},
+    include_package_data=True,
+    zip_safe=False,
+    python_requires=f">={cfg['min_python']}",
+    install_requires=runtime,
+    extras_require={"course": course, "dev": [*course, *dev]},
+)

@@ -1,0 +1,509 @@
+#!/usr/bin/env python3
+"""Run, clean and check notebooks.
+
+    python tools/notebooks.py run nbs/lessons/01_intro.ipynb --out _run     # the source stays as it is
+    python tools/notebooks.py run nbs/api/*.ipynb --inplace                 # outputs are written back, cleaned
+    python tools/notebooks.py clean nbs/lessons/*.ipynb
+    python tools/notebooks.py check nbs/lessons/*.ipynb --kind lesson
+
+Every notebook gets a kernel of its own and prints one line a code cell while it runs. Cells tagged `results` hold
+a lesson's final numbers; they are printed again at the end. A cell that is meant to fail is tagged `raises-exception`.
+Cells that start with `#| eval: false`, `#| notest` or `#| slow` are left as they are (`--slow` runs the last kind).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELSPEC = {"display_name": "python3", "language": "python", "name": "python3"}
+CELL_METADATA = ("tags", "slideshow")
+WIDGET = "application/vnd.jupyter.widget-view+json"
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)$", re.M)
+PROGRESS = re.compile(r"\d+%\|.*\|\s*\d+|\d+(?:\.\d+)?\s?(?:it|s|B|img)/(?:s|it)\b|\?it/s")
+ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}|(?<=object at )0x[0-9a-fA-F]+")
+KERNEL_FILE = re.compile(r"(?:/[\w.+-]+)*/ipykernel_\d+/\d+\.py")
+MACHINE_PATH = re.compile(r"(?<![\w.~:/-])/(?:root|home/\w+|Users/\w+|work|tmp|private|var/folders)/[\w.-]+")
+MAX_LESSON_CELLS, MAX_LESSON_BYTES = 100, 1_000_000
+
+
+class NotebookFailed(RuntimeError):
+    """A cell raised, the kernel died or time ran out. The message is short and meant for people."""
+
+
+# ------------------------------------------------------------------------------------------------ small pieces
+
+
+def first_line(source: str) -> str:
+    """The first line of a cell that says what it does: directives, comments and blank lines are passed over."""
+    lines = [line.strip() for line in source.splitlines() if line.strip() and not DIRECTIVE.match(line)]
+    return next((line for line in lines if not line.startswith("#")), lines[0] if lines else "")
+
+
+def shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def output_text(output: dict[str, Any]) -> str:
+    """The plain text of one output; a figure is named by its alternative text."""
+    if output["output_type"] == "stream":
+        return "".join(output["text"])
+    if output["output_type"] == "error":
+        return f"{output['ename']}: {output['evalue']}"
+    data = output.get("data", {})
+    mime = next((m for m in data if m.startswith("image/")), None)
+    if mime:
+        return f"[figure: {alt_text(output, mime) or 'without alternative text'}]"
+    return "".join(data.get("text/plain", ""))
+
+
+def last_output_line(cell: dict[str, Any]) -> str:
+    for output in reversed(cell.get("outputs", [])):
+        lines = [line.strip() for line in output_text(output).splitlines() if line.strip()]
+        if lines:
+            return ANSI.sub("", lines[-1])
+    return ""
+
+
+def alt_text(output: dict[str, Any], mime: str) -> str:
+    meta = output.get("metadata", {})
+    alt = meta.get(mime, {}).get("alt") if isinstance(meta.get(mime), dict) else None
+    if not alt:
+        alt = meta.get("alt")
+    if not alt and "text/html" in output.get("data", {}):
+        found = re.search(r"<img\b[^>]*\balt=\"([^\"]+)\"", "".join(output["data"]["text/html"]))
+        alt = found.group(1) if found else None
+    return alt or ""
+
+
+def is_left_alone(source: str, *, slow: bool = False) -> bool:
+    """Whether a cell's directives ask not to be run, as nbdev's own test runner reads them."""
+    for name, value in DIRECTIVE.findall(source):
+        if name == "eval" and value.strip().lower() == "false":
+            return True
+        if name == "notest" or (name == "slow" and not slow):
+            return True
+    return False
+
+
+def has_tag(cell: dict[str, Any], tag: str) -> bool:
+    return tag in cell.get("metadata", {}).get("tags", [])
+
+
+# ---------------------------------------------------------------------------------------------------- cleaning
+
+
+def machine_paths(extra: Iterable[tuple[str, str]] = ()) -> list[tuple[str, str]]:
+    """Folders of this machine and what to write instead, longest first."""
+    home = os.environ.get("COURSEKIT_HOME")
+    pairs = [(str(ROOT), "."), (str(Path.home()), "~"), (tempfile.gettempdir(), "tmp"), *extra]
+    if home:
+        pairs.append((str(Path(home).expanduser().resolve()), "~/.coursekit"))
+        pairs.append((home, "~/.coursekit"))
+    return sorted({p for p in pairs if len(p[0]) > 1}, key=lambda p: -len(p[0]))
+
+
+def clean_text(text: str, paths: list[tuple[str, str]]) -> str:
+    text = KERNEL_FILE.sub("<cell>", text)
+    for folder, name in paths:
+        text = re.sub(r"(?<![\w.~-])" + re.escape(folder) + r"(?![\w.-])", name, text)
+    return ADDRESS.sub("0x…", text)
+
+
+def settle(text: str) -> str:
+    """What a terminal shows in the end: a carriage return overwrites its line."""
+    lines = []
+    for line in text.replace("\r\n", "\n").split("\n"):
+        parts = [p for p in line.split("\r") if p]
+        lines.append(parts[-1] if parts else "")
+    return "\n".join(lines)
+
+
+def clean_stream(text: str, name: str) -> str:
+    text = settle(text)
+    if name == "stderr":
+        kept = [line for line in text.split("\n") if not PROGRESS.search(line)]
+        text = "\n".join(kept) if "".join(kept).strip() else ""
+    return text
+
+
+def clean_outputs(outputs: list[dict[str, Any]], paths: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Outputs as they should be committed: no progress bars, no widget views, no place of this machine."""
+    kept: list[dict[str, Any]] = []
+    for output in outputs:
+        kind = output["output_type"]
+        if kind == "stream":
+            if kept and kept[-1]["output_type"] == "stream" and kept[-1]["name"] == output["name"]:
+                kept[-1]["text"] += "".join(output["text"])
+            else:
+                kept.append({**output, "text": "".join(output["text"])})
+        elif kind == "error":
+            kept.append({**output, "traceback": [clean_text(t, paths) for t in output["traceback"]],
+                         "evalue": clean_text(output["evalue"], paths)})
+        else:
+            kept.extend(clean_rich(output, paths))
+    for output in kept:
+        if output["output_type"] == "stream":
+            output["text"] = clean_text(clean_stream(output["text"], output["name"]), paths)
+    return [o for o in kept if o["output_type"] != "stream" or o["text"].strip()]
+
+
+def clean_rich(output: dict[str, Any], paths: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    data = dict(output.get("data", {}))
+    is_widget = data.pop(WIDGET, None) is not None
+    plain = "".join(data.get("text/plain", ""))
+    if is_widget and (PROGRESS.search(plain) or not plain or plain in ("Output()", "VBox()", "HBox()")):
+        return []
+    for mime, value in data.items():
+        if mime.startswith("text/"):
+            data[mime] = clean_text("".join(value), paths)
+        elif mime.startswith("image/") and mime != "image/svg+xml":
+            data[mime] = "".join(value).rstrip()
+    if not data:
+        return []
+    kept = {**output, "data": data}
+    if "execution_count" in kept:
+        kept["execution_count"] = None
+    return [kept]
+
+
+def stable_id(source: str, taken: set[str]) -> str:
+    n, cell_id = 1, hashlib.sha1(source.encode()).hexdigest()[:8]
+    while cell_id in taken:
+        n += 1
+        cell_id = hashlib.sha1(f"{source}{n}".encode()).hexdigest()[:8]
+    return cell_id
+
+
+def clean_notebook(nb: Any, *, paths: Iterable[tuple[str, str]] = ()) -> Any:
+    """Clean a notebook in place: metadata, counts, ids and outputs. Returns it."""
+    import nbformat
+
+    places = machine_paths(paths)
+    nb.metadata = nbformat.from_dict({"kernelspec": dict(KERNELSPEC)})
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    taken: set[str] = set()
+    for cell in nb.cells:
+        cell.metadata = nbformat.from_dict({k: cell.metadata[k] for k in CELL_METADATA if cell.metadata.get(k)})
+        if not cell.get("id") or cell.id in taken:
+            cell["id"] = stable_id(cell.source, taken)
+        taken.add(cell.id)
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            cell.outputs = [nbformat.from_dict(o) for o in clean_outputs(cell.outputs, places)]
+    return nb
+
+
+def read(path: Path | str) -> Any:
+    import nbformat
+
+    return nbformat.read(str(path), as_version=4)
+
+
+def write(nb: Any, path: Path | str) -> None:
+    """Write as nbdev does (indent 1, sorted keys, UTF-8), through a temporary file in the same folder."""
+    import json
+
+    import nbformat
+
+    nbformat.validate(nb)
+    plain = nbformat.versions[4].writes(nb, split_lines=True)
+    text = json.dumps(json.loads(plain), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# ----------------------------------------------------------------------------------------------------- running
+
+
+def kernel_env() -> dict[str, str]:
+    """The environment of a kernel: inline figures whatever the caller's backend, no colour, warnings as they come."""
+    env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "PYTEST_CURRENT_TEST")}
+    env.setdefault("PYTHONHASHSEED", "0")
+    env["NO_COLOR"] = "1"
+    bin_folder = str(Path(sys.executable).parent)
+    if bin_folder not in env.get("PATH", "").split(os.pathsep):
+        env["PATH"] = bin_folder + os.pathsep + env.get("PATH", "")
+    return env
+
+
+def describe_failure(path: Path, nb: Any, index: int, error: BaseException, seconds: float) -> str:
+    code = [i for i, c in enumerate(nb.cells) if c.cell_type == "code"]
+    number = code.index(index) + 1 if index in code else 0
+    lines = [f"FAILED {relative(path)}: code cell {number} of {len(code)} after {seconds:.1f} s"]
+    cell = nb.cells[index] if 0 <= index < len(nb.cells) else {}
+    source = cell.get("source", "").strip().splitlines()
+    lines += [f"    | {line}" for line in source[:12]] + (["    | …"] if len(source) > 12 else [])
+    shown = next((o for o in reversed(cell.get("outputs", [])) if o["output_type"] == "error"), None)
+    if shown is not None:
+        trace = ANSI.sub("", "\n".join(shown["traceback"])).strip().splitlines()
+        lines += trace if len(trace) <= 30 else ["  …", *trace[-30:]]
+    else:
+        lines.append(f"  {type(error).__name__}: {ANSI.sub('', str(error)).strip()[-1500:]}")
+    return "\n".join(lines)
+
+
+def relative(path: Path | str) -> str:
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def make_client(nb: Any, *, timeout: float, cwd: Path, slow: bool, say: Callable[[str], None]) -> Any:
+    """An nbclient that leaves `#| eval: false` cells alone and prints one line a code cell."""
+    from nbclient import NotebookClient
+
+    total = sum(c.cell_type == "code" for c in nb.cells)
+
+    class Client(NotebookClient):
+        count, running = 0, -1
+
+        async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
+            if cell.cell_type != "code":
+                return cell
+            self.count += 1
+            self.running = cell_index
+            label = f"[{self.count:{len(str(total))}}/{total}] {shorten(first_line(cell.source), 60):60}"
+            if is_left_alone(cell.source, slow=slow) or not cell.source.strip():
+                say(f"{label}       left alone\n")
+                return cell
+            say(label)
+            start = time.perf_counter()
+            try:
+                done = await super().async_execute_cell(cell, cell_index, *args, **kwargs)
+            except BaseException:
+                say(f" {time.perf_counter() - start:6.1f} s  FAILED\n")
+                raise
+            last = last_output_line(cell)
+            say(f" {time.perf_counter() - start:6.1f} s{'  ' + shorten(last, 70) if last else ''}\n")
+            return done
+
+    return Client(nb, timeout=timeout, kernel_name="python3", record_timing=False,
+                  resources={"metadata": {"path": str(cwd)}})
+
+
+def run_notebook(
+    path: Path | str,
+    *,
+    out: Path | str | None = None,
+    inplace: bool = False,
+    timeout: float = 900,
+    slow: bool = False,
+    cwd: Path | str | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Any, float]:
+    """Execute one notebook in a fresh kernel; returns it cleaned, and the seconds that it took.
+
+    The executed copy goes to the folder `out`, which is also where the notebook's own files land; with `inplace` it
+    replaces the source, and the kernel runs beside it. `timeout` is in seconds a cell. Raises NotebookFailed.
+    """
+    from nbclient.exceptions import CellControlSignal, CellTimeoutError, DeadKernelError
+
+    path, nb = Path(path).resolve(), read(path)
+    target = path if inplace else (Path(out).resolve() / path.name if out else None)
+    where = Path(cwd) if cwd else (target.parent if target else path.parent)
+    where.mkdir(parents=True, exist_ok=True)
+    for cell in nb.cells:
+        if cell.cell_type == "code" and not is_left_alone(cell.source, slow=slow):
+            cell.outputs, cell.execution_count = [], None
+    client = make_client(nb, timeout=timeout, cwd=where, slow=slow, say=say or (lambda text: None))
+    start = time.perf_counter()
+    try:
+        client.execute(env=kernel_env())
+    except (CellControlSignal, CellTimeoutError, DeadKernelError, RuntimeError) as error:
+        message = describe_failure(path, nb, client.running, error, time.perf_counter() - start)
+        if target is not None and not inplace:
+            write(clean_notebook(nb), target)
+            message += f"\nexecuted so far: {relative(target)}"
+        raise NotebookFailed(message) from None
+    seconds = time.perf_counter() - start
+    clean_notebook(nb, paths=[(str(where.resolve()), ".")])
+    if target is not None:
+        write(nb, target)
+    return nb, seconds
+
+
+def results(nb: Any) -> list[str]:
+    """The printed lines of the cells tagged `results`: a lesson's final numbers."""
+    lines: list[str] = []
+    for cell in nb.cells:
+        if cell.cell_type == "code" and has_tag(cell, "results"):
+            for output in cell.outputs:
+                lines += [line.rstrip() for line in ANSI.sub("", output_text(output)).splitlines() if line.strip()]
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------- checking
+
+
+def check_notebook(path: Path | str, kind: str = "api") -> list[str]:
+    """What is wrong with a committed notebook, one sentence each; `kind` is api, lesson, solution or index."""
+    import nbformat
+
+    path, nb = Path(path), read(path)
+    problems = [*check_outputs(nb), *check_headings(nb)]
+    try:
+        nbformat.validate(nb)
+    except nbformat.ValidationError as error:
+        problems.append(f"is not a valid notebook: {str(error).splitlines()[0]}")
+    ids = [c.get("id") for c in nb.cells]
+    if len(set(ids)) != len(ids):
+        problems.append("has cells that share an id")
+    if kind == "lesson":
+        if len(nb.cells) > MAX_LESSON_CELLS:
+            problems.append(f"has {len(nb.cells)} cells; at most {MAX_LESSON_CELLS}")
+        if path.stat().st_size >= MAX_LESSON_BYTES:
+            problems.append(f"is {path.stat().st_size:,} bytes; under {MAX_LESSON_BYTES:,}")
+    if kind in ("lesson", "index") and not any(c.get("outputs") for c in nb.cells):
+        problems.append("is committed without outputs; run `make notebooks`")
+    if kind == "lesson":
+        for cell in nb.cells:
+            if has_tag(cell, "results") and not cell.get("outputs"):
+                problems.append(f"cell {cell.id}: tagged `results` but shows nothing")
+    return problems
+
+
+def check_outputs(nb: Any) -> list[str]:
+    problems = []
+    for cell in nb.cells:
+        who = f"cell {cell.get('id')} ({shorten(first_line(cell.source), 40)!r})"
+        text = [cell.source]
+        if cell.cell_type == "markdown":
+            if re.search(r"!\[\s*\]\(", cell.source):
+                problems.append(f"{who}: a picture without alternative text")
+        for output in cell.get("outputs", []):
+            if output["output_type"] == "error" and not has_tag(cell, "raises-exception"):
+                problems.append(f"{who}: shows {output['ename']} but is not tagged raises-exception")
+            problems += [f"{who}: {p}" for p in check_figure(output)]
+            text.append(output_text(output))
+            text.append("".join(output.get("data", {}).get("text/html", "")))
+            text += output.get("traceback", [])
+        found = sorted(set(MACHINE_PATH.findall(re.sub(r"data:image/[^\"')]+", "", "\n".join(text)))))
+        problems += [f"{who}: names a place of one machine: {place}" for place in found]
+    return problems
+
+
+def check_figure(output: dict[str, Any]) -> list[str]:
+    data = output.get("data", {})
+    problems = ["a figure without alternative text" for m in data if m.startswith("image/") and not alt_text(output, m)]
+    for tag in re.findall(r"<img\b[^>]*>", "".join(data.get("text/html", ""))):
+        if not re.search(r"\balt\s*=\s*(\"[^\"]+\"|'[^']+')", tag):
+            problems.append("an <img> without alternative text")
+    if WIDGET in data:
+        problems.append("a widget view, which nobody else can show; run `python tools/notebooks.py clean`")
+    return problems
+
+
+def check_headings(nb: Any) -> list[str]:
+    """One top heading, first; no level skipped on the way down."""
+    levels: list[tuple[int, str]] = []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"(?ms)^(```|~~~).*?^\1", "", cell.source)
+            levels += [(len(m.group(1)), m.group(2)) for m in re.finditer(r"(?m)^(#{1,6})\s+(.+)$", prose)]
+    if not levels or levels[0][0] != 1:
+        return ["does not begin with a heading of level 1"]
+    problems = [f"has a second heading of level 1: {text!r}" for level, text in levels[1:] if level == 1]
+    for (above, _), (level, text) in zip(levels, levels[1:], strict=False):
+        if level > above + 1:
+            problems.append(f"skips from heading level {above} to {level} at {text!r}")
+    return problems
+
+
+def kind_of(path: Path) -> str:
+    return {"lessons": "lesson", "solutions": "solution"}.get(path.parent.name, "index" if path.stem == "index" else "api")
+
+
+# ------------------------------------------------------------------------------------------------ command line
+
+
+def say_now(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def command_run(args: argparse.Namespace) -> int:
+    failed = []
+    for path in args.notebooks:
+        say_now(f"{relative(path)}\n")
+        try:
+            nb, seconds = run_notebook(path, out=args.out, inplace=args.inplace, timeout=args.timeout,
+                                       slow=args.slow, say=say_now)
+        except NotebookFailed as error:
+            failed.append(relative(path))
+            say_now(f"\n{error}\n")
+            if not args.keep_going:
+                return 1
+            continue
+        for line in results(nb):
+            say_now(f"  {line}\n")
+        target = path if args.inplace else (Path(args.out) / path.name if args.out else None)
+        say_now(f"done in {seconds:.0f} s" + (f"; executed notebook: {relative(target)}" if target else "") + "\n")
+    if failed:
+        say_now(f"{len(failed)} of {len(args.notebooks)} notebooks failed: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+def command_clean(args: argparse.Namespace) -> int:
+    for path in args.notebooks:
+        before = path.read_bytes()
+        write(clean_notebook(read(path)), path)
+        if path.read_bytes() != before:
+            say_now(f"cleaned {relative(path)}\n")
+    return 0
+
+
+def command_check(args: argparse.Namespace) -> int:
+    count = 0
+    for path in args.notebooks:
+        for problem in check_notebook(path, args.kind or kind_of(path)):
+            count += 1
+            say_now(f"{relative(path)}: {problem}\n")
+    say_now(f"{len(args.notebooks)} notebooks, {count} problems\n")
+    return 1 if count else 0
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = parser.add_subparsers(dest="command", required=True)
+    run = sub.add_parser("run", help="execute notebooks, one kernel each, with a live line a cell")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--inplace", action="store_true", help="write cleaned outputs back into the notebook")
+    where.add_argument("--out", metavar="DIR", help="write the executed copy here; its files land here too")
+    run.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds a cell may take (default 900)")
+    run.add_argument("--slow", action="store_true", help="run cells marked `#| slow` too")
+    run.add_argument("--keep-going", action="store_true", help="go on with the next notebook after a failure")
+    run.set_defaults(act=command_run)
+    clean = sub.add_parser("clean", help="drop counts, metadata, progress bars and places of this machine")
+    clean.set_defaults(act=command_clean)
+    check = sub.add_parser("check", help="say what is wrong with committed notebooks")
+    check.add_argument("--kind", choices=("api", "lesson", "solution", "index"), help="default: from the folder's name")
+    check.set_defaults(act=command_check)
+    for command in (run, clean, check):
+        command.add_argument("notebooks", nargs="+", type=Path)
+    args = parser.parse_args(argv)
+    missing = [str(p) for p in args.notebooks if not p.is_file()]
+    if missing:
+        parser.error(f"no such notebook: {', '.join(missing)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    return int(args.act(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
