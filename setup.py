@@ -14,7 +14,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 def read_settings() -> dict[str, str]:
     parser = configparser.ConfigParser(delimiters=["="])
     if not parser.read(ROOT / "settings.ini", encoding="utf-8"):
-        raise FileNotFoundError("setup.py: settings.ini is missing beside setup.py; build from a full checkout or sdist.")
+        raise FileNotFoundError("setup.py: settings.ini is missing beside setup.py; build from a full checkout.")
     return dict(parser["DEFAULT"])
 
 

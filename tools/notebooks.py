@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import re
 import sys
@@ -380,9 +381,8 @@ def check_outputs(nb: Any) -> list[str]:
     for cell in nb.cells:
         who = f"cell {cell.get('id')} ({shorten(first_line(cell.source), 40)!r})"
         text = [cell.source]
-        if cell.cell_type == "markdown":
-            if re.search(r"!\[\s*\]\(", cell.source):
-                problems.append(f"{who}: a picture without alternative text")
+        if cell.cell_type == "markdown" and re.search(r"!\[\s*\]\(", cell.source):
+            problems.append(f"{who}: a picture without alternative text")
         for output in cell.get("outputs", []):
             if output["output_type"] == "error" and not has_tag(cell, "raises-exception"):
                 problems.append(f"{who}: shows {output['ename']} but is not tagged raises-exception")
@@ -416,14 +416,16 @@ def check_headings(nb: Any) -> list[str]:
     if not levels or levels[0][0] != 1:
         return ["does not begin with a heading of level 1"]
     problems = [f"has a second heading of level 1: {text!r}" for level, text in levels[1:] if level == 1]
-    for (above, _), (level, text) in zip(levels, levels[1:], strict=False):
+    for (above, _), (level, text) in itertools.pairwise(levels):
         if level > above + 1:
             problems.append(f"skips from heading level {above} to {level} at {text!r}")
     return problems
 
 
 def kind_of(path: Path) -> str:
-    return {"lessons": "lesson", "solutions": "solution"}.get(path.parent.name, "index" if path.stem == "index" else "api")
+    if path.stem == "index":
+        return "index"
+    return {"lessons": "lesson", "solutions": "solution"}.get(path.parent.name, "api")
 
 
 # ------------------------------------------------------------------------------------------------ command line
