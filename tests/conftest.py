@@ -1,0 +1,59 @@
+"""What every test shares: a cache folder for the run, the mirror of real archives, a browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
+ON_GITHUB = os.environ.get("GITHUB_ACTIONS") == "true"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# One cache for the whole run, so that stand-ins are generated once; COURSEKIT_TEST_HOME keeps it for the next run.
+KEPT_HOME = os.environ.get("COURSEKIT_TEST_HOME")
+RUN_HOME = Path(KEPT_HOME).expanduser().resolve() if KEPT_HOME else Path(tempfile.mkdtemp(prefix="coursekit-test-"))
+RUN_HOME.mkdir(parents=True, exist_ok=True)
+os.environ["COURSEKIT_HOME"] = str(RUN_HOME)
+os.environ["MPLBACKEND"] = "Agg"
+os.environ.pop("COURSEKIT_DATA", None)
+os.environ.pop("COURSEKIT_MIRROR", None)
+os.environ.pop("COURSEKIT_DEVICE", None)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not KEPT_HOME:
+        shutil.rmtree(RUN_HOME, ignore_errors=True)
+
+
+def missing(what: str, *, must: bool) -> None:
+    """Skip with the reason; where `must` (continuous integration), fail instead."""
+    (pytest.fail if must else pytest.skip)(what)
+
+
+@pytest.fixture(scope="session")
+def home() -> Path:
+    """The COURSEKIT_HOME of this run, which notebooks and child processes share."""
+    return RUN_HOME
+
+
+@pytest.fixture(scope="session")
+def mirror() -> Path:
+    """The folder with the real archives, ../shared/data. GitHub's runners have none, so it may be missing there."""
+    folder = (ROOT / ".." / "shared" / "data").resolve()
+    if not (folder / "SHA256SUMS").is_file():
+        missing("the mirror of real archives, ../shared/data, is not beside the repository", must=CI and not ON_GITHUB)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Where a Chromium is; CHROMIUM overrides."""
+    found = os.environ.get("CHROMIUM") or next((p for p in map(shutil.which, BROWSERS) if p), None)
+    if not found:
+        missing(f"no browser: none of {', '.join(BROWSERS)} on PATH (Debian: apt-get install chromium)", must=CI)
+    return str(found)

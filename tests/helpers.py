@@ -1,0 +1,67 @@
+"""Small things that several tests need."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "coursekit"
+NBS = ROOT / "nbs"
+HAND_WRITTEN = ("__init__.py", "all.py")  # names of modules that no notebook exports
+
+
+def notebooks(*folders: str) -> list[Path]:
+    """The notebooks in these folders of nbs/, sorted."""
+    found = [p for folder in folders for p in sorted((NBS / folder).glob("*.ipynb"))]
+    return [p for p in found if not p.name.startswith((".", "_"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(NBS))
+
+
+def repository_files() -> list[Path]:
+    """What git tracks or would track, relative to the repository: the working tree without what is ignored."""
+    listed = run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT).stdout
+    return sorted({Path(p) for p in listed.split("\0") if p and (ROOT / p).is_file()})
+
+
+def copy_repository(target: Path) -> Path:
+    for path in repository_files():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, target / path)
+    return target
+
+
+def modules() -> list[Path]:
+    return [p for p in sorted(PACKAGE.rglob("*.py")) if p.name != "_modidx.py"]
+
+
+def module_name(path: Path) -> str:
+    """coursekit/data/load.py -> data.load; a package's __init__ has the package's name; the top one is ''."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None,
+        timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Run to the end; a failure shows what the program printed."""
+    full = {**os.environ, **(env or {})}
+    done = subprocess.run(command, cwd=cwd, env=full, capture_output=True, text=True, timeout=timeout)
+    shown = (done.stdout + done.stderr)[-4000:]
+    assert done.returncode == 0, f"{' '.join(command)}: exit status {done.returncode}\n{shown}"
+    return done
+
+
+def tool(name: str) -> str:
+    """A program of the environment that runs the tests."""
+    return str(Path(sys.executable).parent / name)
+
+
+def python_fences(markdown: str) -> list[str]:
+    return re.findall(r"(?ms)^```python\n(.*?)^```", markdown)

@@ -1,0 +1,63 @@
+"""Every notebook runs from top to bottom in a process of its own, and is committed as it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import notebooks as nbtool
+import pytest
+from helpers import NBS, ROOT, name_of, notebooks, run, tool
+
+API = notebooks("api")
+LESSONS = notebooks("lessons")
+SOLUTIONS = notebooks("solutions")
+INDEX = [NBS / "index.ipynb"]
+CELL_TIMEOUT = 600  # seconds a cell
+
+
+def of(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=name_of)
+
+
+def test_there_are_notebooks() -> None:
+    assert API, "nbs/api holds no notebook"
+    assert LESSONS, "nbs/lessons holds no notebook"
+    assert SOLUTIONS, "nbs/solutions holds no notebook"
+    assert INDEX[0].is_file(), "nbs/index.ipynb is missing"
+
+
+@of(API)
+def test_api_notebook_runs(path: Path, tmp_path: Path) -> None:
+    run([tool("nbdev_test"), "--path", str(path), "--n_workers", "0"], cwd=ROOT, env={"TMPDIR": str(tmp_path)})
+
+
+@of(LESSONS + SOLUTIONS + INDEX)
+def test_lesson_runs(path: Path, tmp_path: Path) -> None:
+    nb, seconds = nbtool.run_notebook(path, out=tmp_path, timeout=CELL_TIMEOUT)
+    for line in nbtool.results(nb):
+        print(line)
+    print(f"{name_of(path)}: {seconds:.0f} s")
+    assert not nbtool.check_outputs(nb), "\n".join(nbtool.check_outputs(nb))
+
+
+@of(API + LESSONS + SOLUTIONS + INDEX)
+def test_notebook_is_committed_clean(path: Path) -> None:
+    problems = nbtool.check_notebook(path, nbtool.kind_of(path))
+    assert not problems, "\n".join(problems)
+    nb = nbtool.read(path)
+    extra = {key for c in nb.cells for key in c.metadata if key not in nbtool.CELL_METADATA}
+    assert not extra, f"cell metadata {sorted(extra)}; run `python tools/notebooks.py clean {name_of(path)}`"
+    counts = [c.id for c in nb.cells if c.get("execution_count") is not None]
+    assert not counts, f"execution counts in cells {counts}"
+
+
+@of(LESSONS + SOLUTIONS)
+def test_lesson_exports_nothing(path: Path) -> None:
+    found = [c.id for c in nbtool.read(path).cells for name, _ in nbtool.DIRECTIVE.findall(c.source)
+             if c.cell_type == "code" and name in ("export", "exports", "exporti", "default_exp")]
+    assert not found, f"cells {found} export; only nbs/api makes modules"
+
+
+@of(LESSONS)
+def test_lesson_has_solutions(path: Path) -> None:
+    assert (NBS / "solutions" / path.name).is_file(), f"nbs/solutions/{path.name} is missing"

@@ -1,0 +1,54 @@
+"""README.md is what nbs/index.ipynb says, and its two commands are the code path of continuous integration."""
+
+from __future__ import annotations
+
+import re
+
+import readme
+from helpers import NBS, ROOT, python_fences
+from notebooks import read
+
+README = ROOT / "README.md"
+COMMANDS = ["make lesson", "make test"]
+
+
+def make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"(?m)^([a-z][\w-]*):", text))
+
+
+def test_readme_is_in_sync() -> None:
+    text, images = readme.render(read(NBS / "index.ipynb"))
+    old = readme.stale(text, images)
+    assert not old, f"{old} are not what nbs/index.ipynb says; run `make readme`"
+
+
+def test_commands_are_targets() -> None:
+    named = set(re.findall(r"(?m)^(?:\$ )?make ([\w-]+)", README.read_text(encoding="utf-8")))
+    assert named >= {"lesson", "test"}, f"README names only {sorted(named)}"
+    assert named <= make_targets(), f"no such targets: {sorted(named - make_targets())}"
+
+
+def test_ci_runs_the_readme_commands() -> None:
+    lines = [x.strip() for x in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
+    assert [x for x in lines if x.startswith("make ")] == COMMANDS
+
+
+def test_readme_has_a_picture_and_a_program() -> None:
+    text = README.read_text(encoding="utf-8")
+    pictures = re.findall(r"!\[([^\]]+)\]\(([^)\s]+)\)", text)
+    assert pictures, "README shows no picture"
+    for alt, target in pictures:
+        assert alt.strip()
+        if not re.match(r"[a-z]+:", target):
+            assert (ROOT / target).is_file(), f"README shows {target}, which is missing"
+    programs = python_fences(text)
+    assert programs, "README has no Python program"
+    lines = [x for x in programs[0].splitlines() if x.strip() and not x.strip().startswith("#")]
+    assert len(lines) <= 15, f"the first program of README has {len(lines)} lines"
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)", README.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (ROOT / target.partition("#")[0]).exists(), f"README links to {target}, which is missing"
