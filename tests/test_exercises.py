@@ -1,0 +1,391 @@
+"""Every exercise accepts its solution and refuses the rest with a hint that keeps it secret; quizzes are sound."""
+
+import html
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
+
+matrix = torch.tensor([[40, 6, 4], [12, 30, 8], [8, 4, 38]])
+
+
+class Preds:
+    def __init__(self, scores, targs):
+        self.preds, self.targs = torch.tensor(scores), torch.tensor(targs)
+
+
+class Learn:
+    "What the judge of one's own pictures looks at; the real thing is run in nbs/solutions."
+
+    def __init__(self, vocab=("cup", "pan"), losses=(1.0,), scores=((2.0, 1.0), (1.0, 2.0)), targs=(0, 1)):
+        self.dls = type("DataLoaders", (), {"train": [], "valid": [], "vocab": vocab})()
+        self.recorder = type("Recorder", (), {"losses": list(losses)})()
+        self.get_preds = lambda: Preds(scores, targs)
+
+
+def raises(*args):
+    raise RuntimeError("<b>oops</b>")
+
+
+# name -> (right answers, wrong answers, texts that no hint may hold)
+CASES = {
+    "validation pictures": (
+        [405, 405.0, torch.tensor(405), int(1350 * 0.3)],
+        [0.3, 30, 945, 404, 406, 1350, 0, -405, "405", "many", [405], torch.ones(2), True, float("nan"), float("inf")],
+        ["405"],
+    ),
+    "error rate by hand": (
+        [
+            lambda p, t: (p.argmax(1) != t).float().mean(),
+            lambda p, t: 1 - sum(int(a.argmax() == b) for a, b in zip(p, t)) / len(t),
+        ],
+        [
+            lambda p, t: (p.argmax(1) == t).float().mean(),
+            lambda p, t: (p.argmax(1) != t).sum(),
+            lambda p, t: (p.argmax(1) != t).float(),
+            lambda p, t: (p.argmax(0) != t).float().mean(),
+            lambda p, t: 100 * (p.argmax(1) != t).float().mean(),
+            lambda p, t: None,
+            lambda p, t: "0.2",
+            lambda p: 0.1,
+            lambda p, t: float("nan"),
+            lambda p, t: 0.5,
+            raises,
+            0.25,
+            "f",
+            [1],
+        ],
+        ["argmax", "!=", ".mean", "max(", ".sum"],
+    ),
+    "shelter pattern": (
+        [r"^\w+-(\w+)-\d+\.\w+$", r"-(.+)-", r"-([^-]+)-", re.compile(r"^[A-Z]+\d+-(\w+)-")],
+        [
+            r"^(.+)_\d+.jpg$",
+            r"(.+)-",
+            r"^(\w+)-",
+            r"-(\d+)\.",
+            r"-([a-z]+)",
+            r"-([a-z_]+)-",
+            r"-(\w+)-\d+.jpe?g",
+            r"(x?)",
+            r"\w+",
+            "(",
+            "",
+            "*",
+            "...",
+            3,
+            [r"-(.+)-"],
+            b"-(.+)-",
+        ],
+        [r"(\w+)", "(.+)", "(.*)", "([^-]+)", "-("],
+    ),
+    "three peak rates": (
+        [[3e-5, 3e-4, 3e-3], (3e-5, 3e-4, 3e-3), torch.tensor([3e-5, 3e-4, 3e-3])],
+        [
+            [3e-3, 3e-4, 3e-5],
+            [6e-5, 6e-4, 6e-3],
+            [6e-4, 6e-4, 6e-3],
+            [3e-4, 3e-4, 3e-3],
+            [6e-6, 6e-5, 6e-4],
+            [3e-5, 1.515e-3, 3e-3],
+            [0, 0, 0],
+            [1, 2, 3],
+            [3e-5, 3e-4],
+            [3e-5, 3e-4, "3e-3"],
+            3e-3,
+            "3e-3",
+            {3e-5, 3e-4, 3e-3},
+            [[1], [2], [3]],
+            [..., ..., ...],
+            slice(3e-5, 3e-3),
+        ],
+        ["3e-5", "3e-05", "0.00003", "3e-4", "0.0003", "3e-3", "0.003"],
+    ),
+    "precision of one breed": (
+        [40 / 60, 0.6667, 0.667, matrix[0, 0] / matrix[:, 0].sum()],
+        [
+            0.8,
+            0.72,
+            1 / 3,
+            40 / 150,
+            66.7,
+            200 / 3,
+            0.67,
+            0.1,
+            0.9,
+            40,
+            60,
+            0,
+            -1,
+            "2/3",
+            "0.667",
+            [2 / 3],
+            matrix,
+            True,
+            float("nan"),
+        ],
+        ["0.66", "0.67", ".66", "66.", "2/3", "40/60", "60"],
+    ),
+    "own pictures": (
+        [Learn(), Learn(vocab=["cup", "pan", "jug"], scores=[[3.0, 1, 1], [1, 3.0, 1], [1, 1, 3.0]], targs=[0, 1, 2])],
+        [
+            3,
+            "learn",
+            [Learn()],
+            Learn().dls,
+            Learn(vocab=None),
+            Learn(vocab=["cup"]),
+            Learn(vocab="cup"),
+            Learn(losses=()),
+            Learn(targs=(0, 0)),
+            Learn(scores=((1.0, 2.0), (2.0, 1.0))),
+            Learn(scores=((2.0, 1.0), (2.0, 1.0))),
+        ],
+        [],
+    ),
+}
+NOTHING_YET = (None, ...)
+RIGHT = [(name, i) for name, case in CASES.items() for i in range(len(case[0]))]
+WRONG = [(name, i) for name, case in CASES.items() for i in range(len(case[1]))]
+
+
+def test_every_exercise_has_cases():
+    assert list(CASES) == list(all_exercises()) and len(CASES) >= 3
+
+
+@pytest.mark.parametrize(("name", "i"), RIGHT)
+def test_solution_is_accepted(name, i):
+    result = check(name, CASES[name][0][i])
+    assert result and result.text.endswith("."), result
+
+
+@pytest.mark.parametrize(("name", "i"), WRONG)
+def test_wrong_answer_gets_a_hint(name, i):
+    result = check(name, CASES[name][1][i])
+    assert isinstance(result, CheckResult) and not result, result
+    assert len(result.text) > 20 and "cannot be used here" not in result.text, result
+    assert_gives_nothing_away(name, result)
+
+
+def assert_gives_nothing_away(name, result):
+    assert not [text for text in CASES[name][2] if text in result.text], result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_kind_of_mistake_gets_its_own_hint(name):
+    hints = {check(name, answer).text for answer in CASES[name][1]}
+    assert len(hints) >= 5, hints
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_task_says_what_to_do_and_not_the_answer(name):
+    exercise = all_exercises()[name]
+    assert "..." in exercise.starter and exercise.ask.endswith((".", "?"))
+    assert not [text for text in CASES[name][2] if text in repr(exercise) and text not in (".sum", ".mean")]
+    for answer in NOTHING_YET:
+        assert "Nothing to check yet" in check(name, answer).text
+
+
+plain = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.complex_numbers()
+    | st.text(max_size=20)
+    | st.binary(max_size=8)
+)
+answers = st.recursive(
+    plain,
+    lambda kids: (
+        st.lists(kids, max_size=4)
+        | st.tuples(kids, kids, kids)
+        | st.dictionaries(st.text(max_size=3), kids, max_size=3)
+    ),
+    max_leaves=6,
+)
+rates = st.lists(st.floats(1e-7, 1.0), min_size=3, max_size=3)
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    answer=answers
+    | rates
+    | st.floats(-1, 2)
+    | st.integers(-10, 3000)
+    | st.from_regex(r"[-^(]{1,3}[\\w.+*]{1,4}[-)]{1,2}", fullmatch=True)
+)
+def test_no_answer_raises_or_draws_the_solution_out(name, answer):
+    result = check(name, answer)
+    if not result:  # what the reader typed may be quoted, so their own text is taken out first
+        quoted = result.text.replace(str(answer), "") if str(answer) else result.text
+        assert_gives_nothing_away(name, CheckResult(name, False, quoted))
+    assert result._repr_html_() and repr(result)
+
+
+def test_a_function_as_answer_cannot_change_what_it_is_compared_with():
+    def cheat(preds, targs):
+        targs[:] = preds.argmax(1)
+        return 0.0
+
+    assert not check("error rate by hand", cheat)
+
+
+def test_checking_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    for name, (right, wrong, _) in CASES.items():
+        for answer in right + wrong:
+            check(name, answer)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_are_escaped(name):
+    evil = "<img src=x onerror=alert(1)>"
+    named = type(evil, (), {"__repr__": lambda self: evil})()
+
+    def raising(preds, targs):
+        raise ValueError(evil)
+
+    for answer in (
+        evil,
+        f"({evil})",
+        f"(({evil}",
+        named,
+        [evil] * 3,
+        [named] * 3,
+        raising,
+        Learn(vocab=[evil, "x"], targs=(1, 1)),
+    ):
+        assert "<img" not in check(name, answer)._repr_html_()
+
+
+def test_result_says_the_verdict_in_words():
+    right, wrong = CheckResult("a", True, "Good `x < 1`."), CheckResult("a", False, "Halve it.")
+    assert (
+        "Right." in right._repr_html_()
+        and "Not yet." in wrong._repr_html_()
+        and "<code>x &lt; 1</code>" in right._repr_html_()
+    )
+    assert repr(wrong) == "a: ✗ Not yet. Halve it."
+
+
+def test_unknown_name_offers_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'shelter pattern'"):
+        check("sheltre pattern", "x")
+    with pytest.raises(ValueError, match="there are 'validation pictures'"):
+        check("qqqq", 1)
+    with pytest.raises(ValueError, match="write check"):
+        check(0.2, "validation pictures")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_help_on_check_shows_no_answer(name):
+    import inspect
+
+    shown = inspect.getsource(check) + repr(check) + repr(all_exercises()[name].judge)
+    assert not [text for text in CASES[name][2] if len(text) > 3 and text in shown]
+
+
+# ---------------------------------------------------------------- quizzes
+QUIZZES = {n: quiz(n) for n in lesson_numbers("quiz")}
+
+
+class Page(HTMLParser):
+    "Collects tags and attributes, and that every element is closed."
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.text = [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("br", "img", "hr"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_there_are_quizzes():
+    assert 1 in QUIZZES
+
+
+@pytest.mark.parametrize("n", QUIZZES)
+def test_quiz_is_sound(n):
+    questions = QUIZZES[n].questions
+    assert 10 <= len(questions) <= 25
+    for q in questions:
+        assert q.ask.endswith(("?", ":")) and sum(right for _, _, right in q.choices) == 1
+        for choice, why, _ in q.choices:
+            assert len(why) >= 15 and why.rstrip().endswith("."), why
+            assert len(choice) <= 80, choice
+    letters = ["abcde"[[right for *_, right in q.choices].index(True)] for q in questions]
+    assert max(map(letters.count, letters)) <= len(letters) * 0.45, letters  # no letter is the best guess
+    longest = sum(len(q.right[0]) > max(len(c) for c, _ in q.wrong) for q in questions)
+    assert longest <= len(questions) / 2  # nor is the longest choice
+
+
+@pytest.mark.parametrize("n", QUIZZES)
+def test_quiz_needs_no_network_and_no_script(n):
+    text = QUIZZES[n]._repr_html_()
+    page = Page(text)
+    assert {tag for tag, _ in page.tags} <= {
+        "style",
+        "section",
+        "p",
+        "strong",
+        "br",
+        "ol",
+        "li",
+        "details",
+        "summary",
+        "code",
+    }
+    for tag, attrs in page.tags:
+        assert set(attrs) <= {"class", "aria-label"}, (tag, attrs)
+    assert not re.search(r"https?://|//\w|url\(|@import|eval|<script|javascript:", text)
+    assert len(text) < 40_000
+
+
+@pytest.mark.parametrize("n", QUIZZES)
+def test_quiz_answers_by_letter_and_shows_every_explanation(n):
+    page = " ".join("".join(Page(QUIZZES[n]._repr_html_()).text).split())
+    for i, q in enumerate(QUIZZES[n].questions, 1):
+        results = [QUIZZES[n].answer(i, letter) for letter in "abcde"[: len(q.choices)]]
+        assert sum(map(bool, results)) == 1
+        assert all(r.text.replace("`", "") in page for r in results)
+    assert q.ask in repr(QUIZZES[n])
+
+
+def test_quiz_escapes():
+    evil = "<img src=x onerror=alert(1)>"
+    text = Quiz(evil, (Question(evil, (evil, evil), ((evil + "1", evil), (evil + "2", evil))),))._repr_html_()
+    assert "<img" not in text and html.escape(evil) in text
+
+
+def test_known_mistakes_are_not_taught_as_right():
+    right = " ".join(f"{q.ask} {q.right[0]} {q.right[1]}" for q in QUIZZES[1].questions).lower()
+    assert "lr/10" not in right and "between 0 and 1" not in right and "weight decay 0.1" not in right
+
+
+def test_unknown_lesson():
+    with pytest.raises(ValueError, match="lesson=99 has no quiz"):
+        quiz(99)
+
+
+@pytest.mark.parametrize("n", QUIZZES)
+def test_lesson_has_three_to_six_exercises_and_the_last_is_ones_own(n):
+    exercises = lesson_module(n).EXERCISES
+    assert 3 <= len(exercises) <= 6 and exercises[-1].name.startswith("own ")
