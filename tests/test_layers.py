@@ -24,7 +24,8 @@ LAYERS = {
 }  # fmt: skip
 APPLICATIONS = ("vision", "text", "tabular", "collab")
 
-FUNCTION_LINES, CLASS_LINES, MODULE_LINES = 40, 90, 350  # code lines: no docstring, comment, blank line or parameter list
+# Lines that hold code: no docstring, comment, blank line or parameter list.
+FUNCTION_LINES, CLASS_LINES, MODULE_LINES = 40, 90, 350
 # Longer things, each with the reason why it is better in one piece: name -> (limit, reason).
 LONGER: dict[str, tuple[int, str]] = {}
 

@@ -244,12 +244,15 @@ def kernel_env() -> dict[str, str]:
 def describe_failure(path: Path, nb: Any, index: int, error: BaseException, seconds: float) -> str:
     code = [i for i, c in enumerate(nb.cells) if c.cell_type == "code"]
     number = code.index(index) + 1 if index in code else 0
-    lines = [f"FAILED {relative(path)}: code cell {number} of {len(code)} after {seconds:.1f} s"]
+    where = f"code cell {number} of {len(code)}" if number else "before the first cell"
+    lines = [f"FAILED {relative(path)}: {where}, after {seconds:.1f} s"]
     cell = nb.cells[index] if 0 <= index < len(nb.cells) else {}
     source = cell.get("source", "").strip().splitlines()
     lines += [f"    | {line}" for line in source[:12]] + (["    | …"] if len(source) > 12 else [])
     shown = next((o for o in reversed(cell.get("outputs", [])) if o["output_type"] == "error"), None)
-    if shown is not None:
+    if isinstance(error, TimeoutError):
+        lines.append("  CellTimeoutError: the cell took longer than --timeout allows")
+    elif shown is not None:
         trace = ANSI.sub("", "\n".join(shown["traceback"])).strip().splitlines()
         lines += trace if len(trace) <= 30 else ["  …", *trace[-30:]]
     else:
@@ -291,8 +294,9 @@ def make_client(nb: Any, *, timeout: float, cwd: Path, slow: bool, say: Callable
             say(f" {time.perf_counter() - start:6.1f} s{'  ' + shorten(last, 70) if last else ''}\n")
             return done
 
+    # What kernels log about their transport is nothing to act upon; errors and Python's warnings are shown.
     return Client(nb, timeout=timeout, kernel_name="python3", record_timing=False,
-                  resources={"metadata": {"path": str(cwd)}})
+                  extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(cwd)}})
 
 
 def run_notebook(

@@ -1,0 +1,171 @@
+"""The notebook tools: what is cleaned, what is reported, how a failure reads."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import notebooks as nbtool
+import pytest
+import readme
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+PNG = base64.b64encode(b"\x89PNG not really").decode()
+
+
+def code(source: str, *outputs: Any, tags: tuple[str, ...] = ()) -> Any:
+    return new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)} if tags else {})
+
+
+def stream(text: str, name: str = "stdout") -> Any:
+    return new_output("stream", name=name, text=text)
+
+
+def shown(data: dict[str, str], **metadata: Any) -> Any:
+    return new_output("display_data", data=data, metadata=metadata)
+
+
+def notebook(*cells: Any) -> Any:
+    return new_notebook(cells=[new_markdown_cell("# Title"), *cells])
+
+
+def texts(nb: Any) -> list[str]:
+    return [nbtool.output_text(o) for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+
+
+# ------------------------------------------------------------------------------------------------------ cleaning
+
+
+def test_progress_is_dropped_and_warnings_stay() -> None:
+    bar = "\repoch:  40%|####      | 2/5 [00:00<00:00, 19.9it/s]\repoch: 100%|#####| 5/5 [00:00<00:00, 20.0it/s]\n"
+    nb = nbtool.clean_notebook(notebook(code("x", stream(bar, "stderr"), stream("UserWarning: mind\n", "stderr"))))
+    assert texts(nb) == ["UserWarning: mind\n"]
+
+
+def test_carriage_returns_settle() -> None:
+    assert texts(nbtool.clean_notebook(notebook(code("x", stream("1%\r50%\rdone\nnext\n"))))) == ["done\nnext\n"]
+
+
+@pytest.mark.parametrize(("plain", "kept"), [("  0%|          | 0/5 [00:00<?, ?it/s]", 0), ("FileUpload(value=())", 1)])
+def test_widget_views(plain: str, kept: int) -> None:
+    view = shown({nbtool.WIDGET: {"model_id": "a"}, "text/plain": plain})  # type: ignore[dict-item]
+    cell = nbtool.clean_notebook(notebook(code("x", view))).cells[1]
+    assert len(cell.outputs) == kept
+    assert all(nbtool.WIDGET not in o.data for o in cell.outputs)
+
+
+def test_places_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "kit"))
+    text = f"{Path.home()}/x {nbtool.ROOT}/nbs {tmp_path}/kit/data /opt/ipykernel_12/345.py:1: Warning <A at 0x7f00aabb>"
+    nb = nbtool.clean_notebook(notebook(code("x", stream(text))), paths=[(str(tmp_path), "here")])
+    assert texts(nb) == ["~/x ./nbs ~/.coursekit/data <cell>:1: Warning <A at 0x…>"]
+
+
+def test_metadata_counts_and_ids() -> None:
+    nb = notebook(code("x", tags=("results",)), code("x"))
+    nb.metadata["widgets"] = {"state": {}}
+    nb.cells[1].update(execution_count=7)
+    nb.cells[1].metadata["execution"] = {"iopub.status.busy": "2026"}
+    nb.cells[2]["id"] = nb.cells[1]["id"]
+    nb = nbtool.clean_notebook(nb)
+    assert nb.metadata == {"kernelspec": nbtool.KERNELSPEC}
+    assert nb.cells[1].metadata == {"tags": ["results"]}
+    assert nb.cells[1].execution_count is None
+    assert len({c.id for c in nb.cells}) == 3
+
+
+def test_cleaning_twice_changes_nothing(tmp_path: Path) -> None:
+    nb = notebook(code("x", stream("a\rb\n"), shown({"image/png": PNG + "\n"}, **{"image/png": {"alt": "a cat"}})))
+    nbtool.write(nbtool.clean_notebook(nb), tmp_path / "a.ipynb")
+    nbtool.write(nbtool.clean_notebook(nbtool.read(tmp_path / "a.ipynb")), tmp_path / "b.ipynb")
+    assert (tmp_path / "a.ipynb").read_bytes() == (tmp_path / "b.ipynb").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------ checking
+
+
+@pytest.mark.parametrize(("cell", "problem"), [
+    (code("x", shown({"image/png": PNG})), "without alternative text"),
+    (code("x", shown({"text/html": "<img src='a'>"})), "without alternative text"),
+    (code("x", new_output("error", ename="E", evalue="", traceback=[])), "raises-exception"),
+    (code("open('/home/ann/x')"), "a place of one machine"),
+    (code("x", stream("/tmp/kit/x\n")), "a place of one machine"),
+    (new_markdown_cell("### Deep"), "skips from heading level 1 to 3"),
+    (new_markdown_cell("# Again"), "second heading of level 1"),
+    (new_markdown_cell("![](a.png)"), "without alternative text"),
+])  # fmt: skip
+def test_problems_are_found(cell: Any, problem: str, tmp_path: Path) -> None:
+    nbtool.write(notebook(cell), tmp_path / "n.ipynb")
+    assert problem in "\n".join(nbtool.check_notebook(tmp_path / "n.ipynb"))
+
+
+def test_sound_notebooks_pass(tmp_path: Path) -> None:
+    picture = shown({"image/png": PNG}, **{"image/png": {"alt": "a cat"}})
+    failing = code("1/0", new_output("error", ename="E", evalue="", traceback=[]), tags=("raises-exception",))
+    fenced = new_markdown_cell("```\n# no heading\n```")
+    nbtool.write(notebook(code("x", picture), failing, fenced), tmp_path / "n.ipynb")
+    assert nbtool.check_notebook(tmp_path / "n.ipynb", "lesson") == []
+
+
+def test_lessons_show_outputs(tmp_path: Path) -> None:
+    nbtool.write(notebook(code("x")), tmp_path / "n.ipynb")
+    assert "without outputs" in "\n".join(nbtool.check_notebook(tmp_path / "n.ipynb", "lesson"))
+
+
+# ------------------------------------------------------------------------------------------------------- running
+
+
+def test_a_notebook_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [code("#| eval: false\n1/0", stream("kept\n")), code("import warnings\nwarnings.warn('mind this')"),
+             code("# a comment\nopen('made', 'w').close()"), code("print('error_rate 0.1')", tags=("results",))]
+    nbtool.write(notebook(*cells), tmp_path / "n.ipynb")
+    assert nbtool.main(["run", "--out", str(tmp_path / "out"), str(tmp_path / "n.ipynb")]) == 0
+    said = capsys.readouterr().out
+    assert "[1/4] 1/0" in said
+    assert "left alone" in said
+    assert "[3/4] open('made', 'w').close()" in said
+    assert "\n  error_rate 0.1\n" in said
+    assert (tmp_path / "out" / "made").exists()
+    done = nbtool.read(tmp_path / "out" / "n.ipynb")
+    assert "mind this" in "".join(texts(done))
+    assert texts(done)[0] == "kept\n"
+    assert nbtool.read(tmp_path / "n.ipynb").cells[4].outputs == [], "the source was changed"
+
+
+def test_a_failure_reads_well(tmp_path: Path) -> None:
+    nbtool.write(notebook(code("x = 1"), code("y = x / 0"), code("z = 2")), tmp_path / "n.ipynb")
+    with pytest.raises(nbtool.NotebookFailed, match=r"code cell 2 of 3") as failure:
+        nbtool.run_notebook(tmp_path / "n.ipynb")
+    said = str(failure.value)
+    assert "    | y = x / 0" in said
+    assert "ZeroDivisionError: division by zero" in said
+    assert "\x1b" not in said
+
+
+def test_time_runs_out(tmp_path: Path) -> None:
+    nbtool.write(notebook(code("import time\ntime.sleep(60)")), tmp_path / "n.ipynb")
+    with pytest.raises(nbtool.NotebookFailed, match="CellTimeoutError"):
+        nbtool.run_notebook(tmp_path / "n.ipynb", timeout=2)
+
+
+def test_a_missing_notebook_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        nbtool.main(["run", "nowhere.ipynb"])
+    assert "nowhere.ipynb" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------- README
+
+
+def test_readme_rendering() -> None:
+    picture = shown({"image/png": PNG}, **{"image/png": {"alt": "six cats"}})
+    nb = notebook(code("print(1)", stream("1\n")), code("show()", picture, tags=("hide-input",)),
+                  code("no", tags=("hide",)),
+                  new_markdown_cell("[one](lessons/01.ipynb) [two](https://x.org) [up](../CONTRIBUTING.md)"))
+    text, images = readme.render(nb)
+    (name,) = images
+    assert "# Title\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n" in text
+    assert f"![six cats]({name})" in text
+    assert "show()" not in text
+    assert "[one](nbs/lessons/01.ipynb) [two](https://x.org) [up](CONTRIBUTING.md)" in text
