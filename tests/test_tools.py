@@ -57,9 +57,9 @@ def test_widget_views(plain: str, kept: int) -> None:
 
 def test_places_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "kit"))
-    text = f"{Path.home()}/x {nbtool.ROOT}/nbs {tmp_path}/kit/data /opt/ipykernel_12/345.py:1: Warning <A at 0x7f00aabb>"
+    text = f"{Path.home()}/x {nbtool.ROOT}/nbs {tmp_path}/kit/data /opt/ipykernel_12/345.py:1: Warn <A at 0x7f00aabb>"
     nb = nbtool.clean_notebook(notebook(code("x", stream(text))), paths=[(str(tmp_path), "here")])
-    assert texts(nb) == ["~/x ./nbs ~/.coursekit/data <cell>:1: Warning <A at 0x…>"]
+    assert texts(nb) == ["~/x ./nbs ~/.coursekit/data <cell>:1: Warn <A at 0x…>"]
 
 
 def test_metadata_counts_and_ids() -> None:

@@ -1,0 +1,125 @@
+"""The wheel, installed where nothing but its own requirements is to be seen, runs the program of the README."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from helpers import PACKAGE, ROOT, copy_repository, module_name, modules, python_fences, run
+from packaging.requirements import Requirement
+
+NOT_THERE = ("nbdev", "fastcore", "execnb", "jupyterlab", "notebook", "ipykernel", "nbclient", "pytest", "sklearn",
+             "playwright", "hypothesis", "mypy")
+
+
+def closure(names: list[str]) -> dict[str, Distribution]:
+    """The installed distributions that these requirements bring, by name, extras left out."""
+    found: dict[str, Distribution] = {}
+    todo = [Requirement(n) for n in names]
+    while todo:
+        need = todo.pop()
+        name = need.name.lower().replace("_", "-").replace(".", "-")
+        wanted = need.marker is None or any(need.marker.evaluate({"extra": e}) for e in ("", *need.extras))
+        if not wanted or (name in found and not need.extras):
+            continue
+        try:
+            found[name] = distribution(need.name)
+        except PackageNotFoundError:
+            continue
+        for line in found[name].requires or []:
+            inner = Requirement(line)
+            if inner.marker is None or any(inner.marker.evaluate({"extra": e}) for e in ("", *need.extras)):
+                inner.marker = None
+                todo.append(inner)
+    return found
+
+
+def link_packages(dists: dict[str, Distribution], folder: Path) -> None:
+    """A folder in which exactly these distributions are seen, each top entry a link to the installed one."""
+    folder.mkdir()
+    for dist in dists.values():
+        for file in dist.files or []:
+            top = file.parts[0]
+            if top in ("..", "__pycache__") or top.endswith(".pth") or (folder / top).exists():
+                continue
+            (folder / top).symlink_to(Path(str(dist.locate_file(top))).resolve())
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("wheel")
+    source = copy_repository(base / "source")
+    run([sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--wheel-dir",
+         str(base / "dist"), str(source)])
+    (made,) = (base / "dist").glob("*.whl")
+    return made
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path) -> Path:
+    """The Python of an empty environment into which pip has installed the wheel, no network used."""
+    base = wheel.parent.parent
+    requirements = [Requirement(r) for r in metadata(wheel).get_all("Requires-Dist") or []]
+    runtime = [str(r) for r in requirements if r.marker is None]
+    link_packages(closure(runtime), base / "site")
+    run([sys.executable, "-m", "venv", "--without-pip", str(base / "env")])
+    python = base / "env" / "bin" / "python"
+    (site,) = (base / "env" / "lib").glob("python*/site-packages")
+    (site / "requirements.pth").write_text(f"{base / 'site'}\n")
+    # With --no-index every requirement has to be met by what is there: pip fails where one is missing or too old.
+    run([sys.executable, "-m", "pip", "--python", str(python), "install", "-qq", "--no-index", str(wheel)], cwd=base)
+    return python
+
+
+def metadata(wheel: Path):  # type: ignore[no-untyped-def]
+    from email.parser import Parser
+
+    with zipfile.ZipFile(wheel) as z:
+        (name,) = (n for n in z.namelist() if n.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(z.read(name).decode())
+
+
+def test_wheel_holds_the_package(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as z:
+        held = set(z.namelist())
+        size = sum(i.file_size for i in z.infolist())
+    wanted = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*")
+              if p.is_file() and p.suffix in (".py", ".json", ".safetensors")}
+    assert wanted <= held, sorted(wanted - held)
+    others = {n for n in held if not n.startswith("coursekit/") and ".dist-info/" not in n}
+    assert not others, f"the wheel holds more than the package: {sorted(others)}"
+    assert size < 10_000_000
+
+
+def test_wheel_says_what_it_is(wheel: Path) -> None:
+    about = metadata(wheel)
+    assert about["Name"] == "coursekit"
+    assert about["License-Expression"] == "Apache-2.0"
+    assert about["Requires-Python"] == ">=3.10"
+    assert set(about.get_all("Provides-Extra")) == {"course", "dev"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").strip()
+    assert readme in about.get_payload().replace("\r\n", "\n")
+
+
+def test_nothing_else_is_there(python: Path) -> None:
+    probe = f"import importlib.util as u; print([m for m in {NOT_THERE!r} if u.find_spec(m)])"
+    assert run([str(python), "-c", probe]).stdout.strip() == "[]"
+
+
+def test_every_module_imports(python: Path) -> None:
+    names = [f"coursekit.{module_name(p)}".rstrip(".") for p in modules()]
+    probe = f"import importlib, coursekit\nfor n in {names!r}: importlib.import_module(n)\nprint(coursekit.__file__)"
+    where = run([str(python), "-c", probe], cwd=python.parent).stdout.strip()
+    assert Path(where).is_relative_to(python.parent.parent), f"imported from {where}"
+
+
+def test_readme_program_runs(python: Path, tmp_path: Path) -> None:
+    programs = python_fences((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert programs, "README has no Python program"
+    script = tmp_path / "ten_lines.py"
+    script.write_text(programs[0], encoding="utf-8")
+    done = run([str(python), str(script)], cwd=tmp_path, env={"PYTHONPATH": ""}, timeout=600)
+    print(done.stdout[-1500:])
