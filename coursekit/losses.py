@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from .core import check_range, suggest
 
-# %% ../nbs/api/03_losses.ipynb #2896c866
+# %% ../nbs/api/03_losses.ipynb #ea9b3a08
 class Loss(nn.Module):
-    "Base of the losses. A subclass stores its arguments under their own names and defines `per_item`, mostly `forward` too."
+    "Base of the losses. A subclass stores its arguments under their own names and defines `per_item`."
 
     _checked = 0  # number of classes for which a batch of targets on a GPU has been looked at
 
@@ -42,7 +42,8 @@ class Loss(nn.Module):
         return preds
 
     def options(self) -> dict[str, Any]:  # what `type(loss)(**options)` needs, ready for JSON
-        names = [p.name for p in inspect.signature(type(self)).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        params = inspect.signature(type(self)).parameters.values()
+        names = [p.name for p in params if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         return {n: v.tolist() if isinstance(v := getattr(self, n), Tensor) else v for n in names}
 
     def extra_repr(self) -> str:
@@ -62,7 +63,7 @@ def _as_tensor(
     "Weights as a float tensor."
     return value if value is None else torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
 
-# %% ../nbs/api/03_losses.ipynb #e8aa87e5
+# %% ../nbs/api/03_losses.ipynb #d0ef122b
 def _like_preds(
     who: str,  # the loss's name
     preds: Tensor,  # (N, ...) raw outputs
@@ -73,8 +74,8 @@ def _like_preds(
         squeezed = [n for n in preds.shape if n != 1] == [n for n in targs.shape if n != 1]
         flattened = preds.ndim == 2 and targs.ndim > 2 and preds.shape == targs.flatten(1).shape
         if not (squeezed or flattened):
-            raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} and targs of shape {tuple(targs.shape)} do not match; "
-                             "the model must put out one number for each target.")
+            raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} and targs of shape {tuple(targs.shape)} "
+                             "do not match; the model must put out one number for each target.")
         targs = targs.reshape(preds.shape)
     return targs.to(preds.dtype)
 
@@ -93,7 +94,7 @@ def _check_classes(
             raise ValueError(f"{who}: target {bad[0].item()} is not one of the {n_classes} classes 0..{n_classes - 1}; "
                              "give the model one output for each class, or set ignore_index.") from cause
 
-# %% ../nbs/api/03_losses.ipynb #68bd8a71
+# %% ../nbs/api/03_losses.ipynb #55950643
 def _class_targets(
     who: str,  # the loss's name
     preds: Tensor,  # raw scores, classes in dimension `axis`
@@ -104,21 +105,23 @@ def _class_targets(
     rest = preds.shape[:axis] + preds.shape[axis + 1:]
     if targs.is_floating_point():
         if targs.shape != preds.shape:
-            raise ValueError(f"{who}: targs are {targs.dtype} of shape {tuple(targs.shape)}; pass class numbers as integers, "
-                             f"probabilities of shape {tuple(preds.shape)}, or use MSELossFlat for a regression.")
+            raise ValueError(f"{who}: targs are {targs.dtype} of shape {tuple(targs.shape)}; pass class numbers "
+                             f"as integers, probabilities of shape {tuple(preds.shape)}, or use MSELossFlat.")
         return targs.to(preds.dtype)
     if targs.shape != rest and [n for n in targs.shape if n != 1] != [n for n in rest if n != 1]:
         fits = [i for i in range(1, preds.ndim) if preds.shape[:i] + preds.shape[i + 1:] == targs.shape]
         fix = (f"the classes seem to be in dimension {fits[0]}: pass axis={fits[0]}." if fits else
                "for several labels an item use BCEWithLogitsLossFlat." if targs.shape == preds.shape else
                "pass one class number for each row of scores.")
-        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} with the classes in dimension {axis} need targs of shape "
-                         f"{tuple(rest)}, not {tuple(targs.shape)}; {fix}")
+        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} with the classes in dimension {axis} need targs "
+                         f"of shape {tuple(rest)}, not {tuple(targs.shape)}; {fix}")
     return targs.reshape(rest).long()
 
-# %% ../nbs/api/03_losses.ipynb #d3ab7856
+# %% ../nbs/api/03_losses.ipynb #e4b5bb70
 class CrossEntropyLossFlat(Loss):
     "Cross entropy between raw scores and class numbers; the mean weighs each target by its class's weight."
+
+    weight: Tensor | None
 
     def __init__(
         self,
@@ -153,7 +156,7 @@ class CrossEntropyLossFlat(Loss):
         "Scores with the classes in dimension 1, and the targets that belong to them."
         who = type(self).__name__
         if preds.ndim < 2:
-            raise ValueError(f"{who}: preds of shape {tuple(preds.shape)}; pass scores (N, C, ...), one for each class.")
+            raise ValueError(f"{who}: preds of shape {tuple(preds.shape)}; pass scores (N, C, ...) of C classes.")
         axis = self.axis % preds.ndim
         targs, preds, n_classes = _class_targets(who, preds, targs, axis), _full(preds), preds.shape[axis]
         if self.weight is not None and len(self.weight) != n_classes:
@@ -191,9 +194,9 @@ class LabelSmoothingCrossEntropy(CrossEntropyLossFlat):
         super().__init__(weight, axis, label_smoothing=eps, ignore_index=ignore_index)
         self.eps = eps
 
-# %% ../nbs/api/03_losses.ipynb #7bcf66d5
+# %% ../nbs/api/03_losses.ipynb #c97fbc6c
 class FocalLoss(CrossEntropyLossFlat):
-    "Cross entropy times `(1 - p)**gamma`, p the probability of the right class: what is easy counts less. gamma=0 is cross entropy."
+    "Cross entropy times `(1 - p)**gamma`, p the probability of the right class: what is easy counts less."
 
     def __init__(
         self,
@@ -212,14 +215,16 @@ class FocalLoss(CrossEntropyLossFlat):
             raise ValueError(f"FocalLoss: targs are {targs.dtype}; pass class numbers as integers.")
         losses = super()._cross_entropy(preds, targs, "none")
         counted = (targs != self.ignore_index).to(losses.dtype)
-        weights = counted if self.weight is None else counted * self.weight.to(losses)[targs.clamp(0, len(self.weight) - 1)]
+        weights = counted
+        if self.weight is not None:
+            weights = counted * self.weight.to(losses)[targs.clamp(0, len(self.weight) - 1)]
         p = torch.exp(-losses / weights.clamp(min=torch.finfo(losses.dtype).tiny))
         losses = (1 - p).clamp(min=0) ** self.gamma * losses
         return losses if reduction == "none" else losses.sum() / weights.sum()
 
-# %% ../nbs/api/03_losses.ipynb #0b58ccbb
+# %% ../nbs/api/03_losses.ipynb #d0c4d5be
 class DiceLoss(Loss):
-    "One minus the overlap of predicted and true regions, `2|A and B| / (|A| + |B|)` on probabilities; the mean over classes and items."
+    "One minus the overlap of predicted and true regions, `2|A and B| / (|A| + |B|)` on probabilities."
 
     def __init__(
         self,
@@ -251,9 +256,11 @@ class DiceLoss(Loss):
     def decode(self, preds: Tensor) -> Tensor:  # class numbers
         return preds.argmax(self.axis)
 
-# %% ../nbs/api/03_losses.ipynb #27cbc830
+# %% ../nbs/api/03_losses.ipynb #4153cbca
 class BCEWithLogitsLossFlat(Loss):
     "Binary cross entropy on raw scores: every label is a question of its own, answered yes above `thresh`."
+
+    pos_weight: Tensor | None
 
     def __init__(
         self,
@@ -284,9 +291,9 @@ class BCEWithLogitsLossFlat(Loss):
         weight = None if self.pos_weight is None else self.pos_weight.to(preds)
         return F.binary_cross_entropy_with_logits(preds, targs, pos_weight=weight, reduction=reduction)
 
-# %% ../nbs/api/03_losses.ipynb #9577ce28
+# %% ../nbs/api/03_losses.ipynb #9f24c9e3
 class MSELossFlat(Loss):
-    "Mean squared error; shapes that differ only by dimensions of length 1, or by flattening each item, are compared number by number."
+    "Mean squared error, number by number: dimensions of length 1, or each item being flattened, make no difference."
 
     def forward(self, preds: Tensor, targs: Tensor) -> Tensor:  # scalar
         preds = _full(preds)
@@ -294,9 +301,10 @@ class MSELossFlat(Loss):
 
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) the mean over each item's numbers
         preds = _full(preds)
-        return F.mse_loss(preds, _like_preds("MSELossFlat", preds, targs), reduction="none").reshape(len(preds), -1).mean(1)
+        losses = F.mse_loss(preds, _like_preds("MSELossFlat", preds, targs), reduction="none")
+        return losses.reshape(len(preds), -1).mean(1)
 
-# %% ../nbs/api/03_losses.ipynb #43ba4c6b
+# %% ../nbs/api/03_losses.ipynb #f0f7116e
 class L1LossFlat(Loss):
     "Mean absolute error, with shapes treated as in `MSELossFlat`."
 
@@ -306,7 +314,8 @@ class L1LossFlat(Loss):
 
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) the mean over each item's numbers
         preds = _full(preds)
-        return F.l1_loss(preds, _like_preds("L1LossFlat", preds, targs), reduction="none").reshape(len(preds), -1).mean(1)
+        losses = F.l1_loss(preds, _like_preds("L1LossFlat", preds, targs), reduction="none")
+        return losses.reshape(len(preds), -1).mean(1)
 
 # %% ../nbs/api/03_losses.ipynb #2b466d61
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -321,9 +330,9 @@ _DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "half": lambda probs: probs > 0.5,
 }
 
-# %% ../nbs/api/03_losses.ipynb #ab817f60
+# %% ../nbs/api/03_losses.ipynb #614336ce
 class WrappedLoss(Loss):
-    "A loss of the user's own behind the `Loss` interface. Its options keep the activation, not the code: rebuilt from them it cannot train."
+    "Any loss behind the `Loss` interface. Its options keep the activation, not the code: rebuilt, it only decodes."
 
     def __init__(
         self,
@@ -336,15 +345,17 @@ class WrappedLoss(Loss):
         for name, value, known in (("activation", activation, _ACTIVATIONS), ("decode", decode, _DECODERS)):
             if value not in known:
                 raise ValueError(f"WrappedLoss: {name}={value!r} is not one of {list(known)}{suggest(value, known)}")
-        self.fn, self.activation_name, self.decode_name = fn, activation, decode
+        self.fn = fn
+        self.activation_name, self.decode_name = activation, decode
 
     def forward(self, preds: Any, *targs: Any) -> Tensor:  # scalar
         if self.fn is None:
-            raise RuntimeError("WrappedLoss: this loss was rebuilt without its function, it only decodes; set loss_func to train.")
+            raise RuntimeError("WrappedLoss: rebuilt without its function, this loss only decodes; "
+                               "set loss_func to train.")
         loss = self.fn(preds, *targs)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ValueError(f"loss_func: {_name(self.fn)} returned {got}; return one number, e.g. the mean over the batch.")
+            raise ValueError(f"loss_func: {_name(self.fn)} returned {got}; return one number, e.g. the batch's mean.")
         return loss.reshape(())
 
     def per_item(self, preds: Any, *targs: Any) -> Tensor:  # (N,)
@@ -380,34 +391,37 @@ def _item(
     "A batch of one."
     return type(x)(_item(e, i) for e in x) if isinstance(x, (tuple, list)) else x[i:i + 1]
 
-# %% ../nbs/api/03_losses.ipynb #30a3a1de
+# %% ../nbs/api/03_losses.ipynb #9eb5ef6a
 def _unreduced(
     fn: Callable | None,  # a loss
 ) -> Callable | None:  # the same loss with one value for each element, or None where it has no `reduction`
     "A loss with reduction='none'."
+    if fn is None:
+        return None
     if isinstance(fn, nn.Module):
         if not hasattr(fn, "reduction"):
             return None
-        fn = copy.copy(fn)
-        fn.reduction = "none"
-        return fn
+        module: Any = copy.copy(fn)
+        module.reduction = "none"
+        return module
     try:
-        takes = fn is not None and "reduction" in inspect.signature(fn).parameters
+        takes = "reduction" in inspect.signature(fn).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         takes = False
     return functools.partial(fn, reduction="none") if takes else None
 
-# %% ../nbs/api/03_losses.ipynb #dbbf9c06
-_MODULES = {  # functions of PyTorch -> the modules that do the same
+# %% ../nbs/api/03_losses.ipynb #95a3fd41
+_MODULES: dict[Any, type] = {  # functions of PyTorch -> the modules that do the same
     F.cross_entropy: nn.CrossEntropyLoss, F.mse_loss: nn.MSELoss, F.l1_loss: nn.L1Loss, F.nll_loss: nn.NLLLoss,
     F.binary_cross_entropy_with_logits: nn.BCEWithLogitsLoss, F.binary_cross_entropy: nn.BCELoss,
 }
 _KNOWN = {  # modules of PyTorch -> activation and decoder
     nn.CrossEntropyLoss: ("softmax", "argmax"), nn.NLLLoss: ("exp", "argmax"),
-    nn.BCEWithLogitsLoss: ("sigmoid", "half"), nn.BCELoss: ("identity", "half"), nn.MultiLabelSoftMarginLoss: ("sigmoid", "half"),
+    nn.BCEWithLogitsLoss: ("sigmoid", "half"), nn.MultiLabelSoftMarginLoss: ("sigmoid", "half"),
+    nn.BCELoss: ("identity", "half"),
 }
 
-# %% ../nbs/api/03_losses.ipynb #7a3584c3
+# %% ../nbs/api/03_losses.ipynb #b5808d0b
 def _flat_version(
     module: nn.Module,  # a loss of torch.nn
 ) -> Loss | None:  # the class of this module that does the same, or None
@@ -415,14 +429,15 @@ def _flat_version(
     if getattr(module, "reduction", "mean") != "mean":
         return None
     if type(module) is nn.CrossEntropyLoss:
-        return CrossEntropyLossFlat(module.weight, 1, label_smoothing=module.label_smoothing, ignore_index=module.ignore_index)
+        return CrossEntropyLossFlat(module.weight, 1, label_smoothing=module.label_smoothing,
+                                    ignore_index=module.ignore_index)
     if type(module) is nn.BCEWithLogitsLoss and module.weight is None:
         return BCEWithLogitsLossFlat(pos_weight=module.pos_weight)
     return MSELossFlat() if type(module) is nn.MSELoss else L1LossFlat() if type(module) is nn.L1Loss else None
 
-# %% ../nbs/api/03_losses.ipynb #48c584d4
+# %% ../nbs/api/03_losses.ipynb #ae0c273c
 def as_loss(
-    f: Any,  # a Loss, a loss of torch.nn or torch.nn.functional, a class of either, a partial, or any callable (preds, targs) -> scalar
+    f: Any,  # a Loss; a loss of torch.nn or its functional, a class or partial; any (preds, targs) -> scalar
 ) -> Loss:
     "The `Loss` that something amounts to."
     if isinstance(f, type) and issubclass(f, nn.Module):
@@ -437,7 +452,7 @@ def as_loss(
         if known and settings.keys() <= inspect.signature(known).parameters.keys():
             f = known(**settings)
     if not callable(f):
-        raise TypeError(f"as_loss: {f!r} of type {type(f).__name__} is no loss; pass e.g. CrossEntropyLossFlat() or F.cross_entropy.")
+        raise TypeError(f"as_loss: {f!r} of type {type(f).__name__} is no loss; pass e.g. CrossEntropyLossFlat().")
     if isinstance(f, nn.Module):
         activation, decode = next((v for k, v in _KNOWN.items() if isinstance(f, k)), ("identity", "identity"))
         return _flat_version(f) or WrappedLoss(f, activation=activation, decode=decode)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .core import suggest
 
-# %% ../nbs/api/04_metrics.ipynb #69ebf64c
+# %% ../nbs/api/04_metrics.ipynb #87bc0dcc
 class Metric:
     "Base of the metrics. A subclass defines the three methods; `update` must not ask the device for a number."
 
@@ -32,7 +32,7 @@ class Metric:
         return type(self).__name__
 
     def reset(self) -> None:
-        raise NotImplementedError(f"{type(self).__name__} defines no reset(); set the state to that before the first batch there.")
+        raise NotImplementedError(f"{type(self).__name__} defines no reset(); set the state as before the first batch.")
 
     def update(
         self,
@@ -42,7 +42,7 @@ class Metric:
         raise NotImplementedError(f"{type(self).__name__} defines no update(preds, targs); add one.")
 
     def compute(self) -> float:  # the value over all items since reset; nan without any
-        raise NotImplementedError(f"{type(self).__name__} defines no compute(); return the value over all batches as a float.")
+        raise NotImplementedError(f"{type(self).__name__} defines no compute(); return the value over all batches.")
 
     def __call__(self, preds: Tensor, targs: Tensor) -> float:  # the value on these items alone
         self.reset()
@@ -59,7 +59,7 @@ def _wide(
     "A value in the precision that sums are kept in."
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
 
-# %% ../nbs/api/04_metrics.ipynb #0ed03d64
+# %% ../nbs/api/04_metrics.ipynb #cbcabf9f
 class AverageMetric(Metric):
     "The mean over all items of a function that gives a batch's mean."
 
@@ -70,12 +70,15 @@ class AverageMetric(Metric):
         name: str | None = None,  # heading of the column; None: the function's name
         higher_is_better: bool | None = None,  # None: the function's own `higher_is_better`, if it has one
     ):
-        base = fn.func if isinstance(fn, functools.partial) else fn
-        self.fn, self._name = fn, name or getattr(base, "__name__", type(base).__name__)
-        self.higher_is_better = getattr(base, "higher_is_better", None) if higher_is_better is None else higher_is_better
+        base: Any = fn.func if isinstance(fn, functools.partial) else fn
+        self._name = name or str(getattr(base, "__name__", type(base).__name__))
+        known = getattr(base, "higher_is_better", None)
+        self.higher_is_better = known if higher_is_better is None else higher_is_better
         # a function whose mean over batches is not the mean over items says what to average, and what to do at the end
         inner = getattr(base, "averaged", base)
-        self.batch_fn = inner if base is fn else functools.partial(inner, *fn.args, **fn.keywords)
+        if isinstance(fn, functools.partial):
+            inner = functools.partial(inner, *fn.args, **fn.keywords)
+        self.batch_fn = inner
         self.finish = getattr(base, "finish", None)
         self.reset()
 
@@ -84,7 +87,8 @@ class AverageMetric(Metric):
         return self._name
 
     def reset(self) -> None:
-        self.total, self.count = 0.0, 0
+        self.total: Tensor | float = 0.0
+        self.count = 0
 
     def update(self, preds: Any, targs: Any) -> None:
         n = _n_items(targs)
@@ -122,7 +126,7 @@ def direction(
 
     return mark
 
-# %% ../nbs/api/04_metrics.ipynb #7bd80f5c
+# %% ../nbs/api/04_metrics.ipynb #e01f972b
 def _class_answers(
     who: str,  # the metric's name
     preds: Tensor,  # raw scores, classes in dimension `axis`
@@ -131,13 +135,14 @@ def _class_answers(
 ) -> tuple[Tensor, Tensor]:  # the class with the highest score, and targs, in one shape
     "Predicted and true classes, checked against each other's shape."
     if preds.ndim < 2 or preds.shape[axis] < 2:
-        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} hold no scores of two or more classes in dimension {axis}; "
-                         "for one score an item, yes or no, use accuracy_multi.")
+        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} hold no scores of two or more classes in "
+                         f"dimension {axis}; for one score an item, yes or no, use accuracy_multi.")
     answers = preds.argmax(axis)
     if answers.shape != targs.shape:
         if [n for n in answers.shape if n != 1] != [n for n in targs.shape if n != 1]:
-            raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} with axis={axis} need targs of shape {tuple(answers.shape)}, "
-                             f"not {tuple(targs.shape)}; for masks pass axis=1, for several labels an item use the multi-label metrics.")
+            raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} with axis={axis} need targs of shape "
+                             f"{tuple(answers.shape)}, not {tuple(targs.shape)}; for masks pass axis=1, for several "
+                             "labels an item use accuracy_multi or F1Score.")
         targs = targs.reshape(answers.shape)
     return answers, targs
 
@@ -180,7 +185,7 @@ def top_k_accuracy(
         raise ValueError(f"top_k_accuracy: k={k} is not between 1 and the number of classes, {preds.shape[axis]}.")
     return (preds.topk(k, axis).indices == targs.unsqueeze(axis)).any(axis).float().mean()
 
-# %% ../nbs/api/04_metrics.ipynb #7d5c6cf5
+# %% ../nbs/api/04_metrics.ipynb #73719caf
 def _pairs(
     who: str,  # the metric's name
     preds: Tensor,  # (N, ...) outputs
@@ -191,8 +196,8 @@ def _pairs(
         return targs
     same = [n for n in preds.shape if n != 1] == [n for n in targs.shape if n != 1]
     if not (same or (preds.ndim == 2 and targs.ndim > 2 and preds.shape == targs.flatten(1).shape)):
-        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} and targs of shape {tuple(targs.shape)} do not match; "
-                         "there must be one output for each target.")
+        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} and targs of shape {tuple(targs.shape)} "
+                         "do not match; there must be one output for each target.")
     return targs.reshape(preds.shape)
 
 # %% ../nbs/api/04_metrics.ipynb #43c77d5e
@@ -235,7 +240,7 @@ def mae(
     "Mean absolute error."
     return F.l1_loss(preds.float(), _pairs("mae", preds, targs).float())
 
-# %% ../nbs/api/04_metrics.ipynb #c58265d8
+# %% ../nbs/api/04_metrics.ipynb #14ae893c
 class CountMetric(Metric):
     "Base of the metrics made of right, wrong and missed answers per class; a subclass defines `score`."
 
@@ -244,7 +249,7 @@ class CountMetric(Metric):
 
     def __init__(
         self,
-        average: str = "binary",  # "binary": class `pos_label` alone; "macro": mean over classes; "weighted": by frequency; "micro": of the summed counts
+        average: str = "binary",  # "binary": `pos_label` alone; "macro": mean; "weighted" by frequency; "micro": sums
         *,
         axis: int = -1,  # dimension of the classes in preds; 1 for masks
         pos_label: int = 1,  # the class that "binary" asks about
@@ -252,7 +257,8 @@ class CountMetric(Metric):
         sigmoid: bool = True,  # several labels, or yes and no: preds are raw; False: they are probabilities already
     ):
         if average not in self.averages:
-            raise ValueError(f"{type(self).__name__}: average={average!r} is not one of {list(self.averages)}{suggest(average, self.averages)}")
+            raise ValueError(f"{type(self).__name__}: average={average!r} is not one of {list(self.averages)}"
+                             f"{suggest(average, self.averages)}")
         self.average, self.axis, self.pos_label, self.thresh, self.sigmoid = average, axis, pos_label, thresh, sigmoid
         self.reset()
 
@@ -266,8 +272,8 @@ class CountMetric(Metric):
         yes_no = targs.shape == preds.shape or preds.ndim < 2 or preds.shape[self.axis] == 1
         counts = self._label_counts(preds, targs) if yes_no else self._class_counts(preds, targs)
         if self.average == "binary" and counts.shape[1] > 2:
-            raise ValueError(f"{self.name}: average='binary' with {counts.shape[1]} {'labels' if yes_no else 'classes'}; "
-                             "pass average='macro', 'micro' or 'weighted'.")
+            raise ValueError(f"{self.name}: average='binary' with {counts.shape[1]} "
+                             f"{'labels' if yes_no else 'classes'}; pass average='macro', 'micro' or 'weighted'.")
         self.counts = counts if self.counts is None else self.counts + counts
 
     def _class_counts(self, preds: Tensor, targs: Tensor) -> Tensor:
@@ -275,8 +281,8 @@ class CountMetric(Metric):
         n, answers, targs = preds.shape[self.axis], answers.flatten(), targs.flatten().long()
         # a table of true against predicted class; what is no class (void) lands in a cell beyond it
         cell = torch.where((targs >= 0) & (targs < n), targs * n + answers, n * n)
-        table = torch.zeros(n * n + 1, dtype=torch.long, device=preds.device).scatter_add_(0, cell, torch.ones_like(cell))
-        table = table[:-1].reshape(n, n)
+        table = torch.zeros(n * n + 1, dtype=torch.long, device=preds.device)
+        table = table.scatter_add_(0, cell, torch.ones_like(cell))[:-1].reshape(n, n)
         right = table.diagonal()
         return torch.stack([right, table.sum(0) - right, table.sum(1) - right])
 
@@ -367,9 +373,9 @@ class F1Score(FBeta):
     ):
         super().__init__(1.0, average=average, axis=axis, pos_label=pos_label, thresh=thresh, sigmoid=sigmoid)
 
-# %% ../nbs/api/04_metrics.ipynb #1d416bf2
+# %% ../nbs/api/04_metrics.ipynb #cc0cc76f
 class Dice(F1Score):
-    "Overlap of predicted and true regions, `2|A and B| / (|A| + |B|)` over all pixels: the F1 score, with the classes in dimension 1."
+    "Overlap of predicted and true regions over all pixels, `2|A and B| / (|A| + |B|)`, which is their F1 score."
 
     def __init__(
         self,
@@ -387,7 +393,7 @@ class JaccardCoeff(Dice):
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
         return _ratio(tp, tp + fp + fn)
 
-# %% ../nbs/api/04_metrics.ipynb #07eeb4eb
+# %% ../nbs/api/04_metrics.ipynb #6aef892a
 class Perplexity(Metric):
     "The exponential of the mean cross entropy: among how many equally likely words the model is left to choose."
 
@@ -403,7 +409,8 @@ class Perplexity(Metric):
         self.reset()
 
     def reset(self) -> None:
-        self.total, self.count = 0.0, 0
+        self.total: Tensor | float = 0.0
+        self.count: Tensor | int = 0
 
     def update(self, preds: Tensor, targs: Tensor) -> None:
         if preds.numel():
@@ -432,7 +439,7 @@ def _auc(
     ranks = (upto - (counts - 1) / 2)[where]  # tied scores share their mean rank
     return ((ranks[truth].sum() - n_yes * (n_yes + 1) / 2) / (n_yes * n_no)).item()
 
-# %% ../nbs/api/04_metrics.ipynb #79450f8d
+# %% ../nbs/api/04_metrics.ipynb #dbff1ea6
 class RocAuc(Metric):
     "The area under the ROC curve, each class against the rest (or each label by itself), averaged."
 
@@ -443,16 +450,19 @@ class RocAuc(Metric):
         average: str = "macro",  # over the classes: "macro": all alike; "weighted": by how often each occurs
     ):
         if average not in ("macro", "weighted"):
-            raise ValueError(f"RocAuc: average={average!r} is not 'macro' or 'weighted'{suggest(average, ('macro', 'weighted'))}")
+            near = suggest(average, ("macro", "weighted"))
+            raise ValueError(f"RocAuc: average={average!r} is not 'macro' or 'weighted'{near}")
         self.average = average
         self.reset()
 
     def reset(self) -> None:
-        self.preds, self.targs = [], []
+        self.preds: list[Tensor] = []
+        self.targs: list[Tensor] = []
 
     def update(self, preds: Tensor, targs: Tensor) -> None:
         if preds.ndim != 2 or preds.shape[1] < 2:
-            raise ValueError(f"{self.name}: preds of shape {tuple(preds.shape)}; pass scores (N, C), or use RocAucBinary for one score an item.")
+            raise ValueError(f"{self.name}: preds of shape {tuple(preds.shape)}; pass scores (N, C), or use "
+                             "RocAucBinary for one score an item.")
         if targs.shape != preds.shape:
             _, targs = _class_answers(self.name, preds, targs, -1)
         self.preds.append(preds.detach())  # kept on the device: an area needs all the scores at once
@@ -465,13 +475,14 @@ class RocAuc(Metric):
         labels = targs.ndim == 2
         scores = preds if labels else preds.softmax(1)
         truth = targs.bool() if labels else targs[:, None] == torch.arange(preds.shape[1])
-        return self._mean([_auc(scores[:, c], truth[:, c]) for c in range(preds.shape[1])], truth.double().mean(0).tolist())
+        areas = [_auc(scores[:, c], truth[:, c]) for c in range(preds.shape[1])]
+        return self._mean(areas, truth.double().mean(0).tolist())
 
     def _mean(self, areas: list[float], shares: list[float]) -> float:
         known = [(a, s if self.average == "weighted" else 1.0) for a, s in zip(areas, shares) if not math.isnan(a)]
         if len(known) < len(areas):
-            warnings.warn(f"{self.name}: {len(areas) - len(known)} of {len(areas)} classes have no area, because all items or none "
-                          "belong to them; the mean is over the others.", stacklevel=3)
+            warnings.warn(f"{self.name}: {len(areas) - len(known)} of {len(areas)} classes have no area, because all "
+                          "items or none belong to them; the mean is over the others.", stacklevel=3)
         return sum(a * w for a, w in known) / sum(w for _, w in known) if known else math.nan
 
 # %% ../nbs/api/04_metrics.ipynb #14af5d78
@@ -493,7 +504,7 @@ class RocAucBinary(RocAuc):
         preds, targs = torch.cat(self.preds).float().cpu(), torch.cat(self.targs).cpu()
         return self._mean([_auc(preds, targs.bool())], [1.0])
 
-# %% ../nbs/api/04_metrics.ipynb #af274e18
+# %% ../nbs/api/04_metrics.ipynb #ca391e92
 def as_metric(
     f: Any,  # a function (preds, targs) -> mean of the batch, a partial, a Metric or its class, or a loss of torch.nn
 ) -> Metric:  # a metric of its own, reset
@@ -505,7 +516,8 @@ def as_metric(
         f.reset()
         return f
     if not callable(f):
-        raise TypeError(f"as_metric: {f!r} of type {type(f).__name__} is no metric; pass a function such as accuracy, or a Metric such as F1Score().")
+        raise TypeError(f"as_metric: {f!r} of type {type(f).__name__} is no metric; pass a function such as accuracy, "
+                        "or a Metric such as F1Score().")
     if isinstance(f, nn.Module) or getattr(f, "__module__", "") == F.__name__:
         return AverageMetric(f, higher_is_better=False)  # a loss
     return AverageMetric(f)

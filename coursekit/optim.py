@@ -28,7 +28,7 @@ def _fused(
     except RuntimeError:
         return opt_class(params, **settings)
 
-# %% ../nbs/api/06_optim.ipynb #4e49f3b1
+# %% ../nbs/api/06_optim.ipynb #8574c343
 def AdamW(
     params: Iterable,  # parameters or group dictionaries
     *,
@@ -37,25 +37,25 @@ def AdamW(
     sqr_mom: float = 0.99,  # the same for the mean of their squares
     eps: float = 1e-5,  # added to the root before dividing
     wd: float = 0.01,  # weight decay: each step takes lr*wd of every weight, apart from the gradient
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:  # a torch.optim.AdamW
     "Adam with decoupled weight decay."
     return _fused(torch.optim.AdamW, params, lr=lr, betas=(mom, sqr_mom), eps=eps, weight_decay=wd)
 
 # %% ../nbs/api/06_optim.ipynb #6ef67480
 Adam = AdamW  # people write Adam and mean this one: the decay has been decoupled for years
 
-# %% ../nbs/api/06_optim.ipynb #2efb1b04
+# %% ../nbs/api/06_optim.ipynb #4070e318
 def SGD(
     params: Iterable,  # parameters or group dictionaries
     *,
     lr: float = 1e-3,  # rate
     mom: float = 0.0,  # share of the last step that is added to the next; at 0 no schedule switches it on
     wd: float = 0.0,  # weight decay, added to the gradient as wd*weight
-) -> torch.optim.SGD:
+) -> torch.optim.Optimizer:  # a torch.optim.SGD
     "Stochastic gradient descent, with momentum if asked for: `partial(SGD, mom=0.9)`."
     return _fused(torch.optim.SGD, params, lr=lr, momentum=mom, weight_decay=wd)
 
-# %% ../nbs/api/06_optim.ipynb #49cbe4db
+# %% ../nbs/api/06_optim.ipynb #565958af
 def RMSProp(
     params: Iterable,  # parameters or group dictionaries
     *,
@@ -64,11 +64,11 @@ def RMSProp(
     sqr_mom: float = 0.99,  # share of the old mean of the squared gradients that is kept each step, 0..1
     eps: float = 1e-8,  # added to the root before dividing
     wd: float = 0.0,  # weight decay, added to the gradient as wd*weight
-) -> torch.optim.RMSprop:
+) -> torch.optim.Optimizer:  # a torch.optim.RMSprop
     "Gradients divided by the root of their running mean square."
     return torch.optim.RMSprop(params, lr=lr, momentum=mom, alpha=sqr_mom, eps=eps, weight_decay=wd)
 
-# %% ../nbs/api/06_optim.ipynb #17c23ff2
+# %% ../nbs/api/06_optim.ipynb #e41986fd
 def split_params(
     model: nn.Module,  # the model
     splitter: Callable[[nn.Module], Sequence] | None = None,  # model -> one list of parameters or modules per group
@@ -78,24 +78,26 @@ def split_params(
         return [list(model.parameters())]
     names = {id(p): name for name, p in model.named_parameters()}
     who = getattr(splitter, "__name__", type(splitter).__name__)
-    groups, seen = [], {}
+    groups: list[list[nn.Parameter]] = []
+    seen: dict[int, int] = {}  # id of a parameter -> its group
     for i, members in enumerate(splitter(model)):
         groups.append(_members(members, who))
         for p in groups[-1]:
             if id(p) not in names:
-                raise ValueError(f"split_params: {who} puts a tensor of shape {tuple(p.shape)} in group {i} that is no parameter "
-                                 "of the model; return parameters or modules of the model it is given.")
+                raise ValueError(f"split_params: {who} puts a tensor of shape {tuple(p.shape)} in group {i} that is no "
+                                 "parameter of the model; return parameters or modules of the model it is given.")
             if id(p) in seen:
-                raise ValueError(f"split_params: {who} puts {names[id(p)]!r} in group {seen[id(p)]} and again in group {i}; "
-                                 "each parameter belongs to one group.")
+                raise ValueError(f"split_params: {who} puts {names[id(p)]!r} in group {seen[id(p)]} and again in group "
+                                 f"{i}; each parameter belongs to one group.")
             seen[id(p)] = i
     missing = [name for key, name in names.items() if key not in seen]
     if missing:
-        raise ValueError(f"split_params: {who} leaves out {plural(len(missing), 'parameter')}, which would never be trained: "
-                         f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}; add them to a group.")
+        some = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ValueError(f"split_params: {who} leaves out {plural(len(missing), 'parameter')}, which would never be "
+                         f"trained: {some}; add them to a group.")
     return groups
 
-# %% ../nbs/api/06_optim.ipynb #687c52f8
+# %% ../nbs/api/06_optim.ipynb #96ec2802
 def _members(
     members: nn.Module | nn.Parameter | Iterable,  # a module, a parameter, or several of either
     who: str,  # the splitter's name
@@ -103,13 +105,14 @@ def _members(
     "The parameters that one group of a splitter stands for."
     if isinstance(members, nn.Module):
         return list(members.parameters())
-    if isinstance(members, torch.Tensor):
+    if isinstance(members, nn.Parameter):
         return [members]
-    if isinstance(members, (str, bytes)) or not isinstance(members, Iterable):
-        raise TypeError(f"split_params: {who} returned a group of type {type(members).__name__}; a group is a list of parameters or modules.")
+    if isinstance(members, (str, bytes, torch.Tensor)) or not isinstance(members, Iterable):
+        raise TypeError(f"split_params: {who} returned a group with a member of type {type(members).__name__}; "
+                        "a group is a list of parameters or modules.")
     return [p for m in members for p in _members(m, who)]
 
-# %% ../nbs/api/06_optim.ipynb #18e7cdda
+# %% ../nbs/api/06_optim.ipynb #2bda7622
 def make_optimizer(
     groups: Sequence[Sequence[nn.Parameter]],  # parameters of each group, from `split_params`
     opt_func: Callable,  # AdamW, SGD, ..., a class of torch.optim, or a partial of one
@@ -121,7 +124,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:  # its param_groups carry `group_index` and `decay`
     "A PyTorch optimiser with a rate per group and weight decay on everything but norms and biases."
     if len(lrs) != len(groups):
-        raise ValueError(f"make_optimizer: {plural(len(lrs), 'rate')} for {plural(len(groups), 'group')}; pass one rate for each.")
+        raise ValueError(f"make_optimizer: {plural(len(lrs), 'rate')} for {plural(len(groups), 'group')}; "
+                         "pass one for each.")
     plain, param_groups = norm_bias_params(model), []
     for i, (group, lr) in enumerate(zip(groups, lrs)):
         for decay in (True, False):
@@ -133,9 +137,9 @@ def make_optimizer(
         raise ValueError("make_optimizer: the groups hold no parameters; pass a model that has some.")
     opt = opt_func(param_groups, lr=lrs[-1])
     if not isinstance(opt, torch.optim.Optimizer):
-        raise TypeError(f"make_optimizer: opt_func returned {type(opt).__name__}, no torch.optim.Optimizer; pass e.g. AdamW or torch.optim.SGD.")
-    for group in opt.param_groups:
-        group["mom_key"] = "betas" if "betas" in group else "momentum" if group.get("momentum") else None
+        raise TypeError(f"make_optimizer: opt_func returned {type(opt).__name__}, no torch Optimizer; pass e.g. AdamW.")
+    for g in opt.param_groups:
+        g["mom_key"] = "betas" if "betas" in g else "momentum" if g.get("momentum") else None
     if moms is not None:
         set_hyper(opt, mom=moms[0] if isinstance(moms, Sequence) else moms)
     return opt
@@ -172,11 +176,11 @@ def get_hyper(
         hyper["wd"] = max(hyper["wd"], group.get("weight_decay", 0.0))
     return hypers
 
-# %% ../nbs/api/06_optim.ipynb #06778a42
+# %% ../nbs/api/06_optim.ipynb #36b3eee1
 def describe_groups(
     opt: torch.optim.Optimizer,  # from `make_optimizer`
     model: nn.Module,  # the model it trains
-) -> list[dict[str, Any]]:  # one row per group of PyTorch's: group, decay, first, last, tensors, numbers, trained, lr, mom, wd
+) -> list[dict[str, Any]]:  # a row for each param_group; its keys are the headings
     "What is in which group, and with which settings, as rows of a table."
     names, hypers = {id(p): name for name, p in model.named_parameters()}, get_hyper(opt)
     rows = []
