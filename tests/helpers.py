@@ -54,8 +54,8 @@ def run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | No
     full = {**os.environ, **(env or {})}
     done = subprocess.run(command, cwd=cwd, env=full, capture_output=True, text=True, timeout=timeout)
     shown = (done.stdout + done.stderr)[-4000:]
-    said = " ".join(command).strip().replace("\n", "; ")
-    assert done.returncode == 0, f"{said if len(said) < 200 else said[:197] + '...'}: exit status {done.returncode}\n{shown}"
+    said = " ".join(command).strip().replace("\n", "; ")[:200]
+    assert done.returncode == 0, f"{said}: exit status {done.returncode}\n{shown}"
     return done
 
 

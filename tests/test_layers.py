@@ -6,6 +6,7 @@ import ast
 import io
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ LONGER: dict[str, tuple[int, str]] = {
     "data.external": (500, "a third is the table of public archives with their published sizes and sums"),
     "data.items": (380, "a dozen splitters and labellers, each a small dataclass"),
     "samples.pets": (700, "drawings: shapes, palettes and breeds are written out as data"),
+    "testing": (400, "one contract check for each kind of thing, beside each other"),
     "vision.transforms": (400, "a dozen transforms, each a small dataclass"),
 }
 
@@ -57,6 +59,7 @@ def layer_of(name: str) -> int | None:
     return None
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
@@ -147,7 +150,8 @@ def test_stars_only_in_hubs(name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- lengths
 
 
-def code_lines(path: Path) -> set[int]:
+@cache
+def code_lines(path: Path) -> frozenset[int]:
     """The numbers of the lines that hold code: no comment, docstring, blank line or list of parameters."""
     source = path.read_text(encoding="utf-8")
     lines: set[int] = set()
@@ -162,7 +166,7 @@ def code_lines(path: Path) -> set[int]:
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) \
                 and isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
             lines -= set(range(body[0].lineno, (body[0].end_lineno or body[0].lineno) + 1))
-    return lines
+    return frozenset(lines)
 
 
 def lengths(name: str) -> Iterator[tuple[str, int, int]]:
