@@ -37,7 +37,6 @@ LONGER: dict[str, tuple[int, str]] = {
     "data.external": (500, "a third is the table of public archives with their published sizes and sums"),
     "data.items": (380, "a dozen splitters and labellers, each a small dataclass"),
     "samples.pets": (700, "drawings: shapes, palettes and breeds are written out as data"),
-    "testing": (400, "one contract check for each kind of thing, beside each other"),
     "vision.transforms": (400, "a dozen transforms, each a small dataclass"),
 }
 
@@ -199,7 +198,7 @@ def test_lengths(name: str) -> None:
 
 def test_granted_lengths_are_needed() -> None:
     counts = {q: (n, limit) for name in CODE for q, n, limit in lengths(name)}
-    stale = [q for q in LONGER if q not in counts or counts[q][0] <= counts[q][1]]
+    stale = [q for q in LONGER if q not in counts or counts[q][0] <= 0.9 * counts[q][1]]
     assert not stale, f"LONGER grants more than is needed to {stale}; take them out"
     assert all(reason for _, reason in LONGER.values())
 
