@@ -182,5 +182,17 @@ class LabNotebook:
         """The text that the outputs show on the page, widgets included."""
         return "\n".join(self.page.locator(".jp-OutputArea-output").all_inner_texts())
 
+    def wait_new_text(self, before: str, *, timeout: float = 60) -> str:
+        """Wait until the outputs show other text than `before` and rest for a second; the lines that are new."""
+        end, last = time.monotonic() + timeout, before
+        while time.monotonic() < end:
+            self.page.wait_for_timeout(1000)
+            now = self.shown()
+            if now != before and now == last and self.status() == "idle":
+                old = before.splitlines()
+                return "\n".join(line for line in now.splitlines() if line.strip() and line not in old)
+            last = now
+        raise TimeoutError(f"the outputs show nothing new after {timeout} s:\n{before[-2000:]}")
+
     def screenshot(self, path: Path | str) -> None:
         self.page.screenshot(path=str(path))
