@@ -137,7 +137,7 @@ class Collate:
     def __repr__(self) -> str:
         return f"Collate({', '.join(b.kind for b in self.blocks)})"
 
-# %% ../../nbs/api/09_load.ipynb #dbb970fc
+# %% ../../nbs/api/09_load.ipynb #ec380cd7
 class DataLoader:
     "Batches of a set: stacked by its blocks, moved to the device, transformed there."
 
@@ -155,10 +155,8 @@ class DataLoader:
     ):
         if not isinstance(bs, int) or bs < 1:
             raise ValueError(f"DataLoader: bs={bs!r} is no batch size; pass a whole number from 1.")
-        if len(dataset) == 0:
-            raise ValueError("DataLoader: the set is empty; pass at least one item.")
         self.dataset, self.shuffle, self.drop_last, self.seed = dataset, shuffle, drop_last, seed
-        self.bs = min(bs, len(dataset))
+        self.bs = max(1, min(bs, len(dataset)))
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.device = torch.device(device) if device is not None else default_device()
         self.batch_tfms = tuple(batch_tfms)
@@ -178,6 +176,8 @@ class DataLoader:
         return len(self) * self.bs if self.drop_last else len(self.dataset)
 
     def __iter__(self) -> Iterator[Batch]:
+        if len(self.dataset) == 0:
+            raise ValueError("DataLoader: the set is empty; pass at least one item.")
         self.epoch += 1
         self.sampler.epoch = epoch = self.epoch
         for step, batch in enumerate(self.loader):
@@ -248,7 +248,7 @@ class PlainLoader:
     def __repr__(self) -> str:
         return f"PlainLoader({self.loader!r}, {self.device})"
 
-# %% ../../nbs/api/09_load.ipynb #58a38c34
+# %% ../../nbs/api/09_load.ipynb #a0ee3fad
 class DataLoaders:
     "A training and a validation loader, and what a Learner needs to know of their data."
 
@@ -280,6 +280,9 @@ class DataLoaders:
         seed: int | None = None,  # of order, crops and augmentation; None draws one
     ) -> "DataLoaders":
         "Loaders of two sets: the training one shuffled, without a last batch that is not full."
+        for name, ds in (("training", train), ("validation", valid)):
+            if len(ds) == 0:
+                raise ValueError(f"DataLoaders: the {name} set is empty; pass at least one item.")
         seed = int(torch.randint(2**31, (1,))) if seed is None else seed
         train_dl = DataLoader(train, bs=bs, shuffle=True, drop_last=True, num_workers=num_workers, device=device,
                               batch_tfms=batch_tfms, seed=seed)
