@@ -18,6 +18,7 @@ INDEX = $(wildcard nbs/index.ipynb)
 LESSON ?= $(firstword $(LESSONS))
 TESTS ?= tests
 PYTEST_FLAGS ?=
+LAB_FLAGS ?=
 
 .PHONY: help venv lesson lab test export notebooks run-all gpu readme lint wheel clean
 
@@ -34,8 +35,8 @@ $(STAMP): settings.ini setup.py
 		echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); coursekit needs Python 3.10 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) -V)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing coursekit and what the course needs into $(VENV) (some minutes and about 5 GB the first time)"
-	@start=$$SECONDS; $(BIN)/python -m pip install -qq --disable-pip-version-check -e ".[dev]"; \
-		echo "installed in $$((SECONDS - start)) s"
+	@(while sleep 60 >/dev/null 2>&1 </dev/null; do echo "  still at it, $$((SECONDS / 60)) min"; done) & tick=$$!; trap "kill $$tick" EXIT; \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -e ".[dev]"; echo "installed in $$SECONDS s"
 	@touch $@
 
 lesson: $(STAMP)  ## run lesson 1 from top to bottom and print its numbers (LESSON=... for another)
@@ -43,7 +44,7 @@ lesson: $(STAMP)  ## run lesson 1 from top to bottom and print its numbers (LESS
 	@$(BIN)/python tools/notebooks.py run --out $(RUN) $(LESSON)
 
 lab: $(STAMP)  ## JupyterLab, open at lesson 1
-	@$(BIN)/jupyter lab $(LESSON)
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS) $(LESSON)
 
 test: $(STAMP)  ## every test: notebooks, browser, wheel and all (TESTS=tests/test_x.py for some)
 	@$(BIN)/python -m pytest $(TESTS) $(PYTEST_FLAGS)
