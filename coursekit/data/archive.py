@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Member', 'ArchiveError', 'Limits', 'progress', 'extract_archive']
 
-# %% ../../nbs/api/07a_archive.ipynb #19a79aca
+# %% ../../nbs/api/07a_archive.ipynb #2b0849c6
+import errno
 import os
 import re
 import shutil
@@ -214,7 +215,7 @@ def _inner(folder: Path) -> Path:
     tops = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX"]
     return tops[0] if len(tops) == 1 and tops[0].is_dir() else folder
 
-# %% ../../nbs/api/07a_archive.ipynb #9a6c4825
+# %% ../../nbs/api/07a_archive.ipynb #76c4fb22
 def extract_archive(
     archive: str | os.PathLike,  # .tgz, .tar.gz, .tar.bz2, .tar.xz, .tar or .zip; told apart by content
     dest: str | os.PathLike,  # the folder to make; it must not exist, and appears when it is complete
@@ -227,13 +228,17 @@ def extract_archive(
     if os.path.lexists(dest):
         raise FileExistsError(f"extract_archive: dest={show_path(dest)} exists; pass a folder that does not.")
     dest.parent.mkdir(parents=True, exist_ok=True)
-    tmp = dest.parent / f".{dest.name}.{uuid.uuid4().hex[:8]}.tmp"
+    tmp = dest.parent / f".{dest.name.lstrip('.')}.{uuid.uuid4().hex[:8]}.tmp"
     tmp.mkdir()
     try:
         _unpack(archive, tmp, limits)
         os.rename(_inner(tmp) if strip_top else tmp, dest)
     except Exception as e:  # a damaged archive raises a dozen kinds of error in the readers of the standard library
-        if isinstance(e, OSError) and e.errno is not None or isinstance(e, (AttributeError, NameError, MemoryError)):
+        blameless = isinstance(e, OSError) and e.errno not in (
+            None,
+            errno.EINVAL,
+        )  # EINVAL: told to seek before the start
+        if blameless or isinstance(e, (AttributeError, NameError, MemoryError)):
             raise  # not the archive's fault: disk full, no permission, a mistake in here
         what = e if isinstance(e, ArchiveError) else f"it is damaged or no archive ({e or type(e).__name__})"
         raise ArchiveError(f"{show_path(archive)} was not unpacked: {what}.") from e

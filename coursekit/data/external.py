@@ -76,7 +76,7 @@ class URLs:
     TINY_IMAGENET_32 = "mirror:tiny-imagenet-32.tgz"
     WIKITEXT_SAMPLE = "mirror:wikitext-2-sample.tgz"
 
-# %% ../../nbs/api/07_external.ipynb #9fc8dbfa
+# %% ../../nbs/api/07_external.ipynb #048fd166
 _head_bytes = 1 << 20  # how much of a file fastai's published md5 is of
 _published = {  # size in bytes, md5 of the first megabyte: fastai's table of download checks
     "imageclas/oxford-iiit-pet.tgz": (811706944, "e4db5c768afd933bb91f5f594d7417a4"),
@@ -159,7 +159,8 @@ class Check:
             return f"it has {'' if final else 'more than '}{seen.size if final else self.size:,} bytes instead of {self.size:,}"
         wanted = [("md5 of the first megabyte", self.head_md5, seen._head)] if final or seen.size >= _head_bytes else []
         if final:
-            wanted += [("md5", self.md5, seen._md5), ("sha256", self.sha256 or self.sha256_prefix, seen._sha256)]
+            wanted += [("md5", self.md5, seen._md5), ("sha256", self.sha256_prefix, seen._sha256)]
+            wanted += [("sha256", self.sha256, seen._sha256)]
         for name, want, have in wanted:
             if want and not have.hexdigest().startswith(want.lower()):
                 return f"its {name} is {have.hexdigest()[:16]}... instead of {want[:16]}...{self.why}"
@@ -178,7 +179,7 @@ def published_check(url: str) -> Check:  # empty where nothing is published
     size, md5 = _published.get(url.removeprefix(_s3), (None, None))
     return Check(size=size, head_md5=md5)
 
-# %% ../../nbs/api/07_external.ipynb #ac374191
+# %% ../../nbs/api/07_external.ipynb #c88b0ddd
 class _Broken(Exception):
     "A transfer that broke off and is worth another try"
 
@@ -210,9 +211,9 @@ def _open(url: str, headers: dict[str, str], timeout: float):
     try:
         return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
     except urllib.error.HTTPError as e:
-        e.close()
-        if e.code == 416:
+        if e.code == 416:  # nothing is missing, or the file is another one: the caller looks
             return e
+        e.close()
         kind = _Broken if e.code in (408, 425, 429) or e.code >= 500 else DownloadError
         raise kind(f"the server answered {e.code} {e.reason}") from e
     except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
@@ -386,10 +387,10 @@ def download_url(
             _download(url, dest, check, timeout, retries, pause)
     return dest
 
-# %% ../../nbs/api/07_external.ipynb #6e039905
+# %% ../../nbs/api/07_external.ipynb #9e5fb04e
 def _write_json(path: Path, **values) -> None:
     "Write a record in one step"
-    tmp = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    tmp = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex[:8]}.tmp")
     tmp.write_text(json.dumps(values, indent=1) + "\n")
     os.replace(tmp, path)
 
@@ -528,7 +529,7 @@ def fetch_file(
     check = Check(size=size, md5=md5, sha256=sha256, sha256_prefix=sha256_prefix)
     return _obtain(url, coursekit_home() / subdir, mirrored=check, public=check)[0]
 
-# %% ../../nbs/api/07_external.ipynb #8027eafa
+# %% ../../nbs/api/07_external.ipynb #777dad9d
 def _data_name(url: str) -> str:
     "The name of the folder that an archive becomes"
     name = _file_name(url)
@@ -543,8 +544,8 @@ def _data_name(url: str) -> str:
 def _clean(folder: Path, name: str) -> None:
     "Remove what killed processes left behind; the caller holds the lock"
     for p in folder.iterdir():
-        if re.fullmatch(rf"\.{re.escape(name)}\.(new|old|(new\.)?[0-9a-f]{{8}}\.tmp)", p.name) and p.is_dir():
-            shutil.rmtree(p)
+        if re.fullmatch(rf"\.{re.escape(name)}\.(new|old|((new|json)\.)?[0-9a-f]{{8}}\.tmp)", p.name):
+            shutil.rmtree(p) if p.is_dir() else p.unlink()
 
 
 def _usable(url: str, dest: Path, note: Path) -> bool:
@@ -589,7 +590,7 @@ def untar_data(
         _clean(dest.parent, name)
     return dest
 
-# %% ../../nbs/api/07_external.ipynb #fad57131
+# %% ../../nbs/api/07_external.ipynb #cb2410bc
 STAND_INS = {  # archive -> the function that makes its stand-in, called with an empty folder
     "oxford-iiit-pet": "coursekit.samples.pets:make_paper_pets",
 }
@@ -621,7 +622,7 @@ def course_data(
     module, _, function = STAND_INS[name].partition(":")
     maker = importlib.import_module(module)
     dest = coursekit_home() / "samples" / f"{name}-v{getattr(maker, 'VERSION', 1)}"
-    title = getattr(maker, "TITLE", "A stand-in")
+    title = getattr(maker, "TITLE", function.removeprefix("make_").replace("_", " ").title())
     print(
         f"{title}, generated on this machine in place of {name} (COURSEKIT_DATA=full gets the real one): {show_path(dest)}"
     )
