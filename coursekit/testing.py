@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ContractError', 'require', 'same', 'global_rng_untouched', 'all_subclasses', 'rebuilt', 'synthetic_learner',
            'check_schedule', 'check_loss', 'check_metric', 'StopAfter', 'check_callback', 'check_block',
-           'check_item_transform', 'check_batch_transform', 'check_signature']
+           'check_item_transform', 'check_batch_transform', 'check_model_spec', 'check_export', 'check_signature']
 
-# %% ../nbs/api/31_testing.ipynb #9fe32404
+# %% ../nbs/api/31_testing.ipynb #8d71961e
 import contextlib
 import copy
 import dataclasses
@@ -18,6 +18,7 @@ import math
 import pkgutil
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,13 @@ from .callback import Callback, CancelFitException
 from .data.block import BatchTransform, Block, ItemTransform
 from .data.load import DataLoaders
 from .exercises import shown
-from .export import from_spec, to_spec
-from .learner import Learner
+from .export import ModelSpec, from_spec, to_spec
+from .learner import Learner, load_learner
 from .losses import Loss, MSELossFlat
 from .metrics import Metric
 from .schedule import Schedule
 
-# %% ../nbs/api/31_testing.ipynb #881f9ecd
+# %% ../nbs/api/31_testing.ipynb #9cf10d85
 class ContractError(AssertionError):
     "A promise that every subject of its kind makes is not kept."
 
@@ -43,6 +44,7 @@ def require(
     kept: Any,  # true when the promise is kept
     subject: Any,  # what is being checked
     promise: str,  # what it should do
+    *,
     seen: Any = None,  # what it did instead; None leaves this out
 ) -> None:
     "Raise a `ContractError` that names subject and promise unless it is kept."
@@ -88,7 +90,7 @@ def global_rng_untouched(
     for name, x, y in zip(("random", "numpy.random", "torch"), before, states()):
         require(same(x, y), subject, f"leaves the global generator of {name} alone")
 
-# %% ../nbs/api/31_testing.ipynb #781413c0
+# %% ../nbs/api/31_testing.ipynb #041dbeea
 def all_subclasses(
     base: type,  # e.g. Callback
     *,
@@ -97,7 +99,8 @@ def all_subclasses(
     "Every subclass of a class, at any depth, that a package defines."
     root = importlib.import_module(package)
     for module in pkgutil.walk_packages(root.__path__, f"{package}."):
-        importlib.import_module(module.name)
+        if not module.name.endswith((".all", "._modidx")):  # these define nothing
+            importlib.import_module(module.name)
     found, todo = set(), [base]
     while todo:
         kids = set(todo.pop().__subclasses__()) - found
@@ -152,7 +155,7 @@ def synthetic_learner(
     learn.progress = False
     return learn
 
-# %% ../nbs/api/31_testing.ipynb #deeac3d0
+# %% ../nbs/api/31_testing.ipynb #452bf78c
 def check_schedule(
     schedule: Schedule,  # to be checked
     *,
@@ -164,22 +167,21 @@ def check_schedule(
     grid = [i / 400 for i in range(401)]
     values = [schedule(p) for p in grid]
     require(isinstance(schedule, Schedule), schedule, "is called with progress, a `Schedule`")
-    require(all(isinstance(v, float) for v in values), schedule, "gives a float", values[0])
+    require(all(isinstance(v, float) for v in values), schedule, "gives a float", seen=values[0])
     require(all(map(math.isfinite, values)), schedule, "is finite from 0 to 1")
-    require(
-        [schedule(p) for p in reversed(grid)] == values[::-1], schedule, "is pure: the order of calls does not matter"
-    )
+    require([schedule(p) for p in reversed(grid)] == values[::-1], schedule,
+            "is pure: the order of calls does not matter")
     for name, expected, got in (("start", start, values[0]), ("peak", peak, max(values)), ("end", end, values[-1])):
-        require(expected is None or math.isclose(got, expected, rel_tol=1e-9), schedule, f"has {name} {expected}", got)
+        require(expected is None or math.isclose(got, expected, rel_tol=1e-9), schedule, f"has {name} {expected}", seen=got)
     for bad in (-0.01, 1.01, math.nan):
         try:
             schedule(bad)
         except ValueError as e:
-            require("pct" in str(e), schedule, "names pct where progress is refused", str(e))
+            require("pct" in str(e), schedule, "names pct where progress is refused", seen=str(e))
         else:
             raise ContractError(f"{shown(schedule)}: refuses progress {bad}.")
 
-# %% ../nbs/api/31_testing.ipynb #b7c4c8f4
+# %% ../nbs/api/31_testing.ipynb #c28acc41
 def check_loss(
     loss: Loss,  # to be checked, without class weights
     preds: Tensor,  # (N, ...) raw outputs, N even
@@ -192,29 +194,17 @@ def check_loss(
     x = preds.clone().requires_grad_()
     with global_rng_untouched(loss):
         value = loss(x, targs)
-        require(value.ndim == 0 and value.isfinite(), loss, "gives a finite scalar", value)
+        require(value.ndim == 0 and value.isfinite(), loss, "gives a finite scalar", seen=value)
         value.backward()
-        require(
-            x.grad is not None and x.grad.isfinite().all() and x.grad.any(),
-            loss,
-            "has a finite slope at its input",
-            x.grad,
-        )
+        require(x.grad is not None and x.grad.isfinite().all() and x.grad.any(), loss,
+                "has a finite slope at its input", seen=x.grad)
         items, activated, decoded = loss.per_item(preds, targs), loss.activation(preds), loss.decode(preds)
-    require(items.shape == preds.shape[:1], loss, "gives one loss an item", items.shape)
-    require(
-        torch.allclose(items.mean(), value, rtol=1e-4, atol=1e-6),
-        loss,
-        f"is the mean of its items, {items.mean()}",
-        value,
-    )
-    require(activated.shape == preds.shape, loss, "activates without changing the shape", activated.shape)
-    require(
-        len(decoded) == len(preds) and decoded.numel() == targs.numel(),
-        loss,
-        "decodes to answers like the targets",
-        decoded.shape,
-    )
+    require(items.shape == preds.shape[:1], loss, "gives one loss an item", seen=items.shape)
+    require(torch.allclose(items.mean(), value, rtol=1e-4, atol=1e-6), loss,
+            f"is the mean of its items, {items.mean()}", seen=value)
+    require(activated.shape == preds.shape, loss, "activates without changing the shape", seen=activated.shape)
+    require(len(decoded) == len(preds) and decoded.numel() == targs.numel(), loss,
+            "decodes to answers like the targets", seen=decoded.shape)
     require(same((preds, targs), kept), loss, "leaves predictions and targets alone")
     require(wrapped or loss(preds.bfloat16(), targs).dtype == torch.float32, loss, "is computed in float32")
     _check_loss_rebuilt(loss, preds, targs, wrapped)
@@ -228,9 +218,8 @@ def _check_loss_rebuilt(loss: Loss, preds: Tensor, targs: Tensor, wrapped: bool)
     for name in ("activation", "decode"):
         promise = f"rebuilt from its options has the same {name}"
         require(same(getattr(again, name)(preds), getattr(loss, name)(preds)), loss, promise)
-    require(
-        wrapped or same(again(preds, targs), loss(preds, targs)), loss, "rebuilt from its options gives the same loss"
-    )
+    require(wrapped or same(again(preds, targs), loss(preds, targs)), loss,
+            "rebuilt from its options gives the same loss")
 
 
 def _check_loss_refuses(loss: Loss, preds: Tensor, targs: Tensor) -> None:
@@ -238,16 +227,12 @@ def _check_loss_refuses(loss: Loss, preds: Tensor, targs: Tensor) -> None:
     try:
         loss(preds, targs[:-1])
     except ValueError as e:
-        require(
-            type(loss).__name__ in str(e) and str(len(targs) - 1) in str(e),
-            loss,
-            "names itself and the shapes in errors",
-            str(e),
-        )
+        require(type(loss).__name__ in str(e) and str(len(targs) - 1) in str(e), loss,
+                "names itself and the shapes in errors", seen=str(e))
     else:
         raise ContractError(f"{shown(loss)}: refuses targets that are fewer than the predictions.")
 
-# %% ../nbs/api/31_testing.ipynb #e9ab942e
+# %% ../nbs/api/31_testing.ipynb #a51bcfc0
 def check_metric(
     make: Callable[[], Metric],  # gives a fresh metric
     preds: Tensor,  # (N, ...) raw outputs, N at least 6
@@ -263,14 +248,14 @@ def check_metric(
             metric.update(preds[cut], targs[cut])
         return metric.compute()
 
-    require(isinstance(metric.higher_is_better, bool), metric, "says whether higher is better", metric.higher_is_better)
-    require(isinstance(metric.name, str) and metric.name, metric, "has a name", metric.name)
-    require(math.isnan(metric.compute()), metric, "is nan before the first batch", metric.compute())
+    require(isinstance(metric.higher_is_better, bool), metric, "says whether higher is better", seen=metric.higher_is_better)
+    require(isinstance(metric.name, str) and metric.name, metric, "has a name", seen=metric.name)
+    require(math.isnan(metric.compute()), metric, "is nan before the first batch", seen=metric.compute())
     n = len(preds)
     with global_rng_untouched(metric):
         whole = over(slice(n))
-        require(type(whole) is float and math.isfinite(whole), metric, "computes a finite float", whole)
-        require(metric.compute() == whole, metric, "computes the same when asked twice", metric.compute())
+        require(type(whole) is float and math.isfinite(whole), metric, "computes a finite float", seen=whole)
+        require(metric.compute() == whole, metric, "computes the same when asked twice", seen=metric.compute())
         splits = {
             "two halves": (slice(n // 2), slice(n // 2, n)),
             "uneven batches": (slice(1), slice(1, n - 2), slice(n - 2, n)),
@@ -279,23 +264,18 @@ def check_metric(
         }
         for name, cuts in splits.items():
             got = over(*cuts)
-            require(
-                math.isclose(got, whole, rel_tol=1e-6, abs_tol=1e-9), metric, f"gives {whole} for {name} as well", got
-            )
+            require(math.isclose(got, whole, rel_tol=1e-6, abs_tol=1e-9), metric, f"gives {whole} for {name} as well",
+                    seen=got)
     metric.reset()
-    require(math.isnan(metric.compute()), metric, "is fresh after reset", metric.compute())
+    require(math.isnan(metric.compute()), metric, "is fresh after reset", seen=metric.compute())
     require(same((preds, targs), kept), metric, "leaves predictions and targets alone")
     metric.update(preds.clone().requires_grad_(), targs)
     held = [v for v in vars(metric).values() if isinstance(v, Tensor)]
     require(not any(v.requires_grad for v in held), metric, "keeps no graph of the model alive")
-    require(
-        type(metric).__name__ in repr(metric) or metric.name in repr(metric),
-        metric,
-        "says what it is in its repr",
-        repr(metric),
-    )
+    require(type(metric).__name__ in repr(metric) or metric.name in repr(metric), metric,
+            "says what it is in its repr", seen=repr(metric))
 
-# %% ../nbs/api/31_testing.ipynb #8203dd4d
+# %% ../nbs/api/31_testing.ipynb #f35a46c1
 class StopAfter(Callback):
     "Ends the fit when so many training batches are done; for tests of what a cancelled fit leaves behind."
 
@@ -319,14 +299,13 @@ def check_callback(
     "Survives a fit, a second one and a cancelled one; keeps the weights finite; a misspelt hook is refused."
     cb = make()
     require(isinstance(cb, Callback), cb, "is a Callback")
-    require(isinstance(cb.order, (int, float)), cb, "has a number as its order", cb.order)
-    require(type(cb).__name__ in repr(cb), cb, "says what it is in its repr", repr(cb))
+    require(isinstance(cb.order, (int, float)), cb, "has a number as its order", seen=cb.order)
+    require(type(cb).__name__ in repr(cb), cb, "says what it is in its repr", seen=repr(cb))
     try:
         type("Misspelt", (type(cb),), {"befor_batch": None, "before_bacth": lambda self, learn: None})
     except TypeError as e:
-        require(
-            "before_bacth" in str(e) and "before_batch" in str(e), cb, "names a misspelt hook and the nearest", str(e)
-        )
+        require("before_bacth" in str(e) and "before_batch" in str(e), cb, "names a misspelt hook and the nearest",
+                seen=str(e))
     else:
         raise ContractError(f"{shown(cb)}: refuses a hook of an unknown name.")
     learn = learner() if learner else synthetic_learner(n_train=2, n_valid=1)
@@ -338,7 +317,7 @@ def check_callback(
     require(not learn.model.training, cb, "leaves the model in evaluation mode")
     require(cb not in learn.cbs, cb, "passed to a fit serves that fit only")
 
-# %% ../nbs/api/31_testing.ipynb #e2079926
+# %% ../nbs/api/31_testing.ipynb #51a13a0a
 def check_block(
     make: Callable[[], Block],  # gives a fresh block, not set up
     values: Sequence,  # of training items, at least 2, as a getter gives them
@@ -353,34 +332,22 @@ def check_block(
         fields = copy.deepcopy(vars(block))
         encoded = [block.encode(v) for v in values]
         batch = block.collate(encoded)
-        require(
-            isinstance(batch, Tensor) and len(batch) == len(values),
-            block,
-            f"stacks {len(values)} samples to one tensor",
-            batch,
-        )
+        require(isinstance(batch, Tensor) and len(batch) == len(values), block,
+                f"stacks {len(values)} samples to one tensor", seen=batch)
         decoded = [block.decode(row) for row in batch]
-    require(isinstance(block.kind, str) and block.kind, block, "has a kind", block.kind)
+    require(isinstance(block.kind, str) and block.kind, block, "has a kind", seen=block.kind)
     again = block.collate([block.encode(v) for v in values])
     require(same(batch, again), block, "encodes the same value the same way twice")
     if block.n_out is not None:
-        require(
-            isinstance(block.loss, Loss) and block.n_out > 0,
-            block,
-            "as a target has a loss and a positive n_out",
-            block.n_out,
-        )
+        require(isinstance(block.loss, Loss) and block.n_out > 0, block, "as a target has a loss and a positive n_out",
+                seen=block.n_out)
         back = block.collate([block.encode(v) for v in decoded])
-        require(same(back, batch, tol=1e-6), block, "encodes a decoded value to what it was", back)
-    require(
-        all(same(v, vars(block)[k]) for k, v in fields.items() if isinstance(v, (str, int, float, list))),
-        block,
-        "learns from setup alone, not from what it encodes later",
-    )
+        require(same(back, batch, tol=1e-6), block, "encodes a decoded value to what it was", seen=back)
+    require(all(same(v, vars(block)[k]) for k, v in fields.items() if isinstance(v, (str, int, float, list))), block,
+            "learns from setup alone, not from what it encodes later")
     twin = rebuilt(block)
-    require(
-        same(twin.collate([twin.encode(v) for v in values]), batch), block, "rebuilt from its fields encodes the same"
-    )
+    require(same(twin.collate([twin.encode(v) for v in values]), batch), block,
+            "rebuilt from its fields encodes the same")
     if ax is not None:
         block.show(decoded[0], ax)
     if unknown is not None:
@@ -394,11 +361,11 @@ def _check_block_refuses(block: Block, unknown: Any) -> None:
         block.encode(unknown)
     except ValueError as e:
         name = unknown if isinstance(unknown, str) else repr(unknown[0] if isinstance(unknown, list) else unknown)
-        require(str(name).strip("'") in str(e), block, "names the value it cannot encode", str(e))
+        require(str(name).strip("'") in str(e), block, "names the value it cannot encode", seen=str(e))
     else:
         raise ContractError(f"{shown(block)}: refuses {unknown!r}, which it cannot encode.")
 
-# %% ../nbs/api/31_testing.ipynb #a801166f
+# %% ../nbs/api/31_testing.ipynb #5237e191
 def check_item_transform(
     transform: ItemTransform,  # to be checked
     values: list,  # the parts of one sample, inputs first
@@ -415,28 +382,23 @@ def check_item_transform(
         require(same(passed, kept), t, "leaves the values passed in alone")
         return out
 
-    require(isinstance(transform.order, (int, float)), transform, "has a number as its order", transform.order)
+    require(isinstance(transform.order, (int, float)), transform, "has a number as its order", seen=transform.order)
     with global_rng_untouched(transform):
         for train in (True, False):
             for seed in range(seeds):
                 out = run(transform, seed, train)
-                require(
-                    isinstance(out, list) and len(out) == len(values), transform, "gives as many parts as it got", out
-                )
-                require(
-                    same(out, run(transform, seed, train)), transform, f"is the same for the same draw (train={train})"
-                )
-                require(
-                    same(out, run(twin, seed, train)),
-                    transform,
-                    f"rebuilt from its fields does the same (train={train})",
-                )
+                require(isinstance(out, list) and len(out) == len(values), transform, "gives as many parts as it got",
+                        seen=out)
+                require(same(out, run(transform, seed, train)), transform,
+                        f"is the same for the same draw (train={train})")
+                require(same(out, run(twin, seed, train)), transform,
+                        f"rebuilt from its fields does the same (train={train})")
                 for kind, before, after in zip(kinds, values, out):
                     known = kind in ("image", "mask", "points")
-                    require(known or same(before, after), transform, f"leaves a part of kind {kind!r} alone", after)
+                    require(known or same(before, after), transform, f"leaves a part of kind {kind!r} alone", seen=after)
         require(same(run(transform, 0, False), run(transform, 1, False)), transform, "draws nothing outside training")
 
-# %% ../nbs/api/31_testing.ipynb #fdbde6bd
+# %% ../nbs/api/31_testing.ipynb #e472181e
 def check_batch_transform(
     transform: BatchTransform,  # to be checked
     tensors: list[Tensor],  # the parts of a batch, samples in dimension 0
@@ -453,44 +415,82 @@ def check_batch_transform(
         require(same(passed, tensors), t, "leaves the tensors passed in alone")
         return out
 
-    require(isinstance(transform.order, (int, float)), transform, "has a number as its order", transform.order)
+    require(isinstance(transform.order, (int, float)), transform, "has a number as its order", seen=transform.order)
     with global_rng_untouched(transform):
         for train in (True, False):
             for seed in range(seeds):
                 out = run(transform, seed, train)
-                require(
-                    isinstance(out, list) and len(out) == len(tensors), transform, "gives as many parts as it got", out
-                )
+                require(isinstance(out, list) and len(out) == len(tensors), transform, "gives as many parts as it got",
+                        seen=out)
                 require([len(x) for x in out] == [len(x) for x in tensors], transform, "keeps the number of samples")
                 require(all(x.isfinite().all() for x in out), transform, "gives finite numbers")
-                require(
-                    same(out, run(transform, seed, train)), transform, f"is the same for the same draw (train={train})"
-                )
-                require(
-                    same(out, run(twin, seed, train)),
-                    transform,
-                    f"rebuilt from its fields does the same (train={train})",
-                )
+                require(same(out, run(transform, seed, train)), transform,
+                        f"is the same for the same draw (train={train})")
+                require(same(out, run(twin, seed, train)), transform,
+                        f"rebuilt from its fields does the same (train={train})")
                 shown_parts = transform.decode(list(out), list(kinds))
-                require(
-                    [x.shape for x in shown_parts] == [x.shape for x in out],
-                    transform,
-                    "decodes without changing shapes",
-                )
+                require([x.shape for x in shown_parts] == [x.shape for x in out], transform,
+                        "decodes without changing shapes")
         require(same(run(transform, 0, False), run(transform, 1, False)), transform, "draws nothing outside training")
 
-# %% ../nbs/api/31_testing.ipynb #ffc505ac
+# %% ../nbs/api/31_testing.ipynb #c1e428c4
+def check_model_spec(
+    spec: ModelSpec,  # to be checked
+    x: Tensor,  # a batch of inputs
+) -> nn.Module:  # built, in evaluation mode
+    "Builds a network for a batch, the same layers each time, and is rebuilt from its fields."
+    torch_state = torch.get_rng_state()
+    model, twin = spec.build().eval(), rebuilt(spec).build().eval()
+    torch.set_rng_state(torch_state)  # a recipe may draw the start of the weights
+    shapes, again = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, twin))
+    require(shapes == again, spec, "builds the same layers when rebuilt from its fields")
+    twin.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        out, repeated = model(x), twin(x)
+    require(len(out) == len(x) and out.isfinite().all(), spec, "gives a finite output for every input", seen=out.shape)
+    require(same(out, repeated, tol=1e-5), spec, "with the same weights gives the same output")
+    return model
+
+
+def check_export(
+    learn: Learner,  # made by the package from a DataBlock, trained or not
+    items: Sequence,  # new items, as its get_items gives them
+    path: Path,  # file to write
+) -> Learner:  # loaded from the file
+    "An exported file holds no pickle, and loaded it predicts what the learner predicts."
+    with learn.no_bar(), global_rng_untouched(learn):
+        file = learn.export(path)
+        wanted = learn.get_preds(learn.dls.test_dl(items)).preds
+    content = file.read_bytes()
+    require(content[:2] not in (b"PK", b"\x80\x02", b"\x80\x04") and b"pickle" not in content, learn,
+            "exports no pickle")
+    loaded = load_learner(file, device="cpu")
+    with loaded.no_bar():
+        got = loaded.get_preds(loaded.dls.test_dl(items)).preds
+        one = loaded.predict(items[0])
+    require(torch.allclose(got, wanted, atol=1e-5), learn, "predicts the same after export and loading",
+            seen=(got - wanted).abs().max())
+    require(same(loaded.dls.vocab, learn.dls.vocab), learn, "keeps its classes", seen=loaded.dls.vocab)
+    require(torch.allclose(one.probabilities, wanted[0], atol=1e-5), learn, "predicts one item as among others", seen=one)
+    return loaded
+
+# %% ../nbs/api/31_testing.ipynb #5b2464cb
 def check_signature(
     subject: Callable,  # a public function or class
 ) -> None:
-    "No `**kwargs`, and whatever follows the third argument is passed by name."
-    try:
-        parameters = [p for p in inspect.signature(subject).parameters.values() if p.name not in ("self", "cls")]
-    except (TypeError, ValueError):  # written in C
-        return
+    "No `**kwargs`, and whatever follows the third argument is passed by name, but for a dataclass's fields."
+    package = subject.__module__.split(".")[0]
+    if isinstance(subject, type):
+        owner = next(c for c in subject.__mro__ if "__init__" in vars(c))
+        if vars(owner)["__init__"].__qualname__ != f"{owner.__name__}.__init__" and not dataclasses.is_dataclass(owner):
+            return  # a protocol
+        if owner.__module__.split(".")[0] != package:
+            return  # inherited from torch or Python, which refuse what they do not know
+    parameters = [p for p in inspect.signature(subject).parameters.values() if p.name not in ("self", "cls")]
     name = f"{subject.__module__}.{subject.__qualname__}"
     swallowed = [p.name for p in parameters if p.kind is p.VAR_KEYWORD]
-    require(not swallowed, name, "refuses an unknown argument", swallowed)
-    by_place = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
-    placed = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    require(len(placed) <= 3 or not by_place, name, "has at most three arguments by place, the rest by name", placed)
+    require(not swallowed, name, "refuses an unknown argument", seen=swallowed)
+    by_place = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    optional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty]
+    require(len(by_place) <= 3 or not optional or dataclasses.is_dataclass(subject), name,
+            "has at most three arguments by place, the rest by name", seen=by_place)

@@ -1,0 +1,386 @@
+"""Every subject that the package defines keeps the promises of its kind; subjects are found, so none is left out.
+
+A class that can be made without arguments is picked up by itself. One that needs arguments is made in a table below,
+and the test that asks for it fails until it is there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import module_name, modules
+from PIL import Image, ImageDraw
+from torch import nn
+
+import coursekit.metrics
+import coursekit.schedule
+from coursekit import losses
+from coursekit.callback import EVENTS, Callback
+from coursekit.data.block import BatchTransform, Block, CategoryBlock, DataBlock, ItemTransform
+from coursekit.data.items import IndexSplitter
+from coursekit.export import ModelSpec
+from coursekit.losses import Loss, as_loss
+from coursekit.metrics import AverageMetric, Metric
+from coursekit.schedule import SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds
+from coursekit.testing import (
+    StopAfter,
+    all_subclasses,
+    check_batch_transform,
+    check_block,
+    check_callback,
+    check_export,
+    check_item_transform,
+    check_loss,
+    check_metric,
+    check_model_spec,
+    check_schedule,
+    check_signature,
+    synthetic_learner,
+)
+
+RNG = torch.Generator().manual_seed(3)
+NAMES = [module_name(p) for p in modules() if p.stem not in ("__init__", "all")]
+MODULES = [importlib.import_module(f"coursekit.{name}") for name in NAMES]
+
+
+def made(base: type, table: dict[str, list[Callable]], abstract: tuple[str, ...] = ()) -> list:
+    """A (name, maker) pair for each subject: from the table, or the class itself where it needs no arguments."""
+    found = {c.__name__: c for c in all_subclasses(base)}
+    unknown = (set(table) | set(abstract)) - set(found)
+    assert found and not unknown, f"{base.__name__}: {unknown} of the table are no subclasses"
+    pairs = [(name, make) for name, cls in found.items() if name not in abstract for make in table.get(name, [cls])]
+    return [pytest.param(name, make, id=f"{name}-{i}") for i, (name, make) in enumerate(pairs)]
+
+
+def make_or_explain(name: str, make: Callable):
+    try:
+        return make()
+    except TypeError as e:
+        pytest.fail(f"{name} cannot be made without arguments: add it to this file's table of its kind ({e})")
+
+
+# ---------------------------------------------------------------- schedules
+SCHEDULES = {
+    "SchedNo": (SchedNo(1.5), (1.5, 1.5, 1.5)),
+    "SchedLin": (SchedLin(2.0, 1.0), (2.0, 2.0, 1.0)),
+    "SchedCos": (SchedCos(0.0, 1.0), (0.0, 1.0, 1.0)),
+    "SchedExp": (SchedExp(1e-7, 10.0), (1e-7, 10.0, 10.0)),
+    "SchedPoly": (SchedPoly(1.0, 0.0, 2.0), (1.0, 1.0, 0.0)),
+    "CombinedSched": (combine_scheds([0.25, 0.75], [SchedLin(0.0, 1.0), SchedCos(1.0, 0.5)]), (0.0, 1.0, 0.5)),
+    "combined_cos": (coursekit.schedule.combined_cos(0.25, 1.0, 2.0, 0.5), (1.0, 2.0, 0.5)),
+    "combine_scheds": (combine_scheds([0.5, 0.5], [SchedNo(1.0), SchedLin(1.0, 0.0)]), (1.0, 1.0, 0.0)),
+    "one_cycle": (coursekit.schedule.one_cycle(1e-3)[0], (4e-5, 1e-3, 1e-8)),
+    "one_cycle-momentum": (coursekit.schedule.one_cycle(1e-3)[1], (0.95, 0.95, 0.95)),
+    "flat_cos": (coursekit.schedule.flat_cos(1.0), (1.0, 1.0, 1e-5)),
+    "sgdr": (coursekit.schedule.sgdr(1.0, 2), (1.0, 1.0, 0.0)),
+}
+
+
+def test_schedules_are_all_there():
+    found = {
+        name
+        for name, thing in vars(coursekit.schedule).items()
+        if getattr(thing, "__module__", "") == "coursekit.schedule" and not name.startswith("_")
+        if (isinstance(thing, type) and "__call__" in vars(thing) and name != "Schedule")
+        or (inspect.isfunction(thing) and "Sched" in str(inspect.signature(thing).return_annotation))
+    }
+    assert len(found) >= 8 and found == {name.split("-")[0] for name in SCHEDULES}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule(name):
+    schedule, (start, peak, end) = SCHEDULES[name]
+    check_schedule(schedule, start=start, peak=peak, end=end)
+
+
+# ---------------------------------------------------------------- losses
+classes = torch.randn(8, 5, generator=RNG), torch.randint(5, (8,), generator=RNG)
+pixels = torch.randn(4, 3, 5, 6, generator=RNG), torch.randint(3, (4, 5, 6), generator=RNG)
+tags = torch.randn(8, 4, generator=RNG), torch.randint(2, (8, 4), generator=RNG).float()
+floats = torch.randn(8, 1, generator=RNG), torch.randn(8, generator=RNG)
+coords = torch.randn(8, 6, generator=RNG), torch.randn(8, 3, 2, generator=RNG)
+LOSSES = {
+    "CrossEntropyLossFlat": [
+        (losses.CrossEntropyLossFlat(), *classes),
+        (losses.CrossEntropyLossFlat(axis=1, label_smoothing=0.1), *pixels),
+    ],
+    "LabelSmoothingCrossEntropy": [(losses.LabelSmoothingCrossEntropy(0.2), *classes)],
+    "FocalLoss": [(losses.FocalLoss(1.5), *classes), (losses.FocalLoss(axis=1), *pixels)],
+    "DiceLoss": [(losses.DiceLoss(), *pixels)],
+    "BCEWithLogitsLossFlat": [(losses.BCEWithLogitsLossFlat(0.3), *tags)],
+    "MSELossFlat": [(losses.MSELossFlat(), *floats), (losses.MSELossFlat(), *coords)],
+    "L1LossFlat": [(losses.L1LossFlat(), *floats), (losses.L1LossFlat(), *coords)],
+    "WrappedLoss": [
+        (as_loss(lambda p, t: (p - t.view_as(p)).abs().mean()), *floats),
+        (as_loss(nn.HuberLoss()), floats[0], floats[1][:, None]),
+        (as_loss(nn.BCEWithLogitsLoss(weight=torch.ones(4))), *tags),
+    ],
+}  # fmt: skip
+LOSS_CASES = [pytest.param(*case, id=f"{name}-{i}") for name, cases in LOSSES.items() for i, case in enumerate(cases)]
+
+
+def test_losses_are_all_there():
+    assert set(LOSSES) == {c.__name__ for c in all_subclasses(Loss)}
+
+
+@pytest.mark.parametrize(("loss", "preds", "targs"), LOSS_CASES)
+def test_loss(loss, preds, targs):
+    check_loss(loss, preds, targs, wrapped=type(loss).__name__ == "WrappedLoss")
+
+
+@pytest.mark.parametrize("f", [nn.CrossEntropyLoss(), F.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)])
+def test_wrapped_class_losses(f):
+    check_loss(as_loss(f), *classes)
+
+
+# ---------------------------------------------------------------- metrics
+yes_no = torch.randn(12, 2, generator=RNG), torch.tensor([0, 1] * 6)
+masks = torch.randn(6, 2, 4, 4, generator=RNG), torch.randint(2, (6, 4, 4), generator=RNG)
+twelve = torch.randn(12, 5, generator=RNG), torch.tensor([0, 1, 2, 3, 4] * 2 + [0, 1])
+multi = torch.randn(12, 4, generator=RNG), torch.randint(2, (12, 4), generator=RNG).float()
+numbers = torch.randn(12, 1, generator=RNG), torch.randn(12, generator=RNG)
+M = coursekit.metrics
+FUNCTIONS = {n: f for n, f in vars(M).items() if inspect.isfunction(f) and hasattr(f, "higher_is_better")}
+DATA = {
+    "accuracy_multi": [multi], "mse": [numbers], "rmse": [numbers], "mae": [numbers],
+    "top_k_accuracy": [twelve], "accuracy": [twelve, yes_no], "error_rate": [twelve],
+    "Dice": [masks], "JaccardCoeff": [masks], "Perplexity": [twelve], "RocAuc": [twelve, multi],
+    "RocAucBinary": [yes_no, (yes_no[0][:, :1], yes_no[1])],
+}  # fmt: skip
+MAKERS = {
+    "FBeta": [lambda: M.FBeta(2.0), lambda: M.FBeta(0.5, average="macro")],
+    **{n: [lambda cls=getattr(M, n), a=a: cls(average=a) for a in ("binary", "macro", "micro", "weighted")]
+       for n in ("Precision", "Recall", "F1Score", "Dice", "JaccardCoeff")},
+    "RocAuc": [M.RocAuc, lambda: M.RocAuc("weighted")],
+    "AverageMetric": [lambda f=f: AverageMetric(f) for f in FUNCTIONS.values()],
+}  # fmt: skip
+METRIC_CASES = made(Metric, MAKERS, abstract=("CountMetric",))
+
+
+def test_metric_functions_are_all_there():
+    assert {"accuracy", "error_rate", "mse", "rmse"} <= set(FUNCTIONS)
+    assert all(isinstance(f.higher_is_better, bool) for f in FUNCTIONS.values())
+
+
+@pytest.mark.parametrize(("name", "make"), METRIC_CASES)
+def test_metric(name, make):
+    metric = make_or_explain(name, make)
+    for preds, targs in DATA.get(metric.name, DATA.get(name, [yes_no])):
+        check_metric(make, preds, targs)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+@pytest.mark.parametrize("cls", [M.Precision, M.Recall, M.F1Score])
+def test_counting_metrics_of_several_classes_and_labels(cls, average):
+    check_metric(lambda: cls(average=average), *twelve)
+    check_metric(lambda: cls(average=average), *multi)
+
+
+# ---------------------------------------------------------------- callbacks
+def lr_finder():
+    from coursekit.learner import LRFinder
+
+    return LRFinder(1, start_lr=1e-4, end_lr=0.1, num_it=3, stop_div=True)
+
+
+CALLBACKS = made(Callback, {"LRFinder": [lr_finder]})
+
+
+@pytest.mark.parametrize(("name", "make"), CALLBACKS)
+def test_callback(name, make, capsys):
+    make_or_explain(name, make)
+    check_callback(make)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_each_event_is_a_method_that_takes_the_learner(event):
+    assert list(inspect.signature(getattr(Callback, event)).parameters) == ["self", "learn"]
+    assert (getattr(Callback, event).__doc__ or "").strip()
+
+
+def test_a_cancelled_fit_leaves_a_learner_that_goes_on():
+    learn = synthetic_learner(n_train=5, n_valid=1)
+    learn.fit(1, cbs=StopAfter(2))
+    assert learn.state.step == 2 and len(learn.recorder.losses) == 2
+    learn.fit_one_cycle(10)
+    assert abs(learn.model.weight.item() - 2) < 0.3
+
+
+# ---------------------------------------------------------------- blocks
+def picture(seed: int = 0, *, size: tuple[int, int] = (40, 32)) -> Image.Image:
+    rng = random.Random(seed)
+    img = Image.new("RGB", size, tuple(rng.randrange(256) for _ in range(3)))
+    draw = ImageDraw.Draw(img)
+    for _ in range(8):
+        x, y, r = rng.randrange(size[0]), rng.randrange(size[1]), rng.randrange(2, 12)
+        draw.ellipse((x - r, y - r, x + r, y + r), tuple(rng.randrange(256) for _ in range(3)))
+    return img
+
+
+def mask(seed: int = 0) -> Image.Image:
+    return picture(seed).convert("L").point(lambda v: v // 86)
+
+
+VALUES = {  # kind -> values of training items, a value that cannot be encoded
+    "category": (["cat", "dog", "cat", "ant"], "bird"),
+    "multicategory": ([["cat"], ["cat", "dog"], [], ["ant"]], ["bird"]),
+    "regression": ([1.5, -2.0, 0.25], "much"),
+    "image": ([picture(0), picture(1)], "no_such_file.jpg"),
+    "mask": ([mask(0), mask(1)], "no_such_file.png"),
+    "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
+}
+BLOCKS = made(Block, {})
+
+
+@pytest.mark.parametrize(("name", "make"), BLOCKS)
+def test_block(name, make):
+    import matplotlib.pyplot as plt
+
+    kind = make_or_explain(name, make).kind
+    assert kind in VALUES, f"add values of kind {kind!r} to VALUES, so that {name} can be checked"
+    values, unknown = VALUES[kind]
+    fig, ax = plt.subplots()
+    try:
+        check_block(make, values, unknown=unknown, ax=ax)
+    finally:
+        plt.close(fig)
+
+
+def test_blocks_are_set_up_on_training_items_only():
+    seen = []
+
+    class Spy(CategoryBlock):
+        def setup(self, values):
+            seen.append(list(values))
+            super().setup(values)
+
+    def build(items):
+        block = DataBlock(
+            blocks=(CategoryBlock, Spy), get_x=lambda i: i[0], get_y=lambda i: i[1], splitter=IndexSplitter([2])
+        )
+        dsets = block.datasets(items)
+        return [dsets.valid[i] for i in range(len(dsets.valid))]
+
+    build([("a", "cat"), ("b", "dog"), ("a", "cat")])
+    assert seen == [["cat", "dog"]]
+    with pytest.raises(ValueError, match="bird"):
+        build([("a", "cat"), ("b", "dog"), ("a", "bird")])
+
+
+# ---------------------------------------------------------------- transforms
+def item_tfms():
+    from coursekit.vision import transforms as T
+
+    return {
+        "Resize": [lambda: T.Resize(16), lambda: T.Resize((12, 20), "pad"), lambda: T.Resize(16, "squish")],
+        "RandomResizedCrop": [lambda: T.RandomResizedCrop(16), lambda: T.RandomResizedCrop((16, 12), min_scale=0.5)],
+    }
+
+
+def batch_tfms():
+    from coursekit.vision import transforms as T
+
+    stats = T.Normalize.from_stats(*T.imagenet_stats)
+    return {
+        "Normalize": [lambda: stats],
+        "Augment": [
+            T.Augment,
+            lambda: T.Augment(size=12, min_scale=0.5),
+            lambda: T.Augment(flip_vert=True, pad_mode="zeros"),
+        ],
+        "AugmentNormalize": [lambda: T.AugmentNormalize(T.Augment(), stats)],
+    }
+
+
+KINDS = ["image", "mask", "points", "category"]
+
+
+@pytest.mark.parametrize(("name", "make"), made(ItemTransform, item_tfms()))
+def test_item_transform(name, make):
+    transform = make_or_explain(name, make)
+    sample = [picture(), mask(), torch.tensor([[3.0, 4.0], [20.0, 10.0]]), torch.tensor(1)]
+    check_item_transform(transform, sample, KINDS)
+    check_item_transform(transform, [picture(size=(17, 33)), torch.tensor(1)], ["image", "category"])
+
+
+@pytest.mark.parametrize(("name", "make"), made(BatchTransform, batch_tfms()))
+def test_batch_transform(name, make):
+    transform = make_or_explain(name, make)
+    images = torch.randint(256, (4, 3, 16, 24), generator=RNG).byte()
+    masks = torch.randint(3, (4, 16, 24), generator=RNG)
+    parts = [images, masks, 10 * torch.rand(4, 2, 2, generator=RNG), torch.arange(4)]
+    check_batch_transform(transform, parts, KINDS)
+    check_batch_transform(transform, [images.float() / 255, torch.arange(4)], ["image", "category"])
+
+
+# ---------------------------------------------------------------- models and exported files
+SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")]})
+
+
+def _vision_model(arch: str) -> ModelSpec:
+    from coursekit.vision.models import VisionModel
+
+    return VisionModel(arch, 3, lin_ftrs=[16])
+
+
+@pytest.mark.parametrize(("name", "make"), SPECS)
+def test_model_spec(name, make):
+    check_model_spec(make_or_explain(name, make), torch.rand(2, 3, 64, 64, generator=RNG))
+
+
+def test_exported_file(tmp_path: Path):
+    from coursekit.learner import Learner
+    from coursekit.vision.data import ImageDataLoaders
+    from coursekit.vision.transforms import Resize, aug_transforms
+
+    files = []
+    for i in range(12):
+        files.append(tmp_path / f"{'cat' if i % 2 else 'dog'}_{i}.png")
+        picture(i).save(files[-1])
+    dls = ImageDataLoaders.from_name_re(
+        tmp_path, files, r"^([a-z]+)_", valid_pct=0.25, seed=1, bs=4, item_tfms=Resize(32), batch_tfms=aug_transforms()
+    )
+    learn = Learner(dls, _vision_model("resnet18").build(), path=tmp_path, precision="fp32", seed=0)
+    learn.progress = False
+    learn.fit(1)
+    loaded = check_export(learn, files[:3], tmp_path / "model.ck")
+    assert list(loaded.dls.vocab) == ["cat", "dog"]
+
+
+# ---------------------------------------------------------------- signatures
+PUBLIC = {
+    f"{m.__name__}.{name}": getattr(m, name)
+    for m in MODULES
+    for name in getattr(m, "__all__", ())
+    if callable(getattr(m, name)) and getattr(getattr(m, name), "__module__", "") == m.__name__
+}
+
+
+EXEMPT = {"coursekit.samples.sprites.oval": "a centre and two radii are as well known by place as x and y"}
+
+
+def test_public_names_are_found():
+    assert len(PUBLIC) > 80 and set(EXEMPT) <= set(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - set(EXEMPT)))
+def test_signature(name):
+    check_signature(PUBLIC[name])
+
+
+def test_nothing_here_depends_on_the_global_generators():
+    before = torch.get_rng_state(), str(np.random.get_state()[1][:5]), random.getstate()  # noqa: NPY002
+    check_metric(M.F1Score, *yes_no)
+    check_callback(StopAfter)
+    after = torch.get_rng_state(), str(np.random.get_state()[1][:5]), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    assert math.isfinite(float(yes_no[0].sum()))
