@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cnn_learner', 'vision_learner', 'check_image_input', 'add_normalize']
 
-# %% ../../nbs/api/24_vlearner.ipynb #1fbc33c4
+# %% ../../nbs/api/24_vlearner.ipynb #153a1038
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from ..layers import init_kaiming
 from ..learner import Learner
 from ..optim import AdamW
 from .models import VisionModel, arch_name, fetch_weights, load_body_weights, vision_groups, weights_entry
-from .transforms import Normalize, imagenet_stats
+from .transforms import AugmentNormalize, Normalize, fuse_tfms, imagenet_stats
 
 # %% ../../nbs/api/24_vlearner.ipynb #31425bb7
 def vision_learner(
@@ -71,7 +71,7 @@ def vision_learner(
 
 cnn_learner = vision_learner  # its name in the first edition of the book
 
-# %% ../../nbs/api/24_vlearner.ipynb #304f02e3
+# %% ../../nbs/api/24_vlearner.ipynb #8b7a7528
 def check_image_input(
     dls: DataLoaders,  # any
 ) -> None:
@@ -88,8 +88,8 @@ def add_normalize(
     weights: str | None,  # which of its weights
 ) -> DataLoaders:  # the same data, normalised by the statistics that the weights were trained with
     "Add `Normalize` where the data have none and are not plain loaders."
-    if not isinstance(dls.train, DataLoader) or any(isinstance(t, Normalize) for t in dls.batch_tfms):
+    if not isinstance(dls.train, DataLoader) or any(isinstance(t, (Normalize, AugmentNormalize)) for t in dls.batch_tfms):
         return dls
     made = weights_entry(arch, weights).transforms()
     mean, std = getattr(made, "mean", imagenet_stats[0]), getattr(made, "std", imagenet_stats[1])
-    return dls.new(batch_tfms=[*dls.batch_tfms, Normalize.from_stats(mean, std)])
+    return dls.new(batch_tfms=fuse_tfms([*dls.batch_tfms, Normalize.from_stats(mean, std)]))

@@ -1,0 +1,49 @@
+"""Everything the vision lessons use, for `from coursekit.vision.all import *`. Written by hand; a test keeps it within its budget."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import models
+from torchvision.models import (alexnet, convnext_tiny, densenet121, densenet161, densenet169, densenet201, efficientnet_b0,
+                                efficientnet_b1, googlenet, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, regnet_y_400mf,
+                                resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, shufflenet_v2_x1_0,
+                                squeezenet1_0, squeezenet1_1, vgg11_bn, vgg16_bn, vgg19_bn, wide_resnet50_2)
+
+from coursekit.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
+                                CancelTrainException, CancelValidateException, ParamScheduler, Recorder, State)
+from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
+from coursekit.data.block import (BatchTransform, Block, CategoryBlock, DataBlock, Dataset, Datasets, ItemTransform,
+                                  MultiCategoryBlock, RegressionBlock)
+from coursekit.data.external import URLs, course_data, data_mode, download_url, untar_data
+from coursekit.data.items import (ColReader, ColSplitter, EndSplitter, FileSplitter, FuncSplitter, GrandparentSplitter,
+                                  IndexSplitter, MaskSplitter, RandomSplitter, RandomSubsetSplitter, RegexLabeller,
+                                  TrainTestSplitter, get_files, get_image_files, parent_label, using_attr)
+from coursekit.data.load import Batch, DataLoader, DataLoaders
+from coursekit.interpret import ClassificationInterpretation, Interpretation
+from coursekit.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
+from coursekit.learner import Learner, Prediction, Preds, load_learner
+from coursekit.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss,
+                              MSELossFlat)
+from coursekit.metrics import (Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary,
+                               accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy)
+from coursekit.optim import SGD, Adam, AdamW, RMSProp
+from coursekit.schedule import (SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle,
+                                slide, steep, valley)
+from coursekit.show import display_table, finish, show_grid, show_image
+from coursekit.vision.data import ImageBlock, ImageDataLoaders
+from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
+from coursekit.vision.learner import cnn_learner, vision_learner
+from coursekit.vision.models import VisionModel, WeightsError, course_pretrained, vision_groups
+from coursekit.vision.transforms import (Augment, Normalize, RandomResizedCrop, Resize, aug_transforms, cifar_stats, imagenet_stats,
+                                         mnist_stats)
+
+pd = lazy_module("pandas")
+plt = lazy_module("matplotlib.pyplot")
+widgets = lazy_module("ipywidgets")
+
+__all__ = [name for name in dir() if not name.startswith("_") and name != "lazy_module"]
