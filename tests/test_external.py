@@ -301,7 +301,7 @@ def child(code: str, *args: str) -> subprocess.Popen:
 def test_two_processes_fetch_one_file_once(server, tmp_path):
     server.drip = 0.1  # about 5 s for the whole file, so that they meet
     both = [child(FETCH, server.url) for _ in range(2)]
-    outs = [p.communicate(timeout=120) for p in both]
+    outs = [p.communicate(timeout=300) for p in both]
     assert [p.returncode for p in both] == [0, 0], outs
     assert [Path(o.splitlines()[-1]).read_bytes() == DATA for o, _ in outs] == [True, True]
     assert len(server.log) == 1
@@ -340,7 +340,7 @@ untar_data(sys.argv[1])
 def test_kill_9_in_the_middle_of_unpacking(server, tmp_path):
     server.files["many.tgz"] = tar_of({f"many/{i}.txt": b"x" for i in range(50)})
     p = child(KILL_WHILE_UNPACKING, f"{server.site}/many.tgz")
-    p.communicate(timeout=120)
+    p.communicate(timeout=300)
     assert p.returncode == -signal.SIGKILL
     data = tmp_path / "home" / "data"
     assert not (data / "many").exists() and any(n.endswith(".tmp") for n in leftovers(data))
@@ -352,9 +352,9 @@ def test_kill_9_in_the_middle_of_unpacking(server, tmp_path):
 
 def test_two_processes_unpack_one_archive(server, tmp_path):
     server.files["many.tgz"] = tar_of({f"many/{i}.txt": b"x" for i in range(300)})
-    code = "import os, sys; from coursekit.data.external import untar_data; print(len(os.listdir(untar_data(sys.argv[1]))))"
+    code = "import os, sys, coursekit.data.external as e; print(len(os.listdir(e.untar_data(sys.argv[1]))))"
     both = [child(code, f"{server.site}/many.tgz") for _ in range(2)]
-    outs = [p.communicate(timeout=120) for p in both]
+    outs = [p.communicate(timeout=300) for p in both]
     assert [o.splitlines()[-1:] for o, _ in outs] == [["300"], ["300"]], outs
     assert len(server.log) == 1
 
