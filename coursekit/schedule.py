@@ -85,7 +85,7 @@ class SchedCos:
         wave = math.cos(math.pi * pct)
         return _blend(self.start, self.end, (1 - wave) / 2, (1 + wave) / 2)
 
-# %% ../nbs/api/02_schedule.ipynb #2214d047
+# %% ../nbs/api/02_schedule.ipynb #7e4291f5
 @dataclass(frozen=True)
 class SchedExp:
     "Equal factors in equal times, from `start` to `end`: a straight line on a logarithmic axis."
@@ -100,7 +100,7 @@ class SchedExp:
 
     def __call__(self, pct: float) -> float:
         _check_pct("SchedExp", pct)
-        return self.end if pct == 1 else self.start * (self.end / self.start) ** pct
+        return float(self.end) if pct == 1 else self.start * (self.end / self.start) ** pct
 
 # %% ../nbs/api/02_schedule.ipynb #dd906bad
 @dataclass(frozen=True)
