@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from ..core import check_range
 from ..data.block import BatchTransform, ItemTransform
 
-# %% ../../nbs/api/21_transforms.ipynb #1a8e8abc
+# %% ../../nbs/api/21_transforms.ipynb #ffb92942
 def _as_hw(
     who: str,  # the transform's name, for the error
     size: int | Sequence[int],  # pixels: one number for a square, or (height, width)
@@ -44,7 +44,12 @@ def _check_pair(who: str, name: str, pair: Sequence[float], low: float, high: fl
         raise ValueError(f"{who}: {name}={pair!r} is no range within {low:g} to {high:g}; pass (low, high).")
     return (float(pair[0]), float(pair[1]))
 
-# %% ../../nbs/api/21_transforms.ipynb #7e30604a
+def _short_repr(self) -> str:
+    "The class and those fields that were given or differ from their defaults."
+    fields = [f for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default]
+    return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
+
+# %% ../../nbs/api/21_transforms.ipynb #cd21ce59
 _SPATIAL = ("image", "mask", "points")  # the kinds that geometry moves
 
 
@@ -67,6 +72,7 @@ def _cut(
     if kind == "points":
         scale = value.new_tensor([w / (box[2] - box[0]), h / (box[3] - box[1])])
         return (value - value.new_tensor(box[:2])) * scale
+    box = (max(box[0], 0), max(box[1], 0), min(box[2], value.width), min(box[3], value.height))  # rounding, and Pillow is strict
     if box == (0, 0, w, h) and value.size == (w, h):
         return value
     if kind == "mask":
@@ -92,14 +98,15 @@ def _pad(
     how = "edge" if pad_mode == "border" else "symmetric"
     return Image.fromarray(np.pad(a, ((top, bottom), (left, right)) + ((0, 0),) * (a.ndim - 2), mode=how))
 
-# %% ../../nbs/api/21_transforms.ipynb #d9bffa65
-@dataclasses.dataclass(frozen=True)
+# %% ../../nbs/api/21_transforms.ipynb #3efef7cc
+@dataclasses.dataclass(frozen=True, repr=False)
 class Resize(ItemTransform):
     "Bring every sample to one size: by cropping the long side, by padding the short one, or by squishing."
 
     size: int | tuple[int, int]  # pixels: a square's side, or (height, width)
     method: str = "crop"  # "crop": at random along the long side in training, centred otherwise; "pad"; "squish"
     pad_mode: str = "reflection"  # for method="pad": "reflection", "border" or "zeros"
+    __repr__ = _short_repr
 
     def __post_init__(self):
         size = _as_hw("Resize", self.size)
@@ -127,7 +134,7 @@ class Resize(ItemTransform):
             scale = min(h / rows, w / cols)  # source pixels a target pixel
             bh, bw = rows * scale, cols * scale
             top, left = [(whole - part) * (rng.random() if train else 0.5) for whole, part in ((h, bh), (w, bw))]
-            box = (left, top, min(left + bw, w), min(top + bh, h))
+            box = (left, top, left + bw, top + bh)
         return [_cut(v, k, box, (rows, cols)) if k in _SPATIAL else v for v, k in zip(values, kinds)]
 
     def _padded(self, value, kind: str, source: tuple[int, int]):
@@ -141,8 +148,8 @@ class Resize(ItemTransform):
             return value + value.new_tensor([left, top])
         return _pad(value, (left, top, cols - inner[1] - left, rows - inner[0] - top), self.pad_mode)
 
-# %% ../../nbs/api/21_transforms.ipynb #d02aebe7
-@dataclasses.dataclass(frozen=True)
+# %% ../../nbs/api/21_transforms.ipynb #7901aeb0
+@dataclasses.dataclass(frozen=True, repr=False)
 class RandomResizedCrop(ItemTransform):
     "In training a random part of the picture, of random area and shape, resized; otherwise the middle of it."
 
@@ -150,6 +157,7 @@ class RandomResizedCrop(ItemTransform):
     min_scale: float = 0.08  # the smallest part of the picture's area that is cut out, 0..1
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # smallest and largest width / height of the part
     val_xtra: float = 0.14  # validation leaves away this part of each side, 0..1
+    __repr__ = _short_repr
 
     def __post_init__(self):
         size = _as_hw("RandomResizedCrop", self.size)
@@ -183,7 +191,7 @@ class RandomResizedCrop(ItemTransform):
             bw, bh = math.sqrt(area * ratio), math.sqrt(area / ratio)
             if bw <= w and bh <= h:
                 left, top = rng.random() * (w - bw), rng.random() * (h - bh)
-                return (left, top, min(left + bw, w), min(top + bh, h))
+                return (left, top, left + bw, top + bh)
         ratio = min(max(w / h, self.ratio[0]), self.ratio[1])
         bw, bh = min(w, h * ratio), min(h, w / ratio)
         return ((w - bw) / 2, (h - bh) / 2, (w + bw) / 2, (h + bh) / 2)
@@ -487,8 +495,8 @@ def _augment_points(
     at = torch.cat([flat, torch.ones_like(flat[..., :1])], 2) @ torch.linalg.inv(draw.matrix).mT
     return ((at[..., :2] / at[..., 2:] + 1) / 2 * new).to(p).reshape(p.shape)
 
-# %% ../../nbs/api/21_transforms.ipynb #d2d42369
-@dataclasses.dataclass(frozen=True)
+# %% ../../nbs/api/21_transforms.ipynb #974ebc50
+@dataclasses.dataclass(frozen=True, repr=False)
 class Augment(BatchTransform):
     "Flip, rotation, zoom, warp, crop and lighting, drawn for each sample: one interpolation, one change of colour."
 
@@ -507,6 +515,7 @@ class Augment(BatchTransform):
     mode: str = "bilinear"  # interpolation: "bilinear", "nearest" or "bicubic"; masks always "nearest"
     pad_mode: str = "reflection"  # what lies outside: "reflection", "border" or "zeros"
     min_scale: float = 1.0  # in training a random part of at least this share of the area is taken
+    __repr__ = _short_repr
 
     def __post_init__(self):
         check = [("max_rotate", 0, 180), ("min_zoom", 0.1, 10), ("max_zoom", self.min_zoom, 10), ("max_lighting", 0, 0.95),
