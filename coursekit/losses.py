@@ -117,7 +117,7 @@ def _class_targets(
                          f"of shape {tuple(rest)}, not {tuple(targs.shape)}; {fix}")
     return targs.reshape(rest).long()
 
-# %% ../nbs/api/03_losses.ipynb #e4b5bb70
+# %% ../nbs/api/03_losses.ipynb #04cad575
 class CrossEntropyLossFlat(Loss):
     "Cross entropy between raw scores and class numbers; the mean weighs each target by its class's weight."
 
@@ -154,6 +154,9 @@ class CrossEntropyLossFlat(Loss):
 
     def _flat(self, preds: Tensor, targs: Tensor) -> tuple[Tensor, Tensor]:
         "Scores with the classes in dimension 1, and the targets that belong to them."
+        if (preds.ndim == 2 and targs.shape == preds.shape[:1] and targs.dtype == torch.long and self.axis in (1, -1)
+                and self.weight is None and (preds.is_cpu or self._checked == preds.shape[1])):
+            return _full(preds), targs  # nothing to change or to check; every microsecond here is paid each batch
         who = type(self).__name__
         if preds.ndim < 2:
             raise ValueError(f"{who}: preds of shape {tuple(preds.shape)}; pass scores (N, C, ...) of C classes.")
@@ -164,7 +167,7 @@ class CrossEntropyLossFlat(Loss):
         if preds.device.type != "cpu" and self._checked != n_classes:
             _check_classes(who, targs, n_classes, self.ignore_index)
             self._checked = n_classes
-        if axis == 1:
+        if axis == 1 and (preds.ndim == 2 or preds.is_contiguous()):  # channels-last scores are flattened without a copy
             return preds, targs
         targs = targs.movedim(axis, -1).reshape(-1, n_classes) if targs.is_floating_point() else targs.reshape(-1)
         return preds.movedim(axis, -1).reshape(-1, n_classes), targs

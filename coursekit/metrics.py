@@ -59,7 +59,7 @@ def _wide(
     "A value in the precision that sums are kept in."
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
 
-# %% ../nbs/api/04_metrics.ipynb #cbcabf9f
+# %% ../nbs/api/04_metrics.ipynb #fc7295d1
 class AverageMetric(Metric):
     "The mean over all items of a function that gives a batch's mean."
 
@@ -94,7 +94,12 @@ class AverageMetric(Metric):
         n = _n_items(targs)
         if n:
             value = self.batch_fn(preds, targs)
-            self.total = self.total + (_wide(value) if isinstance(value, Tensor) else value) * n
+            if isinstance(value, Tensor):
+                if not isinstance(self.total, Tensor):
+                    self.total = torch.full_like(_wide(value), self.total)
+                self.total = torch.add(self.total, value.detach(), alpha=n)  # one operation, summed in float64
+            else:
+                self.total += value * n
             self.count += n
 
     def compute(self) -> float:

@@ -132,6 +132,15 @@ def test_weights_and_void(smoothing: float) -> None:
     same_with_gradient(focal, functools.partial(F.cross_entropy, weight=weight, ignore_index=255), IMAGE, targs)
 
 
+def test_channels_last_scores() -> None:
+    targs = MASK.clone()
+    targs[:, 0] = 255
+    loss, preds = CrossEntropyLossFlat([1, 2, 3, 4], 1, ignore_index=255), IMAGE.to(memory_format=torch.channels_last)
+    weight = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    same_with_gradient(loss, functools.partial(F.cross_entropy, weight=weight, ignore_index=255), preds, targs)
+    assert torch.allclose(loss.per_item(preds, targs), loss.per_item(IMAGE, targs))
+
+
 def test_probabilities_as_targets() -> None:
     preds, soft = normal(5, 4), normal(5, 4, seed=3).softmax(1)
     same_with_gradient(CrossEntropyLossFlat(), F.cross_entropy, preds, soft)

@@ -271,6 +271,10 @@ def test_functions_of_users() -> None:
     preds, targs = torch.eye(3), torch.arange(3)
     assert as_metric(matthews)(preds, targs) == 1.0 and as_metric(matthews).name == "matthews"
     assert as_metric(lambda p, t: np.float32(0.5))(preds, targs) == 0.5
+    mixed = AverageMetric(lambda p, t: 0.5 if len(p) == 1 else torch.tensor(1.0))
+    mixed.update(preds[:1], targs[:1])
+    mixed.update(preds, targs)
+    assert mixed.compute() == pytest.approx(3.5 / 4)
     pairs = as_metric(lambda p, t: (p[0] - t[0]).abs().mean())
     assert pairs((preds, preds), (preds + 1, preds)) == pytest.approx(1)
 
