@@ -117,7 +117,7 @@ def _class_targets(
                          f"of shape {tuple(rest)}, not {tuple(targs.shape)}; {fix}")
     return targs.reshape(rest).long()
 
-# %% ../nbs/api/03_losses.ipynb #04cad575
+# %% ../nbs/api/03_losses.ipynb #59f76651
 class CrossEntropyLossFlat(Loss):
     "Cross entropy between raw scores and class numbers; the mean weighs each target by its class's weight."
 
@@ -167,7 +167,7 @@ class CrossEntropyLossFlat(Loss):
         if preds.device.type != "cpu" and self._checked != n_classes:
             _check_classes(who, targs, n_classes, self.ignore_index)
             self._checked = n_classes
-        if axis == 1 and (preds.ndim == 2 or preds.is_contiguous()):  # channels-last scores are flattened without a copy
+        if axis == 1 and (preds.ndim == 2 or preds.is_contiguous()):  # channels-last flattens for free
             return preds, targs
         targs = targs.movedim(axis, -1).reshape(-1, n_classes) if targs.is_floating_point() else targs.reshape(-1)
         return preds.movedim(axis, -1).reshape(-1, n_classes), targs

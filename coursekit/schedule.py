@@ -217,7 +217,7 @@ def sgdr(
     lengths = [cycle_mult**i for i in range(n_cycles)]
     return combine_scheds([n / sum(lengths) for n in lengths], [SchedCos(lr_max, 0.0)] * n_cycles)
 
-# %% ../nbs/api/02_schedule.ipynb #2ca44163
+# %% ../nbs/api/02_schedule.ipynb #287b8889
 def lr_groups(
     lr: float | slice | Sequence[float] | None,  # a rate for all; slice(last); slice(first, last); one rate per group
     n_groups: int,  # number of parameter groups, 1 or more
@@ -236,8 +236,8 @@ def lr_groups(
         several: Any = lr if hasattr(lr, "__len__") else [lr] * n_groups
         rates = [float(r) for r in several]
     if len(rates) != n_groups:
-        raise ValueError(f"lr_groups: lr={rates} has {len(rates)} rates for {n_groups} parameter groups; pass one each, "
-                         "one number for all, or a slice.")
+        raise ValueError(f"lr_groups: lr={rates} has {len(rates)} rates for {n_groups} parameter groups; pass one "
+                         "each, one number for all, or a slice.")
     if not all(0 <= r < math.inf for r in rates):
         raise ValueError(f"lr_groups: lr={lr!r} gives the rates {rates}; a rate is a number from 0 up.")
     return rates
