@@ -6,7 +6,7 @@
 __all__ = ['Affine', 'smooth', 'mirrored', 'oval', 'ribbon', 'fringed', 'rgb', 'mix', 'noise', 'Mark', 'Canvas', 'Pen', 'Light',
            'develop', 'draw_many']
 
-# %% ../../nbs/api/11_sprites.ipynb #ed7be6fc
+# %% ../../nbs/api/11_sprites.ipynb #c897e1af
 import json
 import math
 import os
@@ -16,14 +16,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
-# %% ../../nbs/api/11_sprites.ipynb #bd4811d9
+# %% ../../nbs/api/11_sprites.ipynb #e7d2bc3d
 @dataclass(frozen=True)
 class Affine:
     "A map of the plane: `p -> matrix @ p + shift`. `a @ b` applies `b` first."
@@ -46,8 +46,12 @@ class Affine:
         return cls((c * m, -s, s * m, c), (x, y))
 
     def __call__(self, points) -> np.ndarray:
+        p = points if isinstance(points, np.ndarray) else np.asarray(points, dtype=np.float64)
         a, b, c, d = self.matrix
-        return np.asarray(points, dtype=np.float64).reshape(-1, 2) @ np.array(((a, c), (b, d))) + self.shift
+        out = np.empty((len(p), 2))
+        out[:, 0] = a * p[:, 0] + b * p[:, 1] + self.shift[0]
+        out[:, 1] = c * p[:, 0] + d * p[:, 1] + self.shift[1]
+        return out
 
     def __matmul__(self, inner: "Affine") -> "Affine":
         (a, b, c, d), (p, q, r, s) = self.matrix, inner.matrix
@@ -116,7 +120,7 @@ def _circle(n: int) -> np.ndarray:
     t = 2 * math.pi / n * np.arange(n)
     return np.stack([np.cos(t), np.sin(t)], axis=1)
 
-# %% ../../nbs/api/11_sprites.ipynb #bbb582bb
+# %% ../../nbs/api/11_sprites.ipynb #8c8d1bc5
 def ribbon(
     spine,  # (N, 2) points along the middle, N >= 2
     widths: float | Sequence[float],  # full width: one number, or several spread evenly from start to end
@@ -126,15 +130,17 @@ def ribbon(
 ) -> np.ndarray:
     "The outline of a band along a smooth line: a tail, a leg, a stripe, a stroke of a pencil."
     s = smooth(spine, n=n, closed=False)
-    widths = np.atleast_1d(np.asarray(widths, dtype=np.float64))
-    w = 0.5 * np.interp(np.linspace(0, 1, len(s)), np.linspace(0, 1, len(widths)), widths)[:, None]
-    along = np.gradient(s, axis=0)
-    along /= np.maximum(np.hypot(along[:, :1], along[:, 1:]), 1e-9)
+    widths = np.atleast_1d(widths)
+    w = 0.5 * np.interp(np.arange(len(s)) / (len(s) - 1), np.arange(len(widths)) / max(len(widths) - 1, 1), widths)[:,
+        None]
+    along = np.empty_like(s)
+    along[1:-1], along[0], along[-1] = s[2:] - s[:-2], s[1] - s[0], s[-1] - s[-2]
+    along /= np.maximum(np.sqrt((along * along).sum(1, keepdims=True)), 1e-9)
     across = along[:, ::-1] * (-1, 1)
     if not round_end:
         return np.concatenate([s + w * across, (s - w * across)[::-1]])
-    t = np.linspace(0, math.pi, 7)[1:-1, None]
-    cap = s[-1] + w[-1] * (np.cos(t) * across[-1] + np.sin(t) * along[-1])
+    c, s_ = _circle(12)[1:6].T[:, :, None]
+    cap = s[-1] + w[-1] * (c * across[-1] + s_ * along[-1])
     return np.concatenate([s + w * across, cap, (s - w * across)[::-1]])
 
 # %% ../../nbs/api/11_sprites.ipynb #6292ce39
@@ -174,7 +180,7 @@ def mix(a: str | Sequence[float], b: str | Sequence[float], share: float) -> np.
     "Colour `a` with a share of `b` (0: all `a`, 1: all `b`)."
     return rgb(a) + np.float32(share) * (rgb(b) - rgb(a))
 
-# %% ../../nbs/api/11_sprites.ipynb #2e176fc9
+# %% ../../nbs/api/11_sprites.ipynb #407c4c07
 def noise(
     rng: Generator,
     height: int,  # pixels
@@ -184,7 +190,8 @@ def noise(
     "Smooth random specks: a coarse grid of random values, enlarged."
     down, across = (cell, cell) if isinstance(cell, (int, float)) else cell
     grid = rng.random((int(height / down) + 3, int(width / across) + 3), dtype=np.float32) * 2 - 1
-    big = Image.fromarray(grid).resize((int(grid.shape[1] * across) + 1, int(grid.shape[0] * down) + 1), Image.Resampling.BICUBIC)
+    big = Image.fromarray(grid).resize((int(grid.shape[1] * across) + 1, int(grid.shape[0] * down) + 1),
+        Image.Resampling.BICUBIC)
     y, x = int(down), int(across)
     return np.asarray(big)[y : y + height, x : x + width]
 
@@ -197,9 +204,9 @@ class Mark:
     soft: float = 0.0  # blur of its edge, in the pen's unit
     alpha: float = 1.0  # how much it covers, 0 to 1
 
-# %% ../../nbs/api/11_sprites.ipynb #c00e0ef4
+# %% ../../nbs/api/11_sprites.ipynb #d6af1bc7
 class Canvas:
-    "A picture being painted: `rgb` (H, W, 3) float32 0 to 255 and `labels` (H, W) uint8."
+    "A picture being painted: `rgb` (3, H, W) float32 0 to 255 and `labels` (H, W) uint8."
 
     def __init__(
         self,
@@ -207,19 +214,25 @@ class Canvas:
         height: int,
         rng: Generator,  # for the textures
         *,
-        light: tuple[float, float] = (-0.5, -0.85),  # direction from which the light comes: (-, -) is from the upper left
+        light: tuple[float, float] = (-0.5, -0.85),  # where the light comes from: (-, -) is the upper left
     ):
         if width < 1 or height < 1:
             raise ValueError(f"Canvas: width={width}, height={height} leave nothing to paint on; pass pixels above 0.")
         self.width, self.height = width, height
-        self.rgb = np.full((height, width, 3), 255, np.float32)
+        self.rgb = np.full((3, height, width), 255, np.float32)
         self.labels = np.zeros((height, width), np.uint8)
         self.light = np.asarray(light) / math.hypot(*light)
-        self.paper = noise(rng, height, width, 1.3)
-        self.fur = noise(rng, height, width, (7, 1.7)) + 0.5 * noise(rng, height, width, (3, 1.2))
+        self.rng = rng
+        self.paper = 1 + 0.025 * noise(rng, height, width, 1.3)
+
+    @cached_property
+    def fur(self) -> np.ndarray:  # (H, W) float32, about -1.5 to 1.5
+        "The fur texture of the whole canvas, made when it is first needed."
+        return noise(self.rng, self.height, self.width, (7, 1.7)) + 0.5 * noise(self.rng, self.height, self.width,
+            (3, 1.2))
 
     def crop(self, pixels: np.ndarray, margin: float) -> tuple[int, int, int, int] | None:
-        "The box (x0, y0, x1, y1) round an outline, which may reach over the edge a little; None when it is out of sight."
+        "The box (x0, y0, x1, y1) round an outline, a little over the edge at most; None when it is out of sight."
         pad = int(margin) + 2
         x0, y0 = np.floor(pixels.min(0)).astype(int) - pad
         x1, y1 = np.ceil(pixels.max(0)).astype(int) + pad
@@ -228,7 +241,7 @@ class Canvas:
 
     @staticmethod
     def cover(outlines: Sequence[np.ndarray], box: tuple[int, int, int, int], soft: float = 0.0) -> Image.Image:
-        "How much of each pixel in the box lies inside the outlines, 0 to 255; `soft` is the blur of the edge in pixels."
+        "How much of each pixel in the box lies inside the outlines, 0 to 255, the edge blurred by `soft` pixels."
         x0, y0, x1, y1 = box
         big = Image.new("L", (3 * (x1 - x0), 3 * (y1 - y0)))
         draw = ImageDraw.Draw(big)
@@ -237,16 +250,25 @@ class Canvas:
         small = big.reduce(3)
         return small.filter(ImageFilter.GaussianBlur(soft)) if soft > 0.3 else small
 
-    def inside(self, box: tuple[int, int, int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        "The part of the box that is on the canvas: (slices of the canvas, slices of the box)."
+    def inside(self, box: tuple[int, int, int, int]) -> tuple[tuple, tuple]:
+        "The part of the box that is on the canvas: (index of the canvas, index of the box), for (H, W) and (3, H, W)."
         x0, y0, x1, y1 = box
         u0, v0, u1, v1 = max(x0, 0), max(y0, 0), min(x1, self.width), min(y1, self.height)
-        return (slice(v0, v1), slice(u0, u1)), (slice(v0 - y0, v1 - y0), slice(u0 - x0, u1 - x0))
+        return (..., slice(v0, v1), slice(u0, u1)), (..., slice(v0 - y0, v1 - y0), slice(u0 - x0, u1 - x0))
+
+    def backdrop(self, other: "Canvas") -> None:
+        "Begin with another canvas, enlarged or reduced to this size."
+        image = other.image().resize((self.width, self.height), Image.Resampling.BICUBIC)
+        self.rgb[:] = self.paper * np.asarray(image).transpose(2, 0, 1)
+
+    def image(self) -> Image.Image:
+        "What has been painted so far, as it is."
+        return Image.fromarray(np.clip(self.rgb + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
     def pen(self, at: Affine, label: int | None = None) -> "Pen":
         return Pen(self, at, label)
 
-# %% ../../nbs/api/11_sprites.ipynb #5d3bb23c
+# %% ../../nbs/api/11_sprites.ipynb #d4ad6e12
 @dataclass(frozen=True)
 class Pen:
     "Paints layers on a canvas: lengths are in the pen's unit, `at` maps them to pixels."
@@ -254,7 +276,8 @@ class Pen:
     at: Affine
     label: int | None = None  # given to every pixel that a layer covers; None leaves the labels alone
 
-    def moved(self, x: float = 0.0, y: float = 0.0, *, scale: float = 1.0, angle: float = 0.0, flip: bool = False) -> "Pen":
+    def moved(self, x: float = 0.0, y: float = 0.0, *, scale: float = 1.0, angle: float = 0.0,
+        flip: bool = False) -> "Pen":
         "A pen whose origin, scale and turn are given in this pen's unit."
         return Pen(self.canvas, self.at @ Affine.place(x, y, scale=scale, angle=angle, flip=flip), self.label)
 
@@ -282,44 +305,47 @@ class Pen:
         sheet = canvas.cover(outlines, box, soft * unit)
         on, of = canvas.inside(box)
         view = canvas.rgb[on]
+        cover = np.asarray(sheet)[of] * np.float32(alpha / 255)
+        reach = (0.5 * round_ if shade else lift) * unit
+        blurred = np.asarray(sheet.filter(ImageFilter.BoxBlur(max(reach,
+            0.6)))) * np.float32(1 / 255) if shade or shadow else None
         if shadow:
-            view *= (1 - shadow * _moved(_blurred(sheet, lift * unit), canvas.light * -lift * unit)[of])[..., None]
-        lit = 1 + (0.02 + 0.02 * (fur > 0)) * canvas.paper[on]
-        if fur:
-            lit += np.float32(fur) * canvas.fur[on]
+            view *= (1 - np.float32(shadow) * _moved(blurred, canvas.light * -lift * unit)[of])
+        lit = canvas.paper[on] + np.float32(fur) * canvas.fur[on] if fur else canvas.paper[on].copy()
         if shade:
-            soft_sheet, far = _blurred(sheet, round_ * 0.5 * unit), canvas.light * round_ * 0.5 * unit
-            lit += np.float32(shade) * (_moved(soft_sheet, far) - _moved(soft_sheet, -far))[of]
+            far = canvas.light * reach
+            lit += np.float32(shade) * (_moved(blurred, far) - _moved(blurred, -far))[of]
         filled = self._filled(rgb(colour), marks, box)
-        view += (np.asarray(sheet)[of] * np.float32(alpha / 255))[..., None] * (lit[..., None] * filled[of if marks else ...] - view)
+        painted = lit * filled[of if marks else ...]
+        painted -= view
+        painted *= cover
+        view += painted
         if self.label is not None:
-            canvas.labels[on][np.asarray(sheet)[of] * alpha > 127] = self.label
+            canvas.labels[on][cover > 0.5] = self.label
         return (*np.maximum(pixels.min(0), 0), *np.minimum(pixels.max(0), (canvas.width, canvas.height)))
 
     def _filled(self, colour: np.ndarray, marks: Sequence[Mark], box: tuple[int, int, int, int]) -> np.ndarray:
-        "The ground (3,), or colours of the whole box (h, w, 3) when there are marks on it."
+        "The ground (3, 1, 1), or colours of the whole box (3, h, w) when there are marks on it."
         if not marks:
-            return colour
+            return colour[:, None, None]
         x0, y0, x1, y1 = box
-        filled = np.empty((y1 - y0, x1 - x0, 3), np.float32)
-        filled[:] = colour
+        filled = np.empty((3, y1 - y0, x1 - x0), np.float32)
+        filled[:] = colour[:, None, None]
         for m in marks:
             pixels, pad = self.at(m.outline), 2 + int(2 * m.soft * self.at.scale)
             (u0, v0), (u1, v1) = np.floor(pixels.min(0)).astype(int) - pad, np.ceil(pixels.max(0)).astype(int) + pad
             u0, v0, u1, v1 = max(u0, x0), max(v0, y0), min(u1, x1), min(v1, y1)
             if u0 < u1 and v0 < v1:
-                part = np.asarray(self.canvas.cover([pixels], (u0, v0, u1, v1), m.soft * self.at.scale)) * np.float32(m.alpha / 255)
-                view = filled[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0]
-                view += part[..., None] * (m.colour - view)
+                part = np.asarray(self.canvas.cover([pixels], (u0, v0, u1, v1),
+                    m.soft * self.at.scale)) * np.float32(m.alpha / 255)
+                view = filled[:, v0 - y0 : v1 - y0, u0 - x0 : u1 - x0]
+                view += part * (m.colour[:, None, None] - view)
         return filled
 
-    def line(self, points, width: float | Sequence[float], colour: str | Sequence[float], *, alpha: float = 1.0) -> None:
+    def line(self, points, width: float | Sequence[float], colour: str | Sequence[float], *,
+        alpha: float = 1.0) -> None:
         "A pencil line through the points; `width` as in `ribbon`."
         self.paint(ribbon(points, width, n=5), colour, alpha=alpha)
-
-
-def _blurred(sheet: Image.Image, radius: float) -> np.ndarray:  # float32, 0 to 1
-    return np.asarray(sheet.filter(ImageFilter.BoxBlur(max(radius, 0.6)))) * np.float32(1 / 255)
 
 
 def _moved(sheet: np.ndarray, by: np.ndarray) -> np.ndarray:
@@ -327,10 +353,11 @@ def _moved(sheet: np.ndarray, by: np.ndarray) -> np.ndarray:
     dx, dy = round(by[0]), round(by[1])
     h, w = sheet.shape
     moved = np.zeros_like(sheet)
-    moved[max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)] = sheet[max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)]
+    moved[max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)] = sheet[max(-dy, 0) : h + min(-dy, 0),
+        max(-dx, 0) : w + min(-dx, 0)]
     return moved
 
-# %% ../../nbs/api/11_sprites.ipynb #16eaf604
+# %% ../../nbs/api/11_sprites.ipynb #e13bbaa1
 @dataclass(frozen=True)
 class Light:
     "How a finished picture is lit and exposed."
@@ -353,14 +380,15 @@ def develop(
     sx, sy = (np.float32(light.slope * v) for v in canvas.light)
     vy, vx = (np.float32(light.vignette / 2) * v * v for v in (y, x))
     field = (1 + sy * y - vy)[:, None] + (sx * x - vx)
-    v = canvas.rgb * field[..., None] * 4
-    v += np.float32(4 * light.grain) * rng.standard_normal((canvas.height, canvas.width, 1), dtype=np.float32)
-    steps = np.clip(np.arange(1024) / 1020, 0, 1)[:, None] ** light.gamma
-    table = np.clip((0.55 + light.contrast * (steps - 0.55)) * light.gain * 255 + 0.5, 0, 255).astype(np.uint8)
+    v = canvas.rgb * field * 4
+    v += np.float32(4 * light.grain) * rng.standard_normal((canvas.height, canvas.width), dtype=np.float32)
+    steps = np.clip(np.arange(1024) / 1020, 0, 1) ** light.gamma
+    tables = [np.clip((0.55 + light.contrast * (steps - 0.55)) * g * 255 + 0.5, 0, 255).astype(np.uint8)
+        for g in light.gain]
     index = np.clip(v, 0, 1023).astype(np.uint16)
-    return Image.fromarray(np.stack([table[:, c][index[..., c]] for c in range(3)], axis=2))
+    return Image.merge("RGB", [Image.fromarray(table[plane]) for table, plane in zip(tables, index)])
 
-# %% ../../nbs/api/11_sprites.ipynb #f63ad32a
+# %% ../../nbs/api/11_sprites.ipynb #0d10015c
 def draw_many(
     function: str,  # "package.module:name" of a function that takes one job and returns something JSON can hold
     jobs: Sequence,  # what JSON can hold: numbers, strings, lists, dicts
@@ -407,8 +435,12 @@ def _in_process(function: str, jobs: Sequence, done: Callable[[int], object]) ->
     "Run the jobs in one worker process, which writes a line of JSON for each."
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), OMP_NUM_THREADS="1")
     code = "from coursekit.samples.sprites import _worker; _worker()"
-    pipe, log = subprocess.PIPE, tempfile.TemporaryFile("w+")
-    with log, subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=log, env=env, text=True) as p:
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", code]
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, env=env, text=True) as p,
+    ):
         try:
             p.stdin.write(json.dumps([function, list(jobs)]))
             p.stdin.close()
@@ -423,7 +455,8 @@ def _in_process(function: str, jobs: Sequence, done: Callable[[int], object]) ->
             p.kill()
             raise
     if p.returncode or len(results) != len(jobs):
-        raise RuntimeError(f"draw_many: a worker stopped at job {len(results) + 1} of {len(jobs)}: {error[-1] if error else p.returncode}")
+        why = error[-1] if error else f"exit code {p.returncode}"
+        raise RuntimeError(f"draw_many: a worker stopped at its job {len(results) + 1} of {len(jobs)}: {why}")
     return results
 
 
