@@ -35,7 +35,7 @@ LONGER: dict[str, tuple[int, str]] = {
     "data.block.DataBlock": (130, "summary names the step that failed, so it walks through all of them"),
     "data.external": (500, "a third is the table of public archives with their published sizes and sums"),
     "data.items": (380, "a dozen splitters and labellers, each a small dataclass"),
-    "samples.pets": (700, "drawings: shapes, palettes and breeds are written out as data"),
+    "samples.animals": (520, "drawings: shapes, palettes and markings are written out as data"),
     "vision.transforms": (400, "a dozen transforms, each a small dataclass"),
 }
 
