@@ -6,7 +6,8 @@
 __all__ = ['SHELTER_NAMES', 'MORE_NAMES', 'CONFUSED', 'EXERCISES', 'judge_validation_pictures', 'judge_error_rate', 'labels_by',
            'judge_shelter_pattern', 'judge_peak_rates', 'judge_precision', 'judge_own_classes', 'judge_own_pictures']
 
-# %% ../../nbs/api/33_exercises_01.ipynb #8a2a2491
+# %% ../../nbs/api/33_exercises_01.ipynb #9cc5faa4
+import contextlib
 import re
 from typing import Any
 
@@ -193,7 +194,7 @@ def judge_precision(
         f"Too {'high' if share > expected else 'low'}. Which cells of the matrix hold pictures that were called Birman?"
     )
 
-# %% ../../nbs/api/33_exercises_01.ipynb #c3a27f30
+# %% ../../nbs/api/33_exercises_01.ipynb #69fe4d82
 def judge_own_classes(
     dls: Any,  # DataLoaders
 ) -> list[str]:  # the classes
@@ -228,7 +229,8 @@ def judge_own_pictures(
     classes = judge_own_classes(answer.dls)
     if not len(getattr(getattr(answer, "recorder", None), "losses", ())):
         raise Hint("This learner has not been trained yet. Call its `fine_tune` first.")
-    preds = answer.get_preds()
+    with getattr(answer, "no_bar", contextlib.nullcontext)():
+        preds = answer.get_preds()
     targs = preds.targs.flatten().long().cpu()
     counts = torch.bincount(targs, minlength=len(classes))
     if (counts == 0).any():
