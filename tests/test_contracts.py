@@ -372,7 +372,8 @@ def test_public_names_are_found():
     assert len(PUBLIC) > 80 and set(EXEMPT) <= set(PUBLIC)
 
 
-@pytest.mark.parametrize("name", sorted(set(PUBLIC) - set(EXEMPT)))
+# coursekit.v1 has the signatures that the first version printed in its lessons
+@pytest.mark.parametrize("name", sorted(n for n in set(PUBLIC) - set(EXEMPT) if not n.startswith("coursekit.v1.")))
 def test_signature(name):
     check_signature(PUBLIC[name])
 
