@@ -106,7 +106,7 @@ def atomic_write(
         raise
     return path
 
-# %% ../nbs/api/15_export.ipynb #a197a141
+# %% ../nbs/api/15_export.ipynb #ea41d0fb
 def tensors_hash(
     tensors: dict[str, Tensor],  # contiguous, on the CPU
 ) -> str:  # hexadecimal SHA-256
@@ -145,7 +145,7 @@ def read_tensors(
     try:
         with safe_open(path, framework="pt") as f:
             meta = f.metadata() or {}
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            tensors = {k: f.get_tensor(k) for k in list(f.keys())}
     except (SafetensorError, OSError, ValueError) as e:
         raise ValueError(f"load: {show_path(path)} is no whole safetensors file ({e}); coursekit loads nothing else, and no "
                          "pickles (.pkl, .pth). Export the model again.") from e

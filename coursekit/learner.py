@@ -6,7 +6,7 @@
 __all__ = ['Preds', 'Prediction', 'LRFinder', 'Learner', 'Meter', 'channels_last', 'as_float', 'check_dls', 'load_weights',
            'load_learner']
 
-# %% ../nbs/api/16_learner.ipynb #3fc378ab
+# %% ../nbs/api/16_learner.ipynb #09218451
 import contextlib
 import math
 import os
@@ -28,12 +28,12 @@ from .core import RngState, plural, precision_dtype, show_path
 from .data.block import Dataset
 from .data.load import Batch, DataLoader, DataLoaders
 from .export import Exported, read_export, read_tensors, write_export, write_tensors
-from .layers import norm_bias_params, is_norm
+from .layers import is_norm
 from .losses import as_loss
 from .metrics import Metric, as_metric
 from .optim import AdamW, make_optimizer, split_params
 from .progress import ProgressCallback, progress_bar
-from .schedule import SchedExp, SchedNo, lr_groups, minimum, one_cycle, slide, steep, valley
+from .schedule import SchedExp, lr_groups, one_cycle, valley
 from .show import Table, figure_grid, finish
 
 # %% ../nbs/api/16_learner.ipynb #1c5088da
@@ -67,7 +67,7 @@ class Prediction:
         top = f", {self.probabilities.max():.4f}" if self.index.ndim == 0 and self.probabilities.ndim == 1 else ""
         return f"Prediction({self.label!r}{top})"
 
-# %% ../nbs/api/16_learner.ipynb #ef24a782
+# %% ../nbs/api/16_learner.ipynb #e044af25
 class LRFinder(ParamScheduler):
     "Raises the rate exponentially and ends the fit after `num_it` batches, or when the loss is 4 times its best."
 
@@ -85,7 +85,7 @@ class LRFinder(ParamScheduler):
         self.k, self.num_it, self.stop_div, self.best, self.mean = 0, num_it, stop_div, math.inf, 0.0
 
     def after_loss(self, learn: "Learner") -> None:
-        loss = float(learn.state.loss)
+        loss = learn.state.loss.item()
         self.mean = 0.98 * self.mean + 0.02 * loss
         smoothed = self.mean / (1 - 0.98 ** (self.k + 1))
         self.best = min(self.best, smoothed)
@@ -100,7 +100,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #ffb74d30
+# %% ../nbs/api/16_learner.ipynb #29f0356f
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -138,7 +138,8 @@ class Learner:
         self.metrics = [as_metric(m) for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics])]
         self.path, self.model_dir = Path(path) if path is not None else self.dls.path, model_dir
         self.precision, self.autocast_dtype = precision, precision_dtype(self.device, precision)
-        self.rng, self.state, self.opt, self.dl = RngState(seed), State(), None, None
+        self.rng, self.state, self.dl = RngState(seed), State(), None
+        self.opt: Any = None  # a torch optimiser, made when a fit needs it
         self.recorder, self.progress = Recorder(), True
         self.cbs = [self.recorder, *check_callbacks(cbs)]
         self._hooks = collect_hooks(())
@@ -203,7 +204,8 @@ class Learner:
             self.state.batch = self.state.preds = self.state.loss = None
 
     def _epochs(self) -> None:
-        for self.state.epoch in range(self.state.n_epoch):
+        for epoch in range(self.state.n_epoch):
+            self.state.epoch = epoch
             self._run("epoch", CancelEpochException, self._epoch)
 
     def _epoch(self) -> None:
@@ -215,8 +217,8 @@ class Learner:
         self.state.training, self.dl = True, dl
 
         def batches() -> None:
-            for self.state.batch in dl:
-                self._train_batch()
+            for batch in dl:
+                self._train_batch(batch)
 
         self._run("train", CancelTrainException, batches)
 
@@ -227,14 +229,15 @@ class Learner:
         meter = Meter(self)
 
         def batches() -> None:
-            for self.state.batch in dl:
-                self._valid_batch(meter)
+            for batch in dl:
+                self._valid_batch(batch, meter)
             self.state.metrics = meter.compute()
 
         self._run("validate", CancelValidateException, batches)
 
-    def _train_batch(self) -> None:
+    def _train_batch(self, batch: Batch) -> None:
         s = self.state
+        s.batch = batch
         try:
             self._call("before_batch")
             with torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else contextlib.nullcontext():
@@ -262,8 +265,9 @@ class Learner:
         self._call("after_step")
         self.opt.zero_grad()
 
-    def _valid_batch(self, meter: "Meter") -> None:
+    def _valid_batch(self, batch: Batch, meter: "Meter") -> None:
         s = self.state
+        s.batch = batch
         try:
             self._call("before_batch")
             s.preds = as_float(self.model(*channels_last(s.batch.xs)))
@@ -378,7 +382,7 @@ class Learner:
         suggest_funcs: Callable | Sequence[Callable] = valley,  # of valley, steep, minimum, slide
     ):  # a named tuple of suggested rates, one a function
         "Raise the rate over a trial run (Smith 2015), suggest one, and put weights, optimiser and random numbers back."
-        funcs = list(suggest_funcs) if isinstance(suggest_funcs, (list, tuple)) else [suggest_funcs]
+        funcs = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs)
         finder = LRFinder(len(self.groups), start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div)
         n_epoch = max(1, math.ceil(num_it / max(1, len(self.dls.train))))
         with self._restored(), self.no_bar():

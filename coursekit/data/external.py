@@ -6,7 +6,7 @@
 __all__ = ['STAND_INS', 'DownloadError', 'MirrorError', 'URLs', 'Digest', 'Check', 'published_check', 'download_url',
            'fetch_file', 'untar_data', 'data_mode', 'course_data']
 
-# %% ../../nbs/api/07_external.ipynb #277b88bb
+# %% ../../nbs/api/07_external.ipynb #41f7357c
 import hashlib
 import http.client
 import importlib
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from ..core import coursekit_home, show_path, suggest
@@ -179,7 +180,7 @@ def published_check(url: str) -> Check:  # empty where nothing is published
     size, md5 = _published.get(url.removeprefix(_s3), (None, None))
     return Check(size=size, head_md5=md5)
 
-# %% ../../nbs/api/07_external.ipynb #c88b0ddd
+# %% ../../nbs/api/07_external.ipynb #34e39f29
 class _Broken(Exception):
     "A transfer that broke off and is worth another try"
 
@@ -231,7 +232,7 @@ class _Transfer:
     note: Path
     check: Check
     timeout: float
-    bar: object
+    bar: Any
     resumed: bool = False
 
     def attempt(self) -> Digest:

@@ -436,7 +436,7 @@ class ColReader:
             raise ValueError(f"ColReader: column {col!r} is empty in {reprlib.repr(row)}.")
         return f"{pref}{value}{self.suff}"
 
-# %% ../../nbs/api/08_items.ipynb #a268946a
+# %% ../../nbs/api/08_items.ipynb #ee57c2a8
 def _kind(who: str, v) -> str:
     "`text`, `bool` or `number`; anything else raises"
     if isinstance(v, str):
@@ -455,7 +455,7 @@ class CategoryMap:
 
     def __init__(
         self,
-        values: Iterable,  # the labels, repeated or not; of one kind: text, numbers or bools
+        values,  # the labels in any iterable, repeated or not; of one kind: text, numbers or bools
         *,
         sort: bool = True,  # False: in the order of first appearance
     ):

@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['cnn_learner', 'vision_learner', 'check_image_input', 'add_normalize']
 
-# %% ../../nbs/api/24_vlearner.ipynb #153a1038
+# %% ../../nbs/api/24_vlearner.ipynb #01b0ecc3
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from ..callback import Callback
 from ..core import seeded
 from ..data.load import DataLoader, DataLoaders
-from ..layers import init_kaiming
 from ..learner import Learner
 from ..optim import AdamW
 from .models import VisionModel, arch_name, fetch_weights, load_body_weights, vision_groups, weights_entry

@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'arch_name', 'create_body', 'num_features', 'VisionModel', 'vision_groups', 'WeightsError', 'weights_entry',
            'fetch_weights', 'load_body_weights', 'course_pretrained']
 
-# %% ../../nbs/api/23_models.ipynb #3ee1b373
+# %% ../../nbs/api/23_models.ipynb #f0ad6b90
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torchvision import models as tv_models
 
-from ..core import plural, show_path, suggest
+from ..core import show_path, suggest
 from ..data.external import DownloadError, data_mode, fetch_file
 from ..export import ModelSpec
 from ..layers import create_head
