@@ -6,8 +6,8 @@
 __all__ = ['BREEDS', 'PALETTES', 'EYES', 'FACES', 'EARS', 'HANGING', 'INK', 'BUILDS', 'TAILS', 'Breed', 'traits', 'twins', 'Pet',
            'make_pet', 'coat_of', 'Face', 'draw_head', 'Build', 'foot_of', 'draw_pet_on']
 
-# %% ../../nbs/api/11a_animals.ipynb #d8dc43d2
-from dataclasses import dataclass, fields
+# %% ../../nbs/api/11a_animals.ipynb #49e9cb6c
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.random import Generator
@@ -102,7 +102,7 @@ PALETTES: dict[str, tuple[str, str, str, str]] = {  # ground, dark, second, ligh
 EYES = {"green": "#9fb65a", "gold": "#e0b040", "copper": "#c9772e", "blue": "#6aa9dd", "brown": "#5d3a22",
     "amber": "#9c6427"}
 
-# %% ../../nbs/api/11a_animals.ipynb #ed9a62da
+# %% ../../nbs/api/11a_animals.ipynb #d9e2f552
 @dataclass(frozen=True)
 class Pet:
     "One animal: its breed and what varies from animal to animal."
@@ -133,11 +133,12 @@ def make_pet(breed: Breed, pose: str, rng: Generator) -> Pet:
     collar = str(rng.choice(("#c8433c", "#2f6f9f", "#e0a526", "#4c8a5a", "#7d4f8f"))) if pick[0] < 0.3 else ""
     return Pet(
         breed, colour, *four, eye=rgb(EYES[str(rng.choice(breed.eyes))]), pose=pose, turn=float(pick[1] * 2 - 1),
-        ear=float(0.9 + 0.2 * pick[2]), face=float(0.95 + 0.1 * pick[3]), socks=float(pick[4]), stripes=bool(pick[5] < 0.5),
+        ear=float(0.9 + 0.2 * pick[2]), face=float(0.95 + 0.1 * pick[3]), socks=float(pick[4]),
+        stripes=bool(pick[5] < 0.5),
         tongue=breed.species == "dog" and pick[6] < 0.35, sleepy=float(max(0, pick[7] - 0.75) * 2.4), collar=collar,
     )
 
-# %% ../../nbs/api/11a_animals.ipynb #d522f4fe
+# %% ../../nbs/api/11a_animals.ipynb #34081828
 def coat_of(
     pet: Pet,
     part: str,  # "torso", "chest", "leg", "paw", "tail", "skull", "muzzle", "ear"
@@ -174,23 +175,22 @@ def _blaze(pet: Pet, part: str, box, rng: Generator) -> tuple[np.ndarray, list[M
 
 def _rosettes(pet: Pet, part: str, box, rng: Generator) -> tuple[np.ndarray, list[Mark]]:
     x0, y0, x1, y1 = box
-    marks = []
+    spots, hearts = [], []
     if part in ("torso", "leg"):
         step = 0.36 if part == "torso" else 0.3
-        for y in np.arange(y0 + 0.1, y1, step):
-            for x in np.arange(x0 + 0.1 + step / 2 * (round(y / step) % 2), x1, step * 1.15):
+        for i, y in enumerate(np.arange(y0 + 0.1, y1, step)):
+            for x in np.arange(x0 + 0.1 + step / 2 * (i % 2), x1, step * 1.15):
                 at, r = (x, y) + rng.normal(0, 0.05, 2), step * rng.uniform(0.3, 0.42)
-                marks.append(Mark(oval(*at, r * 1.2, r, angle=rng.uniform(-30, 30), n=9), pet.dark))
-                if part == "torso":
-                    marks.append(Mark(oval(*at, r * 0.6, r * 0.45, n=9), mix(pet.second, pet.ground, 0.3)))
+                spots.append(oval(*at, r * 1.2, r, angle=rng.uniform(-30, 30), n=9))
+                hearts.append(oval(*at, r * 0.6, r * 0.45, n=9))
     if part == "skull":
-        for x in (-0.34, -0.12, 0.12, 0.34):
-            marks.append(Mark(ribbon([(x * 1.5, -0.9), (x, -0.6), (x * 0.7, -0.35)], (0.05, 0.11, 0.03)), pet.dark,
-                0.01))
-        for s in (-1, 1):
-            for y in (0.1, 0.3):
-                marks.append(Mark(ribbon([(s * 1.05, y - 0.05), (s * 0.8, y + 0.1), (s * 0.6, y + 0.04)],
-                    (0.1, 0.08, 0.02)), pet.dark, 0.01))
+        spots += [ribbon([(x * 1.5, -0.9), (x, -0.6), (x * 0.7, -0.35)], (0.05, 0.11, 0.03))
+            for x in (-0.34, -0.12, 0.12, 0.34)]
+        spots += [ribbon([(s * 1.05, y - 0.05), (s * 0.8, y + 0.1), (s * 0.6, y + 0.04)], (0.1, 0.08, 0.02))
+                  for s in (-1, 1) for y in (0.1, 0.3)]
+    marks = [Mark(spots, pet.dark)] if spots else []
+    if part == "torso" and hearts:
+        marks.append(Mark(hearts, mix(pet.second, pet.ground, 0.3)))
     return (mix(pet.ground, pet.light, 0.75) if part in ("muzzle", "chest") else pet.ground), marks
 
 
@@ -246,10 +246,11 @@ def _brindle(pet: Pet, part: str, box, rng: Generator) -> tuple[np.ndarray, list
     x0, y0, x1, y1 = box
     marks = []
     if pet.stripes and part in ("torso", "leg", "skull"):
+        bands = []
         for x in np.arange(x0 - 0.1, x1, 0.17):
             y, long = rng.uniform(y0, y1 - 0.2), rng.uniform(0.4, 0.9)
-            marks.append(Mark(ribbon([(x, y - long / 2), (x + 0.08, y), (x + 0.02, y + long / 2)],
-                (0.02, 0.08, 0.02)), pet.dark, 0.02, 0.7))
+            bands.append(ribbon([(x, y - long / 2), (x + 0.08, y), (x + 0.02, y + long / 2)], (0.02, 0.08, 0.02)))
+        marks.append(Mark(bands, pet.dark, 0.02, 0.7))
     if part == "skull" and pet.socks > 0.55:
         marks.append(Mark(mirrored([(0, -0.6), (0.1, -0.4), (0.12, 0.1), (0.3, 0.9), (0, 1)]), pet.light, 0.02))
     if part == "paw" or part == "chest" or (part == "muzzle" and pet.socks > 0.55):
@@ -303,7 +304,7 @@ EARS: dict[str, tuple] = {  # the right ear; those in HANGING lie in front of th
 HANGING = ("drop", "long", "button")
 INK = "#2a2022"
 
-# %% ../../nbs/api/11a_animals.ipynb #d0dd662f
+# %% ../../nbs/api/11a_animals.ipynb #b1c0fe8b
 def draw_head(
     pen: Pen,  # origin: between the eyes' height and the nose; unit: half the head's width
     pet: Pet,
@@ -315,7 +316,7 @@ def draw_head(
     boxes = [] if hanging else [_ear(pen, pet, side, rng) for side in (-1, 1)]
     skull = mirrored(np.asarray(face.skull) * (wide, 1))
     ground, marks = coat_of(pet, "skull", (-1, -0.85, 1, 0.9), rng)
-    marks = [Mark(m.outline + (0.1 * t, 0), m.colour, m.soft, m.alpha) for m in marks]
+    marks = [m.moved(0.1 * t) for m in marks]
     fluff = pet.breed.fur == "long"
     edge = fringed(skull, rng, size=0.14 if fluff else 0.02, tuft=0.19 if fluff else 0.08)
     boxes.append(pen.paint(edge, ground, shade=0.3, round_=0.4, shadow=0.35, lift=0.09, fur=0.05 + 0.03 * fluff,
@@ -423,7 +424,7 @@ def _dog_muzzle(pen: Pen, pet: Pet, face: Face, rng: Generator) -> None:
             pen.line([(-0.3 + 0.1 * k, -0.3 - 0.16 * k), (0, -0.2 - 0.17 * k), (0.3 - 0.1 * k, -0.3 - 0.16 * k)],
                 (0.01, 0.05, 0.01), mix(pet.dark, pet.ground, 0.3), alpha=0.8)
 
-# %% ../../nbs/api/11a_animals.ipynb #66453517
+# %% ../../nbs/api/11a_animals.ipynb #310507bd
 @dataclass(frozen=True)
 class Build:
     width: float  # of the body
@@ -451,12 +452,13 @@ def _tail(pen: Pen, pet: Pet, rng: Generator) -> None:
     if pet.breed.fur == "long":
         outline = fringed(outline, rng, size=0.14, tuft=0.22)
     colour, _ = coat_of(pet, "tail", (0, 0, 1, 1), rng)
-    marks, path = [], smooth(spine, closed=False)
+    marks, rings, path = [], [], smooth(spine, closed=False)
     if pet.breed.coat == "rosettes":
         for k in range(3, len(path) - 2, 4):
-            a, b = path[k], (path[k + 1] - path[k - 1])[::-1] * (-1, 1)
-            b = b / max(np.hypot(*b), 1e-9) * 0.4
-            marks.append(Mark(ribbon([a - b, a + b], 0.13, round_end=False), pet.dark))
+            across = (path[k + 1] - path[k - 1])[::-1] * (-1, 1)
+            across *= 0.4 / max(np.hypot(*across), 1e-9)
+            rings.append(ribbon([path[k] - across, path[k] + across], 0.13, round_end=False))
+        marks.append(Mark(rings, pet.dark))
     if pet.breed.coat in ("blanket", "rosettes", "pale_cheeks"):
         tip = pet.dark if pet.breed.coat == "rosettes" else pet.light
         marks.append(Mark(oval(*path[-1], 0.42), tip, 0.03))
@@ -467,7 +469,7 @@ def _leg(pen: Pen, pet: Pet, rng: Generator, *, x: float, top: float, bottom: fl
     dim: float = 0.0) -> None:
     "A leg with its paw: straight down from `top` to `bottom`."
     colour, marks = coat_of(pet, "leg", (x - width / 2, top, x + width / 2, bottom), rng)
-    marks = [Mark(m.outline, mix(m.colour, INK, dim), m.soft, m.alpha) for m in marks]
+    marks = [replace(m, colour=mix(m.colour, INK, dim)) for m in marks]
     a, b, mid = width * 0.68, width * 0.47, top * 0.45 + bottom * 0.55
     outline = smooth([(x - a, top + 0.15), (x, top - 0.3), (x + a, top + 0.15), (x + b, mid), (x + b, bottom),
         (x - b, bottom), (x - b, mid)])

@@ -35,7 +35,7 @@ from coursekit.samples.sprites import (
 
 _all_ = ["BREEDS", "Breed", "twins"]
 
-# %% ../../nbs/api/12_pets.ipynb #e0c0441e
+# %% ../../nbs/api/12_pets.ipynb #ad37d853
 def _ground(pen: Pen, y: float, colour, rng: Generator, *, wave: float = 0.0, marks=()) -> None:
     "A sheet of paper from `y` down, with a straight or a wavy edge."
     x = np.linspace(-6, 6, 13)
@@ -86,10 +86,10 @@ def _sofa(pen: Pen, floor: float, rng: Generator) -> None:
     for s in (-1, 1):
         pen.paint(smooth([(s * 0.03, back), (s * 1.4, back - 0.08), (s * 2.9, back + 0.1), (s * 3.0, floor + 0.4),
             (s * 0.03, floor + 0.4)], n=4), cloth, shade=0.2, round_=0.3, shadow=0.35, lift=0.08, fur=0.04)
-    side = rng.choice((-1, 1))
-    pen.moved(side * rng.uniform(0.9, 1.6), floor - 0.3, angle=rng.normal(0, 12)).paint(
-        smooth([(-0.55, -0.5), (0, -0.44), (0.55, -0.5), (0.5, 0), (0.55, 0.5), (0, 0.44), (-0.55, 0.5),
-            (-0.5, 0)]), _pick(rng, "#e8d9b8", "#d98a4f", "#6f9aa3", "#b0546a"), shade=0.25, round_=0.3, shadow=0.35, fur=0.05)
+    cushion = [(-0.55, -0.5), (0, -0.44), (0.55, -0.5), (0.5, 0), (0.55, 0.5), (0, 0.44), (-0.55, 0.5), (-0.5, 0)]
+    colour = _pick(rng, "#e8d9b8", "#d98a4f", "#6f9aa3", "#b0546a")
+    corner = pen.moved(rng.choice((-1, 1)) * rng.uniform(0.9, 1.6), floor - 0.3, angle=rng.normal(0, 12))
+    corner.paint(smooth(cushion), colour, shade=0.25, round_=0.3, shadow=0.35, fur=0.05)
     _ground(pen, floor, mix(cloth, "#ffffff", 0.12), rng)
     _ground(pen, floor + 1.1, mix(cloth, INK, 0.12), rng)
 
@@ -172,7 +172,7 @@ LIGHTS = (
     Light("dusk", (0.82, 0.88, 1.04), gamma=1.3, vignette=0.3, grain=4.0),
 )
 
-# %% ../../nbs/api/12_pets.ipynb #d26ec6b6
+# %% ../../nbs/api/12_pets.ipynb #606dd8a4
 @dataclass(frozen=True)
 class Picture:
     "A drawn picture and everything that is known about it."
@@ -252,9 +252,12 @@ def _photograph(pet: Pet, chosen: dict, size: tuple[int, int], pet_rng: Generato
     image = develop(canvas, light, rng)
     box = tuple(int(round(v)) for v in head)
     known = dict(
-        breed=pet.breed.name, species=pet.breed.species, ears=pet.breed.ears, muzzle=pet.breed.muzzle, coat=pet.breed.coat, tail=pet.breed.tail,
-        build=pet.breed.build, fur=pet.breed.fur, colour=pet.colour, collar=bool(pet.collar), **chosen, facing="left" if flip else "right",
-        angle=round(angle, 1), width=w, height=h, xmin=box[0], ymin=box[1], xmax=box[2], ymax=box[3], pet_share=round(float((canvas.labels == 1).mean()), 3))
+        breed=pet.breed.name,
+        **{f: getattr(pet.breed, f) for f in ("species", "ears", "muzzle", "coat", "tail", "build", "fur")},
+        colour=pet.colour, collar=bool(pet.collar), **chosen, facing="left" if flip else "right", angle=round(angle, 1),
+        width=w, height=h, xmin=box[0], ymin=box[1], xmax=box[2], ymax=box[3],
+        pet_share=round(float((canvas.labels == 1).mean()), 3),
+    )
     return Picture(image, trimap_of(canvas.labels == 1), box, known)
 
 
