@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from .sprites import Affine, Mark, Pen, fringed, mirrored, mix, oval, rgb, ribbon, smooth
 
-# %% ../../nbs/api/11a_animals.ipynb #15cf3b15
+# %% ../../nbs/api/11a_animals.ipynb #c5749449
 @dataclass(frozen=True)
 class Breed:
     "The traits that a breed is drawn from."
@@ -45,8 +45,8 @@ BREEDS: tuple[Breed, ...] = (
     Breed("american_pit_bull_terrier", "dog", "tipped", "square", "brindle",
         ("brown", "red", "grey", "black", "sand"), "short", "whip",
           "sturdy", ("brown", "amber"), "a broad head, ears that stand up with a folded tip"),
-    Breed("basset_hound", "dog", "long", "long", "blanket", ("tricolour", "lemon", "rust"), "short", "sabre",
-          "low", ("brown",), "very long ears, short legs, white muzzle"),
+    Breed("basset_hound", "dog", "long", "jowly", "blanket", ("tricolour", "lemon", "rust"), "short", "sabre",
+          "low", ("brown",), "very long ears set low, heavy jowls, short legs"),
     Breed("beagle", "dog", "drop", "long", "blanket", ("tricolour", "lemon", "rust"), "short", "sabre",
           "sturdy", ("brown", "amber"), "hanging ears to the jaw, a white muzzle, a dark blanket"),
     Breed("pug", "dog", "button", "pushed_in", "mask", ("sand", "cream", "silver", "apricot"), "short", "curl",
@@ -262,7 +262,7 @@ _COATS = dict(points=_points, blaze=_blaze, rosettes=_rosettes, solid=_solid, bl
     pale_cheeks=_pale_cheeks,
               brindle=_brindle)
 
-# %% ../../nbs/api/11a_animals.ipynb #d3312d34
+# %% ../../nbs/api/11a_animals.ipynb #a825204f
 @dataclass(frozen=True)
 class Face:
     "The shape of a head: points of the right half, from top to bottom."
@@ -281,6 +281,8 @@ FACES: dict[str, Face] = {
         (0.46, 0.06, 0.25), (0.13, 0.13), (0.12, 0.6, 0.42)),
     "long": Face(((0, -0.86), (0.40, -0.83), (0.74, -0.56), (0.84, -0.1), (0.74, 0.32), (0.50, 0.66), (0, 0.84)),
         (0.37, -0.14, 0.14), (0.46, 0.2), (-0.2, 1.06, 0.44)),
+    "jowly": Face(((0, -0.90), (0.36, -0.86), (0.66, -0.58), (0.78, -0.1), (0.74, 0.36), (0.54, 0.74), (0, 0.9)),
+        (0.36, -0.16, 0.13), (0.5, 0.22), (-0.22, 1.2, 0.56)),
     "square": Face(((0, -0.78), (0.46, -0.77), (0.84, -0.52), (1.02, 0.0), (0.98, 0.4), (0.64, 0.72), (0, 0.86)),
         (0.46, -0.12, 0.13), (0.3, 0.2), (-0.08, 0.92, 0.56)),
     "pushed_in": Face(((0, -0.85), (0.50, -0.83), (0.90, -0.52), (1.04, 0.0), (0.94, 0.46), (0.60, 0.78), (0, 0.88)),
@@ -293,18 +295,20 @@ EARS: dict[str, tuple] = {  # the right ear; those in HANGING lie in front of th
     "large": ((0.12, -0.60), (0.52, -1.14), (1.12, -1.52), (1.13, -0.90), (0.90, -0.10), (0.5, -0.3)),
     "tiny": ((0.48, -0.62), (0.64, -0.84), (0.88, -0.92), (0.98, -0.72), (1.0, -0.38), (0.7, -0.42)),
     "prick": ((0.22, -0.60), (0.40, -1.02), (0.70, -1.36), (0.90, -1.0), (0.95, -0.38), (0.6, -0.4)),
-    "tipped": ((0.34, -0.60), (0.46, -1.0), (0.66, -1.24), (0.86, -1.14), (0.96, -0.80), (0.98, -0.42), (0.62, -0.45)),
-    "drop": ((0.46, -0.74), (0.84, -0.72), (1.12, -0.34), (1.26, 0.24), (1.12, 0.66), (0.90, 0.58), (0.80, 0.1),
-        (0.70, -0.3)),
-    "long": ((0.50, -0.62), (0.86, -0.60), (1.12, -0.1), (1.34, 0.72), (1.24, 1.32), (0.98, 1.42), (0.80, 0.9),
-        (0.80, 0.2), (0.68, -0.25)),
+    "tipped": ((0.32, -0.60), (0.44, -1.08), (0.66, -1.40), (0.88, -1.28), (0.98, -0.84), (0.98, -0.42), (0.62, -0.45)),
+    "drop": ((0.44, -0.78), (0.82, -0.76), (1.14, -0.42), (1.26, 0.06), (1.14, 0.46), (0.92, 0.4), (0.80, 0.0),
+        (0.70, -0.36)),
+    "long": (
+        (0.50, -0.46), (0.84, -0.46), (1.14, 0.0), (1.40, 0.84), (1.30, 1.54), (1.02, 1.66), (0.80, 1.1), (0.78,
+            0.3), (0.66, -0.1)
+    ),
     "button": ((0.40, -0.84), (0.84, -0.76), (1.10, -0.42), (1.04, 0.0), (0.84, -0.12), (0.62, -0.45)),
-    "rose": ((0.50, -0.70), (0.80, -0.90), (1.14, -0.82), (1.40, -0.60), (1.16, -0.44), (0.86, -0.38), (0.62, -0.46)),
+    "rose": ((0.54, -0.66), (0.86, -0.80), (1.22, -0.74), (1.54, -0.52), (1.26, -0.34), (0.92, -0.28), (0.66, -0.40)),
 }
 HANGING = ("drop", "long", "button")
 INK = "#2a2022"
 
-# %% ../../nbs/api/11a_animals.ipynb #b1c0fe8b
+# %% ../../nbs/api/11a_animals.ipynb #e5ea8d1e
 def draw_head(
     pen: Pen,  # origin: between the eyes' height and the nose; unit: half the head's width
     pet: Pet,
@@ -318,7 +322,7 @@ def draw_head(
     ground, marks = coat_of(pet, "skull", (-1, -0.85, 1, 0.9), rng)
     marks = [m.moved(0.1 * t) for m in marks]
     fluff = pet.breed.fur == "long"
-    edge = fringed(skull, rng, size=0.14 if fluff else 0.02, tuft=0.19 if fluff else 0.08)
+    edge = fringed(skull, rng, size=0.14 if fluff else 0.022, tuft=0.19 if fluff else 0.12)
     boxes.append(pen.paint(edge, ground, shade=0.3, round_=0.4, shadow=0.35, lift=0.09, fur=0.05 + 0.03 * fluff,
         marks=marks))
     if hanging:
@@ -350,10 +354,10 @@ def _ear(pen: Pen, pet: Pet, side: int, rng: Generator):
         inner = middle + (outline - outline.mean(0)) * (0.58, 0.66)
         pen.paint(smooth(inner), mix("#e0a294", colour, 0.25 if cat else 0.5), soft=0.04, shade=-0.2, round_=0.2)
     if kind == "tipped":
-        pen.paint(smooth([(0.50, -1.12), (0.70, -1.28), (0.96, -1.16), (1.14, -0.92), (1.20, -0.66), (0.88, -0.90)]),
+        pen.paint(smooth([(0.48, -1.24), (0.70, -1.44), (0.98, -1.30), (1.16, -1.04), (1.22, -0.76), (0.88, -1.0)]),
             mix(colour, INK, 0.08), shade=0.3, round_=0.15, shadow=0.4, lift=0.08)
     if kind == "rose":
-        pen.paint(smooth([(0.66, -0.62), (0.90, -0.76), (1.22, -0.66), (1.0, -0.55)]), mix("#c98f84", colour, 0.4),
+        pen.paint(smooth([(0.72, -0.54), (0.96, -0.66), (1.32, -0.54), (1.06, -0.42)]), mix("#c98f84", colour, 0.4),
             soft=0.03, shade=-0.2)
     return box
 
@@ -424,7 +428,7 @@ def _dog_muzzle(pen: Pen, pet: Pet, face: Face, rng: Generator) -> None:
             pen.line([(-0.3 + 0.1 * k, -0.3 - 0.16 * k), (0, -0.2 - 0.17 * k), (0.3 - 0.1 * k, -0.3 - 0.16 * k)],
                 (0.01, 0.05, 0.01), mix(pet.dark, pet.ground, 0.3), alpha=0.8)
 
-# %% ../../nbs/api/11a_animals.ipynb #310507bd
+# %% ../../nbs/api/11a_animals.ipynb #66992103
 @dataclass(frozen=True)
 class Build:
     width: float  # of the body
@@ -490,7 +494,7 @@ def _torso(pen: Pen, pet: Pet, rng: Generator, outline, part: str = "torso") -> 
     box = (*outline.min(0), *outline.max(0))
     colour, marks = coat_of(pet, part, box, rng)
     long = pet.breed.fur == "long"
-    edge = fringed(outline, rng, size=0.15 if long else 0.022, tuft=0.26 if long else 0.09)
+    edge = fringed(outline, rng, size=0.15 if long else 0.025, tuft=0.26 if long else 0.13)
     pen.paint(edge, colour, shade=0.32, round_=0.5, shadow=0.35, lift=0.1, fur=0.05 + 0.03 * long, marks=marks)
 
 

@@ -35,7 +35,7 @@ from coursekit.samples.sprites import (
 
 _all_ = ["BREEDS", "Breed", "twins"]
 
-# %% ../../nbs/api/12_pets.ipynb #ad37d853
+# %% ../../nbs/api/12_pets.ipynb #4ab345a4
 def _ground(pen: Pen, y: float, colour, rng: Generator, *, wave: float = 0.0, marks=()) -> None:
     "A sheet of paper from `y` down, with a straight or a wavy edge."
     x = np.linspace(-6, 6, 13)
@@ -106,9 +106,10 @@ def _sky(pen: Pen, rng: Generator, *colours: str) -> None:
 def _tree(pen: Pen, x: float, y: float, size: float, leaf, rng: Generator) -> None:
     pen = pen.moved(x, y, scale=size)
     pen.paint(ribbon([(0, 0), (0.03, -0.5), (0, -1.0)], (0.2, 0.14, 0.1)), "#6a4d3b", shade=0.2, round_=0.1, shadow=0.2)
-    for dx, dy, r in ((-0.3, -1.0, 0.42), (0.32, -1.05, 0.4), (0, -1.4, 0.46)):
-        pen.paint(fringed(oval(dx, dy, r), rng, size=0.06, tuft=0.14, fall=0), mix(leaf, INK, 0.1 * rng.random()),
-            shade=0.25, round_=0.3, shadow=0.25, lift=0.06, fur=0.05)
+    crowns = [fringed(oval(x, y, r), rng, size=0.06, tuft=0.18, fall=0) for x, y,
+        r in ((-0.3, -1.0, 0.42), (0.32, -1.05, 0.4), (0, -1.4, 0.46))]
+    for part in (crowns[:2], crowns[2]):
+        pen.paint(part, mix(leaf, INK, 0.1 * rng.random()), shade=0.25, round_=0.3, shadow=0.25, lift=0.06, fur=0.05)
 
 
 def _tufts(pen: Pen, floor: float, colour, rng: Generator, n: int, flowers=()) -> None:
@@ -172,7 +173,7 @@ LIGHTS = (
     Light("dusk", (0.82, 0.88, 1.04), gamma=1.3, vignette=0.3, grain=4.0),
 )
 
-# %% ../../nbs/api/12_pets.ipynb #606dd8a4
+# %% ../../nbs/api/12_pets.ipynb #a0c951a4
 @dataclass(frozen=True)
 class Picture:
     "A drawn picture and everything that is known about it."
@@ -236,12 +237,12 @@ def _photograph(pet: Pet, chosen: dict, size: tuple[int, int], pet_rng: Generato
     flip, angle = bool(rng.random() < 0.5), float(np.clip(rng.normal(0, 5), -12, 12))
     canvas = Canvas(w, h, scene_rng, light=(float(rng.choice((-0.6, 0.6))), -0.8))
     # The background is painted smaller and enlarged: less sharp than the animal, as in a photo.
-    far = Canvas(round(w * 0.6), round(h * 0.6), scene_rng, light=tuple(canvas.light))
+    far = Canvas(round(w * 0.55), round(h * 0.55), scene_rng, light=tuple(canvas.light))
     cx, cy = w / 2 + w * rng.normal(0, 0.05), h / 2 + h * rng.normal(0, 0.04)
     at = Affine.place(cx, cy, scale=scale, angle=angle, flip=flip) @ Affine.place(-(x0 + x1) / 2, -(y0 + y1) / 2)
     feet = at([((x0 + x1) / 2, y1)])[0, 1]
     horizon = h * rng.uniform(0.45, 0.65) if pet.pose == "face" else feet - h * rng.uniform(0.1, 0.25)
-    scene = far.pen(Affine.place(w * 0.3, h * 0.3, scale=short * 0.25, angle=angle))
+    scene = far.pen(Affine.place(w * 0.275, h * 0.275, scale=short * 0.23, angle=angle))
     BACKGROUNDS[chosen["background"]](scene, (horizon - h / 2) / (short / 2.4), scene_rng)
     canvas.backdrop(far)
     pen = canvas.pen(at, label=1)
@@ -270,7 +271,7 @@ def trimap_of(
     near = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(border)))
     return Image.fromarray(np.where(near == 255, 1, np.where(near == 0, 2, 3)).astype(np.uint8))
 
-# %% ../../nbs/api/12_pets.ipynb #e0b17184
+# %% ../../nbs/api/12_pets.ipynb #a1294448
 def make_paper_pets(
     dest: str | Path,  # a folder that is empty or does not exist
     *,
@@ -314,7 +315,7 @@ def _draw_file(job: list) -> dict[str, object]:
     picture = draw_pet(drawn, number if drawn == label else 10_000 + number, seed=seed, size=tuple(size))
     stem = f"{label}_{number}"
     picture.image.save(Path(dest, "images", f"{stem}.jpg"), quality=90)
-    picture.trimap.save(Path(dest, "annotations", "trimaps", f"{stem}.png"))
+    picture.trimap.save(Path(dest, "annotations", "trimaps", f"{stem}.png"), compress_level=3)
     Path(dest, "annotations", "xmls", f"{stem}.xml").write_text(
         XML.format(stem=stem, **picture.attributes), encoding="utf-8", newline="\n")
     return dict(file=f"{stem}.jpg", **picture.attributes, mislabelled_as="" if drawn == label else label)

@@ -213,7 +213,7 @@ def pieces(outline) -> list:
     "One outline, or several, as a list of outlines."
     return list(outline) if np.ndim(outline[0]) == 2 else [outline]
 
-# %% ../../nbs/api/11_sprites.ipynb #d6af1bc7
+# %% ../../nbs/api/11_sprites.ipynb #c1d7cb8f
 class Canvas:
     "A picture being painted: `rgb` (3, H, W) float32 0 to 255 and `labels` (H, W) uint8."
 
@@ -232,7 +232,6 @@ class Canvas:
         self.labels = np.zeros((height, width), np.uint8)
         self.light = np.asarray(light) / math.hypot(*light)
         self.rng = rng
-        self.paper = 1 + 0.025 * noise(rng, height, width, 1.3)
 
     @cached_property
     def fur(self) -> np.ndarray:  # (H, W) float32, about -1.5 to 1.5
@@ -240,23 +239,23 @@ class Canvas:
         return noise(self.rng, self.height, self.width, (7, 1.7)) + 0.5 * noise(self.rng, self.height, self.width,
             (3, 1.2))
 
-    def crop(self, pixels: np.ndarray, margin: float) -> tuple[int, int, int, int] | None:
-        "The box (x0, y0, x1, y1) round an outline, a little over the edge at most; None when it is out of sight."
+    def crop(self, extent: tuple[float, float, float, float], margin: float) -> tuple[int, int, int, int] | None:
+        "The box (x0, y0, x1, y1) round what is there, a little over the edge at most; None when it is out of sight."
         pad = int(margin) + 2
-        x0, y0 = np.floor(pixels.min(0)).astype(int) - pad
-        x1, y1 = np.ceil(pixels.max(0)).astype(int) + pad
-        x0, y0, x1, y1 = max(x0, -pad), max(y0, -pad), min(x1, self.width + pad), min(y1, self.height + pad)
-        return (int(x0), int(y0), int(x1), int(y1)) if x1 - x0 > 2 * pad and y1 - y0 > 2 * pad else None
+        x0, y0 = max(math.floor(extent[0]), 0) - pad, max(math.floor(extent[1]), 0) - pad
+        x1, y1 = min(math.ceil(extent[2]), self.width) + pad, min(math.ceil(extent[3]), self.height) + pad
+        return (x0, y0, x1, y1) if x1 - x0 > 2 * pad and y1 - y0 > 2 * pad else None
 
     @staticmethod
     def cover(outlines: Sequence[np.ndarray], box: tuple[int, int, int, int], soft: float = 0.0) -> Image.Image:
         "How much of each pixel in the box lies inside the outlines, 0 to 255, the edge blurred by `soft` pixels."
         x0, y0, x1, y1 = box
-        big = Image.new("L", (3 * (x1 - x0), 3 * (y1 - y0)))
+        finer = 2 if x1 - x0 > 64 else 3
+        big = Image.new("L", (finer * (x1 - x0), finer * (y1 - y0)))
         draw = ImageDraw.Draw(big)
         for pixels in outlines:
-            draw.polygon((3 * (pixels - (x0, y0))).ravel().tolist(), fill=255)
-        small = big.reduce(3)
+            draw.polygon((finer * (pixels - (x0, y0))).ravel().tolist(), fill=255)
+        small = big.reduce(finer)
         return small.filter(ImageFilter.GaussianBlur(soft)) if soft > 0.3 else small
 
     def inside(self, box: tuple[int, int, int, int]) -> tuple[tuple, tuple]:
@@ -268,7 +267,7 @@ class Canvas:
     def backdrop(self, other: "Canvas") -> None:
         "Begin with another canvas, enlarged or reduced to this size."
         image = other.image().resize((self.width, self.height), Image.Resampling.BICUBIC)
-        self.rgb[:] = self.paper * np.asarray(image).transpose(2, 0, 1)
+        self.rgb[:] = np.asarray(image).transpose(2, 0, 1)
 
     def image(self) -> Image.Image:
         "What has been painted so far, as it is."
@@ -277,7 +276,7 @@ class Canvas:
     def pen(self, at: Affine, label: int | None = None) -> "Pen":
         return Pen(self, at, label)
 
-# %% ../../nbs/api/11_sprites.ipynb #61152377
+# %% ../../nbs/api/11_sprites.ipynb #61a21bdc
 @dataclass(frozen=True)
 class Pen:
     "Paints layers on a canvas: lengths are in the pen's unit, `at` maps them to pixels."
@@ -306,9 +305,8 @@ class Pen:
     ) -> tuple[float, float, float, float] | None:  # the box (x0, y0, x1, y1) in pixels, or None when out of sight
         "Lay one sheet of paper on what is there."
         canvas, unit = self.canvas, self.at.scale
-        outlines = [self.at(o) for o in pieces(outline)]
-        pixels = np.concatenate(outlines) if len(outlines) > 1 else outlines[0]
-        box = canvas.crop(pixels, unit * max(2 * soft, 2 * lift * (shadow > 0), round_ * (shade > 0)))
+        outlines, extent = self._mapped(outline)
+        box = canvas.crop(extent, unit * max(2 * soft, 2 * lift * (shadow > 0), round_ * (shade > 0)))
         if box is None:
             return None
         sheet = canvas.cover(outlines, box, soft * unit)
@@ -320,18 +318,26 @@ class Pen:
             0.6)))) * np.float32(1 / 255) if shade or shadow else None
         if shadow:
             view *= (1 - np.float32(shadow) * _moved(blurred, canvas.light * -lift * unit)[of])
-        lit = canvas.paper[on] + np.float32(fur) * canvas.fur[on] if fur else canvas.paper[on].copy()
+        lit = 1 + np.float32(fur) * canvas.fur[on] if fur else 1
         if shade:
             far = canvas.light * reach
-            lit += np.float32(shade) * (_moved(blurred, far) - _moved(blurred, -far))[of]
+            lit = lit + np.float32(shade) * (_moved(blurred, far) - _moved(blurred, -far))[of]
         filled = self._filled(rgb(colour), marks, box)
-        painted = lit * filled[of if marks else ...]
-        painted -= view
+        filled = filled[of if marks else ...]
+        painted = (filled * lit if fur or shade else filled) - view
         painted *= cover
         view += painted
         if self.label is not None:
             canvas.labels[on][cover > 0.5] = self.label
-        return (*np.maximum(pixels.min(0), 0), *np.minimum(pixels.max(0), (canvas.width, canvas.height)))
+        x0, y0, x1, y1 = extent
+        return max(x0, 0.0), max(y0, 0.0), min(x1, float(canvas.width)), min(y1, float(canvas.height))
+
+    def _mapped(self, outline) -> tuple[list[np.ndarray], tuple[float, float, float, float]]:
+        "The pieces of an outline in pixels, and their extent (x0, y0, x1, y1)."
+        parts = pieces(outline)
+        pixels = self.at(np.concatenate(parts) if len(parts) > 1 else parts[0])
+        extent = (*pixels.min(0).tolist(), *pixels.max(0).tolist())
+        return (np.split(pixels, np.cumsum([len(p) for p in parts[:-1]])) if len(parts) > 1 else [pixels]), extent
 
     def _filled(self, colour: np.ndarray, marks: Sequence[Mark], box: tuple[int, int, int, int]) -> np.ndarray:
         "The ground (3, 1, 1), or colours of the whole box (3, h, w) when there are marks on it."
@@ -341,10 +347,11 @@ class Pen:
         filled = np.empty((3, y1 - y0, x1 - x0), np.float32)
         filled[:] = colour[:, None, None]
         for m in marks:
-            outlines, soft = [self.at(o) for o in pieces(m.outline)], m.soft * self.at.scale
-            pixels, pad = np.concatenate(outlines), 2 + int(2 * soft)
-            (u0, v0), (u1, v1) = np.floor(pixels.min(0)).astype(int) - pad, np.ceil(pixels.max(0)).astype(int) + pad
-            u0, v0, u1, v1 = max(u0, x0), max(v0, y0), min(u1, x1), min(v1, y1)
+            outlines, extent = self._mapped(m.outline)
+            soft = m.soft * self.at.scale
+            pad = 2 + int(2 * soft)
+            u0, v0 = max(math.floor(extent[0]) - pad, x0), max(math.floor(extent[1]) - pad, y0)
+            u1, v1 = min(math.ceil(extent[2]) + pad, x1), min(math.ceil(extent[3]) + pad, y1)
             if u0 < u1 and v0 < v1:
                 part = np.asarray(self.canvas.cover(outlines, (u0, v0, u1, v1), soft)) * np.float32(m.alpha / 255)
                 view = filled[:, v0 - y0 : v1 - y0, u0 - x0 : u1 - x0]
@@ -366,7 +373,7 @@ def _moved(sheet: np.ndarray, by: np.ndarray) -> np.ndarray:
         max(-dx, 0) : w + min(-dx, 0)]
     return moved
 
-# %% ../../nbs/api/11_sprites.ipynb #e13bbaa1
+# %% ../../nbs/api/11_sprites.ipynb #b705fb5d
 @dataclass(frozen=True)
 class Light:
     "How a finished picture is lit and exposed."
@@ -377,6 +384,7 @@ class Light:
     vignette: float = 0.15  # how much darker the corners are
     slope: float = 0.12  # how much brighter the side of the light is
     grain: float = 2.0  # deviation of the sensor's noise, of 255
+    paper: float = 0.025  # strength of the paper's texture
 
 
 def develop(
@@ -389,6 +397,7 @@ def develop(
     sx, sy = (np.float32(light.slope * v) for v in canvas.light)
     vy, vx = (np.float32(light.vignette / 2) * v * v for v in (y, x))
     field = (1 + sy * y - vy)[:, None] + (sx * x - vx)
+    field *= 1 + np.float32(light.paper) * noise(rng, canvas.height, canvas.width, 1.3)
     v = canvas.rgb * field * 4
     v += np.float32(4 * light.grain) * rng.standard_normal((canvas.height, canvas.width), dtype=np.float32)
     steps = np.clip(np.arange(1024) / 1020, 0, 1) ** light.gamma
