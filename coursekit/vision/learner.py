@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cnn_learner', 'vision_learner', 'check_image_input', 'add_normalize']
 
-# %% ../../nbs/api/24_vlearner.ipynb #01b0ecc3
+# %% ../../nbs/api/24_vlearner.ipynb #7e2cd385
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from ..core import seeded
 from ..data.load import DataLoader, DataLoaders
 from ..learner import Learner
 from ..optim import AdamW
-from .models import VisionModel, arch_name, fetch_weights, load_body_weights, vision_groups, weights_entry
+from .models import OWN_ARCHS, VisionModel, arch_name, fetch_weights, load_body_weights, vision_groups, weights_entry
 from .transforms import AugmentNormalize, Normalize, fuse_tfms, imagenet_stats
 
-# %% ../../nbs/api/24_vlearner.ipynb #31425bb7
+# %% ../../nbs/api/24_vlearner.ipynb #d97d9709
 def vision_learner(
     dls: DataLoaders,  # pictures in, anything with n_out numbers out
-    arch: str | Callable,  # torchvision architecture: a function such as `resnet34`, or its name
+    arch: str | Callable,  # architecture: a function such as `resnet34`, or its name
     *,
     normalize: bool = True,  # add the normalisation that the weights expect, where the data have none
     n_out: int | None = None,  # outputs; None: as many as the data ask for
@@ -58,7 +58,7 @@ def vision_learner(
     if file is not None:
         load_body_weights(model[0], arch, file)
     if normalize:
-        dls = add_normalize(dls, arch, weights if pretrained else None)
+        dls = add_normalize(dls, name, weights if pretrained else None)
     learn = Learner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs, metrics=metrics, wd=wd, moms=moms,
                     train_bn=train_bn, path=path, model_dir=model_dir, precision=precision, seed=seed)
     if pretrained:
@@ -68,7 +68,7 @@ def vision_learner(
 
 cnn_learner = vision_learner  # its name in the first edition of the book
 
-# %% ../../nbs/api/24_vlearner.ipynb #8b7a7528
+# %% ../../nbs/api/24_vlearner.ipynb #03e79377
 def check_image_input(
     dls: DataLoaders,  # any
 ) -> None:
@@ -81,12 +81,12 @@ def check_image_input(
 
 def add_normalize(
     dls: DataLoaders,  # any
-    arch: str,  # torchvision architecture
+    arch: str,  # name of the architecture
     weights: str | None,  # which of its weights
 ) -> DataLoaders:  # the same data, normalised by the statistics that the weights were trained with
     "Add `Normalize` where the data have none and are not plain loaders."
     if not isinstance(dls.train, DataLoader) or any(isinstance(t, (Normalize, AugmentNormalize)) for t in dls.batch_tfms):
         return dls
-    made = weights_entry(arch, weights).transforms()
+    made = None if arch in OWN_ARCHS else weights_entry(arch, weights).transforms()
     mean, std = getattr(made, "mean", imagenet_stats[0]), getattr(made, "std", imagenet_stats[1])
     return dls.new(batch_tfms=fuse_tfms([*dls.batch_tfms, Normalize.from_stats(mean, std)]))
