@@ -308,7 +308,7 @@ EARS: dict[str, tuple] = {  # the right ear; those in HANGING lie in front of th
 HANGING = ("drop", "long", "button")
 INK = "#2a2022"
 
-# %% ../../nbs/api/11a_animals.ipynb #e5ea8d1e
+# %% ../../nbs/api/11a_animals.ipynb #252ed910
 def draw_head(
     pen: Pen,  # origin: between the eyes' height and the nose; unit: half the head's width
     pet: Pet,
@@ -354,8 +354,9 @@ def _ear(pen: Pen, pet: Pet, side: int, rng: Generator):
         inner = middle + (outline - outline.mean(0)) * (0.58, 0.66)
         pen.paint(smooth(inner), mix("#e0a294", colour, 0.25 if cat else 0.5), soft=0.04, shade=-0.2, round_=0.2)
     if kind == "tipped":
-        pen.paint(smooth([(0.48, -1.24), (0.70, -1.44), (0.98, -1.30), (1.16, -1.04), (1.22, -0.76), (0.88, -1.0)]),
-            mix(colour, INK, 0.08), shade=0.3, round_=0.15, shadow=0.4, lift=0.08)
+        fold = smooth([(0.48, -1.24), (0.70, -1.44), (0.98, -1.30), (1.16, -1.04), (1.22, -0.76), (0.88, -1.0)])
+        tip = pen.paint(fold, mix(colour, INK, 0.08), shade=0.3, round_=0.15, shadow=0.4, lift=0.08)
+        box = tip and box and (*np.minimum(box[:2], tip[:2]), *np.maximum(box[2:], tip[2:]))
     if kind == "rose":
         pen.paint(smooth([(0.72, -0.54), (0.96, -0.66), (1.32, -0.54), (1.06, -0.42)]), mix("#c98f84", colour, 0.4),
             soft=0.03, shade=-0.2)
@@ -366,8 +367,7 @@ def _eyes(pen: Pen, pet: Pet, x: float, y: float, r: float, lid: np.ndarray) -> 
     cat, look = pet.breed.species == "cat", 0.3 * pet.turn * r
     almond = smooth([(-r * 1.12, r * 0.22), (-r * 0.5, -r * 0.72), (r * 0.45, -r * 0.9), (r * 1.16, -r * 0.2),
         (r * 0.5, r * 0.75), (-r * 0.5, r * 0.8)])
-    lidded = [(-r * 1.5, -r * 1.5), (r * 1.5, -r * 1.5), (r * 1.5, r * (1.6 * pet.sleepy - 0.7)),
-        (-r * 1.4, r * (1.6 * pet.sleepy - 1.05))]
+    lidded = np.minimum(almond * 1.24, (np.inf, r * (1.6 * pet.sleepy - 0.85)))  # the eye's upper part, down to a line
     both = [Affine.place(side * x, y, flip=side < 0) for side in (-1, 1)]
     pen.paint([at(almond * 1.22) for at in both], mix(INK, pet.dark, 0.2), soft=0.015)
     pen.paint([at(almond) for at in both], pet.eye if cat else mix(pet.eye, INK, 0.2), shade=-0.35, round_=r)
