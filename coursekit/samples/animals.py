@@ -14,7 +14,7 @@ from numpy.random import Generator
 
 from .sprites import Affine, Mark, Pen, fringed, mirrored, mix, oval, rgb, ribbon, smooth
 
-# %% ../../nbs/api/11a_animals.ipynb #c5749449
+# %% ../../nbs/api/11a_animals.ipynb #c5a291a2
 @dataclass(frozen=True)
 class Breed:
     "The traits that a breed is drawn from."
@@ -45,10 +45,10 @@ BREEDS: tuple[Breed, ...] = (
     Breed("american_pit_bull_terrier", "dog", "tipped", "square", "brindle",
         ("brown", "red", "grey", "black", "sand"), "short", "whip",
           "sturdy", ("brown", "amber"), "a broad head, ears that stand up with a folded tip"),
-    Breed("basset_hound", "dog", "long", "jowly", "blanket", ("tricolour", "lemon", "rust"), "short", "sabre",
+    Breed("basset_hound", "dog", "long", "jowly", "blanket", ("rust", "lemon"), "short", "sabre",
           "low", ("brown",), "very long ears set low, heavy jowls, short legs"),
-    Breed("beagle", "dog", "drop", "long", "blanket", ("tricolour", "lemon", "rust"), "short", "sabre",
-          "sturdy", ("brown", "amber"), "hanging ears to the jaw, a white muzzle, a dark blanket"),
+    Breed("beagle", "dog", "drop", "long", "blanket", ("tricolour", "lemon"), "short", "sabre",
+          "sturdy", ("brown", "amber"), "hanging ears to the jaw, a white muzzle, longer legs"),
     Breed("pug", "dog", "button", "pushed_in", "mask", ("sand", "cream", "silver", "apricot"), "short", "curl",
           "stocky", ("brown",), "a short black muzzle and ears, wrinkles, a curled tail"),
     Breed("samoyed", "dog", "prick", "fox", "solid", ("white", "cream", "biscuit"), "long", "plume_curl",

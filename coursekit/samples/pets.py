@@ -271,11 +271,11 @@ def trimap_of(
     near = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(border)))
     return Image.fromarray(np.where(near == 255, 1, np.where(near == 0, 2, 3)).astype(np.uint8))
 
-# %% ../../nbs/api/12_pets.ipynb #a1294448
+# %% ../../nbs/api/12_pets.ipynb #bf934d0a
 def make_paper_pets(
     dest: str | Path,  # a folder that is empty or does not exist
     *,
-    n_per_breed: int = 125,  # pictures of each of the 12 breeds
+    n_per_breed: int = 110,  # pictures of each of the 12 breeds
     seed: int = 7,  # another seed, other animals
     size: tuple[int, int] = (160, 200),  # the short side, from and to, in pixels
     max_workers: int | None = None,  # processes; None: one for each core
@@ -284,7 +284,7 @@ def make_paper_pets(
     "Draw the stand-in for the Oxford-IIIT Pets archive: the same bytes for a seed, whatever the number of workers."
     dest = Path(dest)
     if n_per_breed < 1:
-        raise ValueError(f"make_paper_pets: n_per_breed={n_per_breed} is below 1; pass e.g. 125.")
+        raise ValueError(f"make_paper_pets: n_per_breed={n_per_breed} is below 1; pass e.g. 110.")
     if not 32 <= size[0] <= size[1]:
         why = "is not (from, to) in pixels with 32 <= from <= to; pass e.g. (160, 200)."
         raise ValueError(f"make_paper_pets: size={size} {why}")

@@ -406,7 +406,7 @@ def develop(
     index = np.clip(v, 0, 1023).astype(np.uint16)
     return Image.merge("RGB", [Image.fromarray(table[plane]) for table, plane in zip(tables, index)])
 
-# %% ../../nbs/api/11_sprites.ipynb #c074abd0
+# %% ../../nbs/api/11_sprites.ipynb #6b74bcb9
 def draw_many(
     function: str,  # "package.module:name" of a function that takes one job and returns something JSON can hold
     jobs: Sequence,  # what JSON can hold: numbers, strings, lists, dicts
@@ -425,7 +425,9 @@ def draw_many(
     if progress:
         from tqdm.auto import tqdm
 
-        bar = tqdm(total=len(jobs), unit=unit, leave=False)
+        from coursekit.show import in_notebook  # here, so that workers need not import torch
+
+        bar = tqdm(total=len(jobs), unit=unit, leave=False, disable=None if not in_notebook() else False)
         done = bar.update
     try:
         if workers == 1 or not sys.executable:

@@ -18,7 +18,7 @@ from ..optim import AdamW
 from .models import OWN_ARCHS, VisionModel, arch_name, fetch_weights, load_body_weights, vision_groups, weights_entry
 from .transforms import AugmentNormalize, Normalize, fuse_tfms, imagenet_stats
 
-# %% ../../nbs/api/24_vlearner.ipynb #d97d9709
+# %% ../../nbs/api/24_vlearner.ipynb #a655dc2a
 def vision_learner(
     dls: DataLoaders,  # pictures in, anything with n_out numbers out
     arch: str | Callable,  # architecture: a function such as `resnet34`, or its name
@@ -41,7 +41,7 @@ def vision_learner(
     precision: str = "auto",  # of training: "auto", "bf16", "fp32"
     seed: int | None = None,  # of the initial weights and dropout; None draws one
     lin_ftrs: Sequence[int] = (512,),  # hidden widths of the head
-    ps: float = 0.5,  # dropout of the head, 0..1
+    ps: float | None = None,  # dropout of the head, 0..1; None: 0.5 over published weights, 0.1 from scratch
     concat_pool: bool = True,  # pool mean and maximum; False: the mean only
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
 ) -> Learner:
@@ -52,6 +52,7 @@ def vision_learner(
     if n_out is None:
         raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
     file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
+    ps = (0.5 if pretrained else 0.1) if ps is None else ps  # a body that still has to learn needs the whole gradient
     spec = VisionModel(name, n_out, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range))
     with seeded(seed):
         model = spec.build()

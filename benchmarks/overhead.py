@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""What the package costs beyond PyTorch: microseconds a batch of the training loop, and seconds of import.
+
+    python benchmarks/overhead.py              # both, as a table
+    python benchmarks/overhead.py --runs 9     # more runs; the table shows medians of runs taken in turn
+
+The loop trains a 10-to-2 linear model in batches of 64, so that nearly all of the time is the loop itself. The bare loop does
+what is needed and nothing else: forward, loss, backward, step. The learner adds one-cycle scheduling, recording, a metric, the check that
+the loss is finite, and the progress bar (drawn into nothing). Both use the same fused AdamW, float32 and the same tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+
+def batches(n: int) -> list:
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    return [(torch.randn(64, 10, generator=g), torch.randint(0, 2, (64,), generator=g)) for _ in range(n)]
+
+
+def bare(data: list, epochs: int) -> float:
+    """Seconds of a hand-written loop over the training data and a validation pass, as a Learner does."""
+    import torch
+    import torch.nn.functional as F
+
+    model = torch.nn.Linear(10, 2)
+    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    start = time.perf_counter()
+    for _ in range(epochs):
+        model.train()
+        for x, y in data:
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            opt.step()
+            opt.zero_grad()
+        model.eval()
+        with torch.no_grad():
+            total = sum(F.cross_entropy(model(x), y) for x, y in data)
+            float(total)
+    return time.perf_counter() - start
+
+
+def learner(data: list, epochs: int) -> float:
+    """Seconds of `fit_one_cycle` on the same."""
+    import torch
+
+    from coursekit.learner import Learner
+    from coursekit.metrics import accuracy
+
+    learn = Learner((data, data), torch.nn.Linear(10, 2), torch.nn.CrossEntropyLoss(), metrics=accuracy, device="cpu",
+                    precision="fp32", seed=0)
+    quiet, out = open(os.devnull, "w"), sys.stdout
+    sys.stdout = quiet
+    try:
+        start = time.perf_counter()
+        learn.fit_one_cycle(epochs)
+        return time.perf_counter() - start
+    finally:
+        sys.stdout = out
+        quiet.close()
+
+
+def import_seconds(what: str) -> float:
+    code = f"import time; t = time.perf_counter(); {what}; print(time.perf_counter() - t)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="runs of each, taken in turn (default 5)")
+    parser.add_argument("--batches", type=int, default=500, help="batches an epoch (default 500)")
+    runs, n = (args := parser.parse_args()).runs, args.batches
+    import torch
+
+    data, epochs = batches(n), 2
+    bare(data, 1), learner(data, 1)
+    pairs = [(bare(data, epochs), learner(data, epochs)) for _ in range(runs)]
+    a, b = (statistics.median(p) / (epochs * n * 2) * 1e6 for p in zip(*pairs))
+    ratio = statistics.median(y / x for x, y in pairs)
+    imports = [(import_seconds("import torch, torchvision"),
+                import_seconds("import torch, torchvision; from coursekit.vision.all import *")) for _ in range(runs)]
+    base, ours = (statistics.median(p) for p in zip(*imports))
+    extra = statistics.median(y - x for x, y in imports)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
+          f"{time.strftime('%Y-%m-%d')}; medians of {runs} runs taken in turn\n")
+    print("| | bare PyTorch | coursekit | |\n|---|---|---|---|")
+    print(f"| loop, µs a batch (training and validation) | {a:.0f} | {b:.0f} | {ratio:.2f} x |")
+    print(f"| import, s (torch + torchvision; vision.all) | {base:.2f} | {ours:.2f} | + {extra:.2f} s |")
+
+
+if __name__ == "__main__":
+    main()

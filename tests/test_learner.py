@@ -1,0 +1,274 @@
+"""The learner: the cycles' numbers batch by batch, freezing, exports in a fresh process, equal runs, faults."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run
+from PIL import Image
+from torch import nn
+
+from coursekit.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from coursekit.learner import Learner, load_learner
+from coursekit.metrics import accuracy, error_rate
+from coursekit.optim import get_hyper
+from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
+                                  vision_learner)
+
+
+def cosine(start: float, end: float, pct: float) -> float:
+    return start + (1 - math.cos(math.pi * pct)) / 2 * (end - start)
+
+
+def two_cosines(pct: float, peak: float, start: float, middle: float, end: float) -> float:
+    return cosine(start, middle, pct / peak) if pct < peak else cosine(middle, end, (pct - peak) / (1 - peak))
+
+
+def blobs(n: int = 96, seed: int = 0) -> torch.utils.data.TensorDataset:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(n) % 3
+    return torch.utils.data.TensorDataset(torch.randn(n, 4, generator=g) + 2 * torch.eye(4)[y], y)
+
+
+def three_groups() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU()), nn.Linear(8, 8), nn.Linear(8, 3))
+
+
+def small_learner(cbs: tuple = (), **options: object) -> Learner:
+    loaders = [torch.utils.data.DataLoader(blobs(seed=s), batch_size=8) for s in (0, 1)]
+    learn = Learner(loaders, three_groups(), nn.CrossEntropyLoss(), splitter=list, metrics=accuracy, cbs=cbs, device="cpu",
+                    precision="fp32", seed=0, **options)  # type: ignore[arg-type]
+    learn.progress = False
+    return learn
+
+
+class Watch(Callback):
+    """Rates and momenta of all groups at every batch, as the optimiser has them when it steps."""
+
+    order = 100
+
+    def __init__(self) -> None:
+        self.seen: list[list[dict[str, float]]] = []
+
+    def before_step(self, learn: Learner) -> None:
+        self.seen.append(get_hyper(learn.opt))
+
+
+def test_one_cycle_every_batch_and_group() -> None:
+    watch = Watch()
+    learn = small_learner(cbs=(watch,))
+    learn.fit_one_cycle(3, slice(1e-4, 1e-2))
+    n = 3 * len(learn.dls.train)
+    assert len(watch.seen) == n == 36
+    for k, groups in enumerate(watch.seen):
+        for group, top in zip(groups, (1e-4, 1e-3, 1e-2), strict=True):
+            assert group["lr"] == pytest.approx(two_cosines(k / n, 0.25, top / 25, top, top / 1e5), rel=1e-9)
+            assert group["mom"] == pytest.approx(two_cosines(k / n, 0.25, 0.95, 0.85, 0.95), rel=1e-9)
+
+
+def test_fine_tune_every_batch_and_group() -> None:
+    watch = Watch()
+    learn = small_learner(cbs=(watch,))
+    learn.fine_tune(2)
+    n = len(learn.dls.train)
+    first, second = watch.seen[:n], watch.seen[n:]
+    assert len(second) == 2 * n
+    for k, groups in enumerate(first):
+        for group, top in zip(groups, (2e-4, 2e-4, 2e-3), strict=True):
+            assert group["lr"] == pytest.approx(two_cosines(k / n, 0.99, top / 25, top, top / 1e5), rel=1e-9)
+    for k, groups in enumerate(second):
+        for group, top in zip(groups, (1e-5, 1e-4, 1e-3), strict=True):
+            assert group["lr"] == pytest.approx(two_cosines(k / (2 * n), 0.3, top / 5, top, top / 1e5), rel=1e-9)
+            assert group["mom"] == pytest.approx(two_cosines(k / (2 * n), 0.3, 0.95, 0.85, 0.95), rel=1e-9)
+
+
+def test_frozen_layers_do_not_move_and_norms_do() -> None:
+    learn = small_learner()
+    learn.freeze()
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.fit(1, 1e-2)
+    moved = {k for k, v in learn.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert {"0.0.weight", "0.0.bias", "1.weight", "1.bias"}.isdisjoint(moved)
+    assert {"0.1.weight", "0.1.bias", "0.1.running_mean", "2.weight", "2.bias"} <= moved
+
+
+def test_freezing_resets_the_optimiser() -> None:
+    learn = small_learner()
+    learn.fit(1, 1e-2)
+    assert learn.opt.state
+    learn.unfreeze()
+    assert learn.opt is None
+
+
+def test_weight_decay_spares_norms_and_biases() -> None:
+    learn = small_learner(wd=0.3)
+    learn.create_opt()
+    decays = {id(p): g["weight_decay"] for g in learn.opt.param_groups for p in g["params"]}
+    for name, p in learn.model.named_parameters():
+        assert decays[id(p)] == (0.3 if p.ndim > 1 else 0.0), name
+    group = learn.opt.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.95, 0.99), 1e-5)
+
+
+def test_lr_find_leaves_no_trace() -> None:
+    learn, other = small_learner(), small_learner()
+    learn.lr_find(num_it=20, show_plot=False)
+    learn.fit_one_cycle(1, 1e-2)
+    other.fit_one_cycle(1, 1e-2)
+    for a, b in zip(learn.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_fit_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    learn = small_learner()
+    learn.model.append(nn.Dropout(0.5))
+    learn.fit(1, 1e-3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_cancelling_and_the_order_of_events() -> None:
+    events: list[str] = []
+
+    class Log(Callback):
+        def before_batch(self, learn: Learner) -> None:
+            if learn.state.training and learn.state.epoch == 0 and learn.state.step == 1:
+                raise CancelBatchException
+            if learn.state.training and learn.state.epoch == 1:
+                raise CancelEpochException
+
+        def after_cancel_batch(self, learn: Learner) -> None: events.append("cancel batch")
+        def after_cancel_epoch(self, learn: Learner) -> None: events.append("cancel epoch")
+        def after_epoch(self, learn: Learner) -> None: events.append("epoch")
+
+        def before_epoch(self, learn: Learner) -> None:
+            if learn.state.epoch == 2:
+                raise CancelFitException
+
+        def after_fit(self, learn: Learner) -> None: events.append("fit")
+
+    small_learner(cbs=(Log(),)).fit(5, 1e-3)
+    assert events == ["cancel batch", "epoch", "cancel epoch", "epoch", "fit"]
+
+
+def test_loss_that_is_not_finite_stops_before_the_step() -> None:
+    class Spoil(Callback):
+        def after_pred(self, learn: Learner) -> None:
+            if learn.state.training and learn.state.step == 7:
+                learn.state.preds = learn.state.preds * float("nan")
+
+    class Keep(Callback):
+        def after_step(self, learn: Learner) -> None:
+            self.weights = {k: v.clone() for k, v in learn.model.named_parameters()}
+
+    keep = Keep()
+    learn = small_learner(cbs=(Spoil(), keep))
+    with pytest.raises(FloatingPointError, match=r"nan at batch 7 of 12 .*lr_find"):
+        learn.fit(1, 1e-3)
+    for k, v in learn.model.named_parameters():
+        assert torch.equal(v, keep.weights[k])
+    assert len(learn.recorder.losses) == 7
+    assert learn.recorder.interrupted == "FloatingPointError"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty pictures of two kinds, told apart by where the bright half is."""
+    folder = tmp_path_factory.mktemp("pictures")
+    g = torch.Generator().manual_seed(0)
+    for i in range(60):
+        x = torch.randint(0, 120, (3, 40, 50), generator=g)
+        x[:, :, (25 if i % 2 else 0):(50 if i % 2 else 25)] += 120
+        Image.fromarray(x.byte().permute(1, 2, 0).numpy()).save(folder / f"{'right' if i % 2 else 'left'}_{i}.png")
+    return folder
+
+
+def picture_learner(pictures: Path, workers: int = 0) -> Learner:
+    dls = ImageDataLoaders.from_name_func(pictures, get_image_files(pictures), lambda n: n.split("_")[0], seed=5, bs=12,
+                                          item_tfms=Resize(32), batch_tfms=aug_transforms(do_flip=False), num_workers=workers,
+                                          device="cpu")
+    learn = vision_learner(dls, resnet18, metrics=error_rate, pretrained=False, seed=5)
+    learn.progress = False
+    return learn
+
+
+def test_any_number_of_workers_gives_equal_weights(pictures: Path) -> None:
+    weights = []
+    for workers in (0, 1, 2):
+        learn = picture_learner(pictures, workers)
+        learn.fit_one_cycle(2, 1e-3)
+        weights.append(learn.model.state_dict())
+    for name, first in weights[0].items():
+        assert torch.equal(first, weights[1][name]), name
+        assert torch.equal(first, weights[2][name]), name
+
+
+def test_predictions_agree_everywhere(pictures: Path, tmp_path: Path) -> None:
+    learn = picture_learner(pictures)
+    learn.fit_one_cycle(2, 1e-3)
+    assert len(vision_groups(learn.model)) == 3
+    preds, _ = learn.get_preds()
+    items = learn.dls.valid_ds.items
+    for i in range(4):
+        result = learn.predict(items[i])
+        assert torch.allclose(result.probabilities, preds[i], atol=1e-5)
+        assert result.label == learn.dls.vocab[preds[i].argmax()]
+        for form in (str(items[i]), items[i].read_bytes(), Image.open(items[i])):
+            assert torch.allclose(learn.predict(form).probabilities, preds[i], atol=1e-5)
+    error = sum(learn.predict(f).label != f.name.split("_")[0] for f in items) / len(items)
+    assert error == pytest.approx(learn.validate()[1], abs=1e-6)
+
+    file = learn.export(tmp_path / "model.ck")
+    program = ("import sys, torch; from coursekit.learner import load_learner\n"
+               "learn = load_learner(sys.argv[1], device='cpu')\n"
+               "print(learn.dls.vocab, *learn.predict(sys.argv[2]).probabilities.tolist())\n"
+               "assert 'pickle' not in str(learn.model.spec)")
+    said = run([sys.executable, "-I", "-c", program, str(file), str(items[0])]).stdout.split("] ")
+    assert said[0] == "['left', 'right'"
+    assert torch.allclose(torch.tensor([float(v) for v in said[1].split()]), preds[0], atol=1e-5)
+
+
+def test_an_export_holds_no_pickle(pictures: Path, tmp_path: Path) -> None:
+    import pickletools
+    import zipfile
+
+    file = picture_learner(pictures).export(tmp_path / "model.ck")
+    data = file.read_bytes()
+    assert not zipfile.is_zipfile(file)
+    size = int.from_bytes(data[:8], "little")
+    assert data[8:9] == b"{" and data[8 + size - 1:8 + size].strip() in (b"}", b"")
+    with pytest.raises(Exception):  # noqa: B017 - whatever pickletools says of it
+        list(pickletools.genops(data))
+    damaged = tmp_path / "damaged.ck"
+    damaged.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    with pytest.raises(ValueError, match="was changed after it was written"):
+        load_learner(damaged)
+    (tmp_path / "model.pkl").write_bytes(b"\x80\x04N.")
+    with pytest.raises(ValueError, match="no pickles"):
+        load_learner(tmp_path / "model.pkl")
+
+
+def test_an_interrupt_leaves_a_usable_learner() -> None:
+    class Interrupt(Callback):
+        def after_step(self, learn: Learner) -> None:
+            if learn.state.step == 5:
+                raise KeyboardInterrupt
+
+    learn = small_learner(cbs=(Interrupt(),))
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2, 1e-3)
+    assert learn.recorder.interrupted == "KeyboardInterrupt"
+    learn.remove_cb(Interrupt)
+    learn.fit(1, 1e-3)
+    assert learn.validate()[1] > 0.3
+
+
+def test_importing_the_learner_runs_in_a_bare_process() -> None:
+    assert subprocess.run([sys.executable, "-I", "-c", "import coursekit.learner"]).returncode == 0

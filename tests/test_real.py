@@ -1,0 +1,104 @@
+"""The programs that books and notes print, on real photos: word for word but for the picture size of the second one."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import run
+from torchvision.models import get_model
+
+SIX_LINES = """
+from coursekit.vision.all import *
+path = untar_data(URLs.PETS)/'images'
+
+def is_cat(x): return x[0].isupper()
+dls = ImageDataLoaders.from_name_func(
+    path, get_image_files(path), valid_pct=0.2, seed=42,
+    label_func=is_cat, item_tfms=Resize(224))
+
+learn = {learner}(dls, resnet34, metrics=error_rate)
+learn.fine_tune(1)
+"""
+
+CHECK = """
+import torch
+print('vocab', dls.vocab, len(dls.train_ds), len(dls.valid_ds))
+photo = dls.valid_ds.items[0]
+is_it, _, probs = learn.predict(PILImage.create(photo))
+assert is_it in (False, True) and torch.allclose(probs, learn.get_preds().preds[0], atol=1e-5)
+print('agrees')
+"""
+
+VERSION_1 = """
+from coursekit.v1 import *
+bs = 8
+path = untar_data(URLs.PETS)
+path.ls()
+path_img = path/'images'
+fnames = get_image_files(path_img)
+fnames[:5]
+np.random.seed(2)
+pat = r'/([^/]+)_\\d+.jpg$'
+data = ImageDataBunch.from_name_re(path_img, fnames, pat, ds_tfms=get_transforms(), size=64, bs=bs).normalize(imagenet_stats)
+data.show_batch(rows=3, figsize=(7,6))
+print(data.classes)
+len(data.classes), data.c
+
+learn = create_cnn(data, models.resnet34, metrics=error_rate)
+learn.fit_one_cycle(4)
+learn.save('stage-1')
+
+interp = ClassificationInterpretation.from_learner(learn)
+losses, idxs = interp.top_losses()
+len(data.valid_ds) == len(losses) == len(idxs)
+interp.plot_top_losses(9, figsize=(15,11))
+interp.plot_confusion_matrix(figsize=(12,12), dpi=60)
+interp.most_confused(min_val=2)
+
+learn.unfreeze()
+learn.fit_one_cycle(1)
+learn.load('stage-1')
+learn.lr_find()
+learn.recorder.plot()
+learn.unfreeze()
+learn.fit_one_cycle(2, max_lr=slice(1e-6, 1e-4))
+print('done')
+"""
+
+
+@pytest.fixture(scope="module")
+def few_photos(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A mirror with 40 of the real photos of four breeds, and a cached file in the place of the published weights."""
+    base = tmp_path_factory.mktemp("few")
+    small = base / "mirror" / "oxford-iiit-pet.tgz"
+    small.parent.mkdir()
+    with tarfile.open(mirror / "oxford-iiit-pet.tgz") as whole, tarfile.open(small, "w:gz") as part:
+        for member in whole:
+            if Path(member.name).name.startswith(("Abyssinian_", "Siamese_", "pug_", "beagle_")):
+                part.addfile(member, whole.extractfile(member))
+    digest = hashlib.sha256(small.read_bytes()).hexdigest()
+    (small.parent / "SHA256SUMS").write_text(f"{digest}  {small.name}\n")
+    checkpoints = base / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    with torch.random.fork_rng():
+        torch.save(get_model("resnet34", weights=None).state_dict(), checkpoints / "resnet34-b627a593.pth")
+    return {"COURSEKIT_MIRROR": str(small.parent), "COURSEKIT_HOME": str(base / "home"), "TORCH_HOME": str(base / "torch"),
+            "MPLBACKEND": "Agg"}
+
+
+@pytest.mark.parametrize("learner", ["vision_learner", "cnn_learner"])
+def test_six_lines(few_photos: dict[str, str], tmp_path: Path, learner: str) -> None:
+    (tmp_path / "six.py").write_text(SIX_LINES.format(learner=learner) + CHECK)
+    said = run([sys.executable, str(tmp_path / "six.py")], env=few_photos).stdout
+    assert "vocab [False, True] 32 8" in said and said.rstrip().endswith("agrees"), said
+
+
+def test_version_1(few_photos: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "v1.py").write_text(VERSION_1)
+    said = run([sys.executable, str(tmp_path / "v1.py")], env=few_photos).stdout
+    assert "['Abyssinian', 'Siamese', 'beagle', 'pug']" in said and said.rstrip().endswith("done"), said
