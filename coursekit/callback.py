@@ -163,7 +163,7 @@ def smooth(
         out.append(mean / (1 - beta**k))
     return out
 
-# %% ../nbs/api/13_callback.ipynb #65462b18
+# %% ../nbs/api/13_callback.ipynb #1d374a61
 class Recorder(Callback):
     "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
     order: ClassVar[int] = 50
@@ -255,6 +255,7 @@ class Recorder(Callback):
             raise ValueError("Recorder.plot_sched: nothing is recorded yet; call a fit first.")
         fig, (left, right) = plt.subplots(1, 2, figsize=figsize, layout="constrained")
         groups = list(zip(*self.group_lrs))
+        groups = groups if len(set(groups)) > 1 else groups[:1]  # equal rates: one line
         for g, lrs in enumerate(groups):
             left.plot(lrs, label=f"group {g}")
         if len(groups) > 1:
