@@ -41,20 +41,18 @@ def finish(
     plt.close(fig)
     display(Image(data=data, format=kind, alt=alt))
 
-# %% ../nbs/api/01_show.ipynb #a250963a
+# %% ../nbs/api/01_show.ipynb #60b53969
 def encode_figure(
     fig,  # a matplotlib figure that is drawn
 ) -> tuple[str, bytes]:  # "png" or "jpeg", and the file's bytes
-    "A figure as a file: PNG, which keeps lines sharp, or JPEG where photos make that less than half the size."
+    "A figure as a file: JPEG where it holds colour pictures, else PNG, which keeps lines and letters sharp."
     import io
 
-    files = {}
-    for kind, options in (("png", {}), ("jpeg", {"pil_kwargs": {"quality": 85}})):
-        buffer = io.BytesIO()
-        fig.savefig(buffer, format=kind, dpi=fig.dpi, bbox_inches="tight", facecolor="white", **options)
-        files[kind] = buffer.getvalue()
-    kind = "jpeg" if 2 * len(files["jpeg"]) < len(files["png"]) else "png"
-    return kind, files[kind]
+    photos = any(np.ndim(img.get_array()) == 3 for ax in fig.axes for img in ax.images)
+    kind, options = ("jpeg", {"pil_kwargs": {"quality": 80, "optimize": True}}) if photos else ("png", {})
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format=kind, dpi=fig.dpi, bbox_inches="tight", facecolor="white", **options)
+    return kind, buffer.getvalue()
 
 # %% ../nbs/api/01_show.ipynb #c44f72c1
 def figure_grid(
