@@ -4,14 +4,16 @@
     python benchmarks/overhead.py              # both, as a table
     python benchmarks/overhead.py --runs 9     # more runs; the table shows medians of runs taken in turn
 
-The loop trains a 10-to-2 linear model in batches of 64, so that nearly all of the time is the loop itself. The bare loop does
-what is needed and nothing else: forward, loss, backward, step. The learner adds one-cycle scheduling, recording, a metric, the check that
-the loss is finite, and the progress bar (drawn into nothing). Both use the same fused AdamW, float32 and the same tensors.
+The loop trains a 10-to-2 linear model in batches of 64, so that nearly all of the time is the loop itself. The bare
+loop does what is needed and nothing else: forward, loss, backward, step. The learner adds one-cycle scheduling,
+recording, a metric, the check that the loss is finite, and progress (drawn into nothing). Both use the same fused
+AdamW, float32 and the same tensors.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import statistics
@@ -58,15 +60,10 @@ def learner(data: list, epochs: int) -> float:
 
     learn = Learner((data, data), torch.nn.Linear(10, 2), torch.nn.CrossEntropyLoss(), metrics=accuracy, device="cpu",
                     precision="fp32", seed=0)
-    quiet, out = open(os.devnull, "w"), sys.stdout
-    sys.stdout = quiet
-    try:
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
         start = time.perf_counter()
         learn.fit_one_cycle(epochs)
         return time.perf_counter() - start
-    finally:
-        sys.stdout = out
-        quiet.close()
 
 
 def import_seconds(what: str) -> float:
@@ -90,8 +87,8 @@ def main() -> None:
                 import_seconds("import torch, torchvision; from coursekit.vision.all import *")) for _ in range(runs)]
     base, ours = (statistics.median(p) for p in zip(*imports))
     extra = statistics.median(y - x for x, y in imports)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}, "
-          f"{time.strftime('%Y-%m-%d')}; medians of {runs} runs taken in turn\n")
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {os.cpu_count()} cores, "
+          f"Python {platform.python_version()}, torch {torch.__version__}; medians of {runs} runs taken in turn\n")
     print("| | bare PyTorch | coursekit | |\n|---|---|---|---|")
     print(f"| loop, µs a batch (training and validation) | {a:.0f} | {b:.0f} | {ratio:.2f} x |")
     print(f"| import, s (torch + torchvision; vision.all) | {base:.2f} | {ours:.2f} | + {extra:.2f} s |")

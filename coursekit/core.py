@@ -17,23 +17,28 @@ from pathlib import Path
 
 import torch
 
-# %% ../nbs/api/00_core.ipynb #e20927eb
+# %% ../nbs/api/00_core.ipynb #476cf7fa
+def _home() -> Path:
+    "Where `coursekit_home` is or will be."
+    return Path(os.environ.get("COURSEKIT_HOME") or "~/.coursekit").expanduser().absolute()
+
+
 def coursekit_home() -> Path:  # folder for downloads, generated data and caches; made when missing
     "The folder that coursekit keeps files in: `$COURSEKIT_HOME`, or `~/.coursekit`."
-    home = Path(os.environ.get("COURSEKIT_HOME") or "~/.coursekit").expanduser().absolute()
+    home = _home()
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise OSError(f"coursekit_home: {home} cannot be made ({e}); set COURSEKIT_HOME to a folder you can write to.") from e
     return home
 
-# %% ../nbs/api/00_core.ipynb #e8e0728f
+# %% ../nbs/api/00_core.ipynb #aa3483e0
 def show_path(
     path: str | os.PathLike,  # any path
 ) -> str:  # the same path, the folder of `coursekit_home` or the home folder written as `~`
     "A path as it should be printed: absolute, with `~` for the home folder."
     path = Path(path).expanduser().absolute()
-    for folder, name in ((coursekit_home(), "~/.coursekit"), (Path.home(), "~")):
+    for folder, name in ((_home(), "~/.coursekit"), (Path.home(), "~")):
         if path.is_relative_to(folder):
             return str(Path(name) / path.relative_to(folder))
     return str(path)
@@ -109,7 +114,7 @@ def precision_dtype(
         return None
     return torch.bfloat16
 
-# %% ../nbs/api/00_core.ipynb #25b7a475
+# %% ../nbs/api/00_core.ipynb #5697d6e7
 class RngState:
     "A stream of PyTorch's random numbers that continues from scope to scope and leaves the global one alone."
 
@@ -136,7 +141,8 @@ class RngState:
                 if "cuda" in self.states:
                     torch.cuda.set_rng_state(self.states["cuda"], device)
                 else:
-                    torch.cuda.manual_seed(self.seed)
+                    with torch.cuda.device(device):
+                        torch.cuda.manual_seed(self.seed)
             try:
                 yield
             finally:

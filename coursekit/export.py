@@ -106,7 +106,7 @@ def atomic_write(
         raise
     return path
 
-# %% ../nbs/api/15_export.ipynb #ea41d0fb
+# %% ../nbs/api/15_export.ipynb #57777c71
 def tensors_hash(
     tensors: dict[str, Tensor],  # contiguous, on the CPU
 ) -> str:  # hexadecimal SHA-256
@@ -150,13 +150,13 @@ def read_tensors(
         raise ValueError(f"load: {show_path(path)} is no whole safetensors file ({e}); coursekit loads nothing else, and no "
                          "pickles (.pkl, .pth). Export the model again.") from e
     text = meta.get("coursekit")
-    if text is None:
+    if text is None or not text.startswith("{"):
         raise ValueError(f"load: {show_path(path)} was not written by coursekit: its header has no 'coursekit' entry.")
     if hashlib.sha256(text.encode()).hexdigest() != meta.get("sha256") or tensors_hash(tensors) != json.loads(text)["sha256"]:
         raise ValueError(f"load: {show_path(path)} was changed after it was written (its SHA-256 differs); get the file again.")
     return tensors, json.loads(text)
 
-# %% ../nbs/api/15_export.ipynb #8d3698c6
+# %% ../nbs/api/15_export.ipynb #11e510af
 @dataclass
 class Exported:
     "What an export holds."
@@ -186,4 +186,13 @@ def read_export(
     tensors, header = read_tensors(path)
     if header.get("format") != 1 or "spec" not in header:
         raise ValueError(f"load: {show_path(path)} is no export (weights saved with learn.save load with learn.load).")
-    return Exported(weights=tensors, **from_spec(header["spec"]))
+    try:
+        made = Exported(weights=tensors, **from_spec(header["spec"]))
+        kinds = ((made.model, ModelSpec), *((b, Block) for b in made.blocks), *((t, ItemTransform) for t in made.item_tfms),
+                 *((t, BatchTransform) for t in made.batch_tfms), *([(made.loss, Loss)] if made.loss is not None else []))
+        wrong = [type(obj).__name__ for obj, base in kinds if not isinstance(obj, base)]
+    except (KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ValueError(f"load: {show_path(path)} is malformed ({type(e).__name__}: {e}); export the model again.") from e
+    if wrong:
+        raise ValueError(f"load: {show_path(path)} is malformed: {wrong} stand where something else belongs; export the model again.")
+    return made

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Interpretation', 'ClassificationInterpretation']
 
-# %% ../nbs/api/17_interpret.ipynb #c7c9978d
+# %% ../nbs/api/17_interpret.ipynb #ac3c0883
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .core import plural
-from .data.load import DataLoader
+from .data.load import DataLoader, ordered
 from .learner import Learner
 from .show import Table, figure_grid, finish
 
-# %% ../nbs/api/17_interpret.ipynb #bd1ca40b
+# %% ../nbs/api/17_interpret.ipynb #559fe059
 class Interpretation:
     "Predictions, targets and losses of a set, and the items they belong to."
 
@@ -39,7 +39,7 @@ class Interpretation:
         dl: DataLoader | None = None,  # another loader with labels
     ) -> "Interpretation":
         "Predict a set once and keep what interpretation needs."
-        dl = learn.eval_dl(ds_idx) if dl is None else dl
+        dl = learn.eval_dl(ds_idx) if dl is None else ordered(dl)
         preds, targs, decoded, losses = learn.get_preds(dl, with_loss=True, with_decoded=True)
         return cls(learn, dl, preds, targs, decoded, losses)
 

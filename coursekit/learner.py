@@ -6,7 +6,7 @@
 __all__ = ['Preds', 'Prediction', 'LRFinder', 'Learner', 'Meter', 'channels_last', 'as_float', 'check_dls', 'load_weights',
            'load_learner']
 
-# %% ../nbs/api/16_learner.ipynb #09218451
+# %% ../nbs/api/16_learner.ipynb #eb07e74f
 import contextlib
 import math
 import os
@@ -26,12 +26,12 @@ from .callback import (Callback, CancelBatchException, CancelEpochException, Can
                                 collect_hooks)
 from .core import RngState, plural, precision_dtype, show_path
 from .data.block import Dataset
-from .data.load import Batch, DataLoader, DataLoaders
+from .data.load import Batch, DataLoader, DataLoaders, ordered
 from .export import Exported, read_export, read_tensors, write_export, write_tensors
 from .layers import is_norm
 from .losses import as_loss
 from .metrics import Metric, as_metric
-from .optim import AdamW, make_optimizer, split_params
+from .optim import AdamW, make_optimizer, set_hyper, split_params
 from .progress import ProgressCallback, progress_bar
 from .schedule import SchedExp, lr_groups, one_cycle, valley
 from .show import Table, figure_grid, finish
@@ -100,7 +100,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #29f0356f
+# %% ../nbs/api/16_learner.ipynb #68866271
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -124,11 +124,12 @@ class Learner:
         precision: str = "auto",  # of training: "auto" (bf16 where the hardware has it), "bf16", "fp32"
         seed: int | None = None,  # of dropout and everything else that torch draws in a fit; None draws one
     ):
-        self.dls = check_dls(dls)
+        self._dls = check_dls(dls)
         if not isinstance(model, nn.Module):
             raise ValueError(f"Learner: model is a {type(model).__name__}; pass an nn.Module.")
         self.device = torch.device(device) if device is not None else self.dls.device
-        self.model = model.to(self.device, memory_format=torch.channels_last)
+        self.channels_last = getattr(model, "spec", None) is not None  # a model of yours may rely on the usual layout
+        self.model = model.to(self.device, memory_format=torch.channels_last) if self.channels_last else model.to(self.device)
         loss_func = self.dls.loss if loss_func is None else loss_func
         if loss_func is None:
             raise ValueError("Learner: plain loaders do not say which loss fits; pass loss_func, such as nn.CrossEntropyLoss().")
@@ -143,6 +144,24 @@ class Learner:
         self.recorder, self.progress = Recorder(), True
         self.cbs = [self.recorder, *check_callbacks(cbs)]
         self._hooks = collect_hooks(())
+
+    @property
+    def dls(self) -> DataLoaders:
+        "The data; other `DataLoaders` can be put in their place, for instance with larger pictures."
+        return self._dls
+
+    @dls.setter
+    def dls(self, dls: DataLoaders | Sequence) -> None:
+        dls, n_out = check_dls(dls), getattr(getattr(self.model, "spec", None), "n_out", None)
+        if None not in (n_out, dls.n_out) and dls.n_out != n_out:
+            raise ValueError(f"Learner.dls: these data need {dls.n_out} outputs and the model has {n_out}; make a new learner.")
+        kept = [t.of_model for t in self._dls.batch_tfms if t.of_model is not None]
+        if kept and isinstance(dls.train, DataLoader) and not any(t.of_model is not None for t in dls.batch_tfms):
+            dls = dls.new(batch_tfms=[*dls.batch_tfms, *kept])
+        self._dls = dls
+
+    def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        return channels_last(batch.xs) if self.channels_last else batch.xs
 
     # ---- callbacks
 
@@ -194,8 +213,9 @@ class Learner:
                 self._run("fit", CancelFitException, self._epochs)
         except BaseException as e:
             self.state.interrupted = type(e).__name__
-            for cb in [self.recorder, *extra]:  # close the bar, keep the history
-                cb.after_fit(self)
+            for cb in {id(cb): cb for cb in [*self.cbs, *extra]}.values():  # close the bar, keep the history
+                with contextlib.suppress(Exception):  # a failure here must not hide the one that matters
+                    cb.after_fit(self)
             raise
         finally:
             self._hooks = hooks
@@ -241,7 +261,7 @@ class Learner:
         try:
             self._call("before_batch")
             with torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else contextlib.nullcontext():
-                s.preds = self.model(*channels_last(s.batch.xs))
+                s.preds = self.model(*self._inputs(s.batch))
             s.preds = as_float(s.preds)
             self._call("after_pred")
             s.loss = self.loss_func(s.preds, *s.batch.ys)
@@ -270,7 +290,7 @@ class Learner:
         s.batch = batch
         try:
             self._call("before_batch")
-            s.preds = as_float(self.model(*channels_last(s.batch.xs)))
+            s.preds = as_float(self.model(*self._inputs(s.batch)))
             self._call("after_pred")
             s.loss = self.loss_func(s.preds, *s.batch.ys)
             self._call("after_loss")
@@ -283,9 +303,11 @@ class Learner:
         "Stop before a step on a loss that is not finite. On a GPU the check would wait for the device: every 50th batch there."
         if (self.device.type == "cpu" or self.state.step % 50 == 0) and not math.isfinite(loss.item()):
             rates = ", ".join(f"{g['lr']:.2g}" for g in self.opt.param_groups)
+            weights = ("The weights are those before this batch." if self.device.type == "cpu" else
+                       "The weights may be spoilt already: make the learner anew or load saved ones.")
             raise FloatingPointError(
-                f"Learner.fit: the loss is {loss.item()} at batch {self.state.step} of {self.state.n_steps} (rates {rates}). The "
-                "weights are those before this batch. Try a rate ten times smaller (lr_find shows where the loss explodes), look "
+                f"Learner.fit: the loss is {loss.item()} at batch {self.state.step} of {self.state.n_steps} (rates {rates}). {weights} "
+                "Try a rate ten times smaller (lr_find shows where the loss explodes), look "
                 "for inputs or targets that are not finite, or precision='fp32'.")
 
     # ---- optimiser and groups
@@ -300,6 +322,7 @@ class Learner:
             group["lr"] = lrs[group["group_index"]]
             if group["decay"]:
                 group["weight_decay"] = wd
+        set_hyper(self.opt, mom=self.moms[0])  # a fit that was interrupted may have left another
 
     def freeze_to(self, n: int) -> None:
         "Freeze the parameter groups before the n-th (negative: from the end); norm layers stay trainable. Resets the optimiser."
@@ -382,6 +405,8 @@ class Learner:
         suggest_funcs: Callable | Sequence[Callable] = valley,  # of valley, steep, minimum, slide
     ):  # a named tuple of suggested rates, one a function
         "Raise the rate over a trial run (Smith 2015), suggest one, and put weights, optimiser and random numbers back."
+        if not isinstance(num_it, int) or num_it < 10:
+            raise ValueError(f"Learner.lr_find: num_it={num_it!r} batches are too few for a curve; pass 10 or more.")
         funcs = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs)
         finder = LRFinder(len(self.groups), start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div)
         n_epoch = max(1, math.ceil(num_it / max(1, len(self.dls.train))))
@@ -429,19 +454,17 @@ class Learner:
         "Loss and metrics."
         hooks, self._hooks = self._hooks, collect_hooks(check_callbacks(cbs))
         try:
-            self._validate(self.dls.valid if dl is None else dl)
+            self._validate(self.dls.valid if dl is None else ordered(dl))
         finally:
             self._hooks = hooks
+            self.state.batch = self.state.preds = self.state.loss = None
         return self.state.metrics
 
     def eval_dl(self, ds_idx: int) -> Any:
-        "Loader 0 (training items in order, not augmented) or 1 (validation)."
+        "Loader 0 (training items, in order and not augmented unless the loader is a plain one) or 1 (validation)."
         if ds_idx not in (0, 1):
             raise ValueError(f"Learner: ds_idx={ds_idx!r}; pass 0 for the training or 1 for the validation set.")
-        dl = self.dls.train
-        if ds_idx == 1 or not isinstance(dl, DataLoader):
-            return self.dls.valid if ds_idx else dl
-        return dl.new(dataset=dl.dataset.with_train(False), shuffle=False, drop_last=False, bs=self.dls.valid.bs)
+        return ordered(self.dls.valid if ds_idx else self.dls.train)
 
     @torch.no_grad()
     def get_preds(
@@ -453,14 +476,8 @@ class Learner:
         with_decoded: bool = False,  # the decoded predictions too
     ) -> Preds:
         "Predictions for a whole set, after the loss's activation."
-        dl = self.eval_dl(ds_idx) if dl is None else dl
-        self.model.eval()
-        preds, targs = [], []
-        for batch in progress_bar(dl, desc="predictions", unit="batch") if self.progress else dl:
-            preds.append(as_float(self.model(*channels_last(batch.xs))).cpu())
-            targs.append(batch.y.cpu() if batch.ys else None)
-        raw = torch.cat(preds)
-        targets = torch.cat(targs) if targs[0] is not None else None
+        dl = self.eval_dl(ds_idx) if dl is None else ordered(dl)
+        raw, targets = self._raw_preds(dl)
         if with_loss and targets is None:
             raise ValueError("Learner.get_preds: with_loss=True needs labels; make the loader with test_dl(items, with_labels=True).")
         loss = self.loss_func.cpu()
@@ -469,6 +486,16 @@ class Learner:
                          loss.per_item(raw, targets) if with_loss else None)
         finally:
             self.loss_func.to(self.device)
+
+    @torch.no_grad()
+    def _raw_preds(self, dl) -> tuple[Tensor, Tensor | None]:
+        "What the model puts out for every batch of a loader as it is, and the targets; on the CPU."
+        self.model.eval()
+        preds, targs = [], []
+        for batch in progress_bar(dl, desc="predictions", unit="batch") if self.progress else dl:
+            preds.append(as_float(self.model(*self._inputs(batch))).cpu())
+            targs.append(batch.y.cpu() if batch.ys else None)
+        return torch.cat(preds), torch.cat(targs) if targs[0] is not None else None
 
     def predict(
         self,
@@ -495,12 +522,13 @@ class Learner:
         beta: float = 0.25,  # weight of the plain prediction, 0..1
     ) -> Preds:
         "Test-time augmentation: (1 - beta) of the mean over n augmented passes and beta of the plain prediction."
-        dl = self.eval_dl(ds_idx) if dl is None else dl
+        dl = self.eval_dl(ds_idx) if dl is None else ordered(dl)
         if not isinstance(dl, DataLoader):
             raise ValueError("Learner.tta: plain loaders are not augmented here; build the data with a DataBlock.")
         plain = self.get_preds(dl)
         shaky = dl.new(dataset=dl.dataset.with_train(True), shuffle=False, drop_last=False, batch_tfms=self.dls.batch_tfms)
-        mean = torch.stack([self.get_preds(shaky).preds for _ in range(n)]).mean(0)
+        mean = torch.stack([self.loss_func.cpu().activation(self._raw_preds(shaky)[0]) for _ in range(n)]).mean(0)
+        self.loss_func.to(self.device)
         return Preds(torch.lerp(mean, plain.preds, beta), plain.targs)
 
     def show_results(
@@ -522,7 +550,7 @@ class Learner:
         batch = dl.samples(picks, picks)
         self.model.eval()
         with torch.no_grad():
-            decoded = self.loss_func.decode(as_float(self.model(*channels_last(batch.xs))))
+            decoded = self.loss_func.decode(as_float(self.model(*self._inputs(batch))))
         blocks, n_inp = dl.dataset.blocks, dl.dataset.n_inp
         fig, axes = figure_grid(len(picks), ncols=ncols, figsize=figsize)
         for ax, sample, pred in zip(axes, self.dls.decode(batch), decoded):
@@ -549,7 +577,7 @@ class Learner:
         try:
             self.model.eval()
             with torch.no_grad():
-                self.model(*channels_last(batch.xs))
+                self.model(*self._inputs(batch))
         finally:
             for h in hooks:
                 h.remove()

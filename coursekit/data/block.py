@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Block', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'ItemTransform', 'BatchTransform', 'as_transforms',
-           'Dataset', 'call_getter', 'encode_part', 'describe_item', 'Datasets', 'DataBlock', 'replace_tfms',
-           'describe_part']
+           'Dataset', 'InputGetter', 'call_getter', 'encode_part', 'describe_item', 'Datasets', 'DataBlock',
+           'replace_tfms', 'describe_part']
 
 # %% ../../nbs/api/10_block.ipynb #d5377293
 import copy
@@ -108,7 +108,7 @@ class CategoryBlock(Block):
     def loss(self) -> Loss:
         return CrossEntropyLossFlat()
 
-# %% ../../nbs/api/10_block.ipynb #d96b0e01
+# %% ../../nbs/api/10_block.ipynb #11e5b394
 @dataclass
 class MultiCategoryBlock(Block):
     "Any number of classes at once, as a row of zeros and ones."
@@ -117,12 +117,13 @@ class MultiCategoryBlock(Block):
     kind: ClassVar[str] = "multicategory"
 
     def setup(self, values: Sequence) -> None:
-        if self.vocab is None:
+        found = self.vocab is None
+        if found:
             if any(isinstance(v, str) for v in values):
                 raise ValueError("MultiCategoryBlock: each item needs a list of labels, not one string; with "
                                  "ColReader pass label_delim=' '.")
             self.vocab = [label for row in values for label in row]
-        self.categories = CategoryMap(self.vocab, sort=True)
+        self.categories = CategoryMap(self.vocab, sort=found)
         self.vocab = list(self.categories.vocab)
 
     def encode(self, value: Iterable) -> Tensor:
@@ -147,7 +148,7 @@ class MultiCategoryBlock(Block):
     def loss(self) -> Loss:
         return BCEWithLogitsLossFlat(thresh=self.thresh)
 
-# %% ../../nbs/api/10_block.ipynb #ba8450d0
+# %% ../../nbs/api/10_block.ipynb #ebdb5ebf
 @dataclass
 class RegressionBlock(Block):
     "One or several numbers."
@@ -162,6 +163,8 @@ class RegressionBlock(Block):
             target = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError) as e:
             raise ValueError(f"RegressionBlock: {value!r} is not a number or a list of numbers; get_y must give floats.") from e
+        if self.n is not None and target.numel() != self.n:
+            raise ValueError(f"RegressionBlock: {value!r} has {target.numel()} numbers, not {self.n} as the first item; give all alike.")
         if not target.isfinite().all():
             raise ValueError(f"RegressionBlock: {value!r} is not finite; drop or fill the items without a target.")
         return target
@@ -177,7 +180,7 @@ class RegressionBlock(Block):
     def loss(self) -> Loss:
         return MSELossFlat()
 
-# %% ../../nbs/api/10_block.ipynb #9411fc06
+# %% ../../nbs/api/10_block.ipynb #8a99481f
 class ItemTransform:
     "Base of transforms of one sample, before stacking."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
@@ -213,6 +216,11 @@ class BatchTransform:
         "Undo what must be undone to show a sample."
         return tensors
 
+    @property
+    def of_model(self) -> "BatchTransform | None":
+        "The part of it that belongs to the model rather than to the data, and goes with it to other data: normalisation."
+        return None
+
 # %% ../../nbs/api/10_block.ipynb #bc614b65
 def as_transforms(
     tfms: "ItemTransform | BatchTransform | Sequence | None",  # one, several or none
@@ -227,7 +235,7 @@ def as_transforms(
             raise ValueError(f"DataBlock: {name} takes {base.__name__}s, not {what}.")
     return tuple(sorted(tfms, key=lambda t: t.order))
 
-# %% ../../nbs/api/10_block.ipynb #ce99c0e3
+# %% ../../nbs/api/10_block.ipynb #037c3eb1
 class Dataset(torch.utils.data.Dataset):
     "Items, encoded when asked for: `ds[i]` is the tuple of encoded parts of item i."
 
@@ -275,7 +283,7 @@ class Dataset(torch.utils.data.Dataset):
     ) -> "Dataset":
         "A set of other items with the same blocks, as for validation; an item that is already an input needs no getter."
         n = len(self.blocks) if with_labels else self.n_inp
-        getters = [g and (lambda item, b=b, g=g: item if b.accepts(item, g) else g(item)) if p < self.n_inp else g
+        getters = [InputGetter(b, g) if g and p < self.n_inp else g
                    for p, (b, g) in enumerate(zip(self.blocks[:n], self.getters))]
         return Dataset(items, self.blocks[:n], getters, n_inp=self.n_inp, item_tfms=self.item_tfms)
 
@@ -291,7 +299,17 @@ class Dataset(torch.utils.data.Dataset):
     def __repr__(self) -> str:
         return f"Dataset({plural(len(self), 'item')}: {', '.join(self.kinds)}; train={self.train})"
 
-# %% ../../nbs/api/10_block.ipynb #0f5015d7
+# %% ../../nbs/api/10_block.ipynb #c05f5902
+@dataclass
+class InputGetter:
+    "A getter for prediction: leaves out `getter` where an item is an input already."
+    block: Block
+    getter: Callable
+
+    def __call__(self, item: Any) -> Any:
+        return item if self.block.accepts(item, self.getter) else self.getter(item)
+
+
 def call_getter(
     getter: Callable | None,  # item -> value; None: the item itself
     item: Any,  # one item
@@ -339,7 +357,7 @@ class Datasets:
     def __repr__(self) -> str:
         return f"Datasets({len(self.train):,} training and {plural(len(self.valid), 'validation item')})"
 
-# %% ../../nbs/api/10_block.ipynb #23f229f7
+# %% ../../nbs/api/10_block.ipynb #e24ac68a
 @dataclass(frozen=True, kw_only=True)
 class DataBlock:
     "How to make training data of a source: a plan that can be used on any number of sources."
@@ -393,8 +411,8 @@ class DataBlock:
     def items(self, source: Any) -> Sequence:
         "The items of a source; none at all is an error."
         items = source if self.get_items is None else self.get_items(source)
-        if hasattr(items, "itertuples"):  # a DataFrame: its rows, without copying it into Series one by one
-            items = list(items.itertuples(index=False))
+        if hasattr(items, "itertuples"):  # a DataFrame: its rows, as r["name"] or r.name
+            items = [row for _, row in items.iterrows()]
         if isinstance(items, (str, bytes)) or not hasattr(items, "__len__"):
             raise ValueError(f"DataBlock: {items!r} is no list of items; pass get_items, such as get_image_files, "
                              "or a list as the source.")
@@ -429,9 +447,13 @@ class DataBlock:
         for p, (block, getter) in enumerate(zip(blocks, getters)):
             if block.eager:
                 values[p] = [call_getter(getter, item, p, self.n_inp) for item in items]
+                for value, item in zip(values[p], items):
+                    if value is None:
+                        raise ValueError(f"DataBlock: {describe_item(item)} has no {block.kind} value (None); mend get_y, or "
+                                         "leave the item out in get_items.")
                 block.setup([values[p][i] for i in splits[0]])
-                for i in splits[1]:  # a class that only validation has shows here, with its file
-                    encode_part(block, values[p][i], items[i])
+                for value, item in zip(values[p], items):  # what does not fit shows now, with its item
+                    encode_part(block, value, item)
         dsets = Datasets(*(Dataset([items[i] for i in idx], blocks, getters, n_inp=self.n_inp, item_tfms=self.item_tfms,
                                    train=train, values=[v and [v[i] for i in idx] for v in values])
                            for idx, train in zip(splits, (True, False))))

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'Collate', 'DataLoader', 'PlainLoader',
-           'DataLoaders']
+           'ordered', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #396f3ae8
+# %% ../../nbs/api/09_load.ipynb #3a7bed89
 import copy
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..core import default_device, plural
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/09_load.ipynb #011b90f1
+# %% ../../nbs/api/09_load.ipynb #45197598
 @dataclass(slots=True)
 class Batch:
     "Inputs and targets of several samples, stacked; unpacks as `x, y = batch`."
@@ -53,6 +54,10 @@ class Batch:
             return tuple(t.to(device, non_blocking=non_blocking) for t in ts)
 
         return Batch(move(self.xs), move(self.ys))
+
+    def pin_memory(self) -> "Batch":
+        "The same batch in pinned memory, from which copies to a GPU need not be waited for; torch's loader calls this."
+        return Batch(tuple(t.pin_memory() for t in self.xs), tuple(t.pin_memory() for t in self.ys))
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((*self.xs, *self.ys))
@@ -117,9 +122,12 @@ class EpochSampler(torch.utils.data.Sampler):
         for k in range(len(self)):
             yield [(i, derive_seed(self.seed, self.epoch, i)) for i in order[k * self.bs:(k + 1) * self.bs]]
 
-# %% ../../nbs/api/09_load.ipynb #0e7e359b
+# %% ../../nbs/api/09_load.ipynb #3f019aaf
 def default_workers() -> int:  # 0 on machines with one or two cores, else the cores, at most 16
-    "Processes that prepare batches: none where they would only take turns with the training itself."
+    """Processes that prepare batches: none where they would only take turns with the training itself, and none where a new
+    process cannot be forked (macOS, Windows): there a label function written in a notebook could not be sent to it."""
+    if torch.multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or sys.platform in ("darwin", "win32"):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if cores <= 2 else min(16, cores)
 
@@ -247,6 +255,17 @@ class PlainLoader:
 
     def __repr__(self) -> str:
         return f"PlainLoader({self.loader!r}, {self.device})"
+
+# %% ../../nbs/api/09_load.ipynb #e72fae3b
+def ordered(
+    dl,  # any loader
+):  # a loader of all its items in order, not augmented; one that is so already, or a plain loader, as it is
+    "What predictions must be made from, so that row i belongs to item i."
+    if isinstance(dl, DataLoader):
+        if dl.shuffle or dl.drop_last or dl.dataset.train:
+            return dl.new(dataset=dl.dataset.with_train(False), shuffle=False, drop_last=False)
+        return dl
+    return dl if isinstance(dl, PlainLoader) else PlainLoader(dl)
 
 # %% ../../nbs/api/09_load.ipynb #a0ee3fad
 class DataLoaders:

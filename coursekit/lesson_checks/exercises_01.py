@@ -121,7 +121,7 @@ def judge_shelter_pattern(
         raise Hint(f"{where} the group holds {shown(label)}, which is not the label.")
     return "The pattern says what stands around the label, so it also reads names it has not been tried on."
 
-# %% ../../nbs/api/33_exercises_01.ipynb #b7834712
+# %% ../../nbs/api/33_exercises_01.ipynb #ce0f7503
 def judge_peak_rates(
     answer: Any,  # three numbers, in the order of the groups
 ) -> str:
@@ -151,7 +151,7 @@ def judge_peak_rates(
         raise Hint("A rate is larger than zero.")
     which, ours, expected = ("last", rates[2], top) if not close(rates[2], top) else ("first", rates[0], low)
     raise Hint(
-        f"The {which} group's rate is too {'high' if ours > expected else 'low'}. Read in the walk "
+        f"The {which} group's rate is too {'high' if ours > expected else 'low'}. Read under 'What fine_tune does' "
         "what `lr_mult` divides."
     )
 

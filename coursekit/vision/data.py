@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ImageBlock', 'grey_levels', 'ImageDataLoaders', 'NameFunc', 'ItemPart', 'target_block']
 
-# %% ../../nbs/api/22_data.ipynb #05f3508c
+# %% ../../nbs/api/22_data.ipynb #74dc8371
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -24,7 +25,7 @@ from ..show import show_image
 from .images import load_image, to_pil, to_uint8_tensor
 from .transforms import ToFloat
 
-# %% ../../nbs/api/22_data.ipynb #94676b5e
+# %% ../../nbs/api/22_data.ipynb #349a1f4c
 @dataclass
 class ImageBlock(Block):
     "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of floats 0..1."
@@ -33,9 +34,12 @@ class ImageBlock(Block):
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
 
     def accepts(self, item: Any, getter: Callable) -> bool:
-        if isinstance(item, (str, os.PathLike)):  # a path may still have to go through get_x, unless that reads table rows
-            return isinstance(getter, ColReader)
-        return not (isinstance(item, tuple) and hasattr(item, "_fields")) and not hasattr(item, "iloc")
+        if isinstance(item, (str, os.PathLike)):  # a path may still have to go through get_x, unless that reads rows
+            return isinstance(getter, (ColReader, ItemPart))
+        if isinstance(item, tuple) and len(item) == 1:  # the value of an upload widget
+            item = item[0]
+        return (isinstance(item, (bytes, bytearray, memoryview, np.ndarray, Tensor, Image.Image)) or hasattr(item, "read")
+                or hasattr(item, "observe") or (isinstance(item, dict) and "content" in item))
 
     def inspect(self, value: Any) -> None:
         if isinstance(value, (str, os.PathLike)):
@@ -73,7 +77,7 @@ def grey_levels(
         return []
     return [v for v, n in enumerate(img.histogram()) if n]
 
-# %% ../../nbs/api/22_data.ipynb #7cacb95b
+# %% ../../nbs/api/22_data.ipynb #9f70face
 class ImageDataLoaders(DataLoaders):
     "Loaders of labelled pictures, one constructor for each way in which labels are kept."
 
@@ -224,6 +228,7 @@ class ImageDataLoaders(DataLoaders):
         "Classes in a list beside the list of files."
         if len(fnames) != len(labels):
             raise ValueError(f"ImageDataLoaders.from_lists: {len(fnames)} files and {len(labels)} labels; pass one label a file.")
+        labels = labels.tolist() if hasattr(labels, "tolist") else [v.item() if hasattr(v, "item") else v for v in labels]
         block = DataBlock(blocks=(ImageBlock, y_block or target_block(labels)), splitter=RandomSplitter(valid_pct, seed=seed),
                           get_x=ItemPart(0), get_y=ItemPart(1), item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(block, list(zip(fnames, labels)), path, bs=bs, val_bs=val_bs, num_workers=num_workers,
@@ -256,7 +261,7 @@ class ImageDataLoaders(DataLoaders):
         prefix = f"{Path(path) / folder if folder else Path(path)}{os.sep}"
         reader = ColReader(label_col, label_delim=label_delim)
         if y_block is None:
-            labels = [reader(row) for row in df.head(1000).itertuples(index=False)]
+            labels = [reader(row) for _, row in df.head(1000).iterrows()]
             y_block = MultiCategoryBlock if label_delim is not None else target_block(labels)
         block = DataBlock(blocks=(ImageBlock, y_block), splitter=splitter, get_x=ColReader(fn_col, pref=prefix, suff=suff),
                           get_y=reader, item_tfms=item_tfms, batch_tfms=batch_tfms)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cnn_learner', 'vision_learner', 'check_image_input', 'add_normalize']
 
-# %% ../../nbs/api/24_vlearner.ipynb #7e2cd385
+# %% ../../nbs/api/24_vlearner.ipynb #03c52c80
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from ..data.load import DataLoader, DataLoaders
 from ..learner import Learner
 from ..optim import AdamW
 from .models import OWN_ARCHS, VisionModel, arch_name, fetch_weights, load_body_weights, vision_groups, weights_entry
-from .transforms import AugmentNormalize, Normalize, fuse_tfms, imagenet_stats
+from .transforms import Normalize, fuse_tfms, imagenet_stats
 
 # %% ../../nbs/api/24_vlearner.ipynb #a655dc2a
 def vision_learner(
@@ -69,7 +69,7 @@ def vision_learner(
 
 cnn_learner = vision_learner  # its name in the first edition of the book
 
-# %% ../../nbs/api/24_vlearner.ipynb #03e79377
+# %% ../../nbs/api/24_vlearner.ipynb #b7fda746
 def check_image_input(
     dls: DataLoaders,  # any
 ) -> None:
@@ -86,7 +86,7 @@ def add_normalize(
     weights: str | None,  # which of its weights
 ) -> DataLoaders:  # the same data, normalised by the statistics that the weights were trained with
     "Add `Normalize` where the data have none and are not plain loaders."
-    if not isinstance(dls.train, DataLoader) or any(isinstance(t, (Normalize, AugmentNormalize)) for t in dls.batch_tfms):
+    if not isinstance(dls.train, DataLoader) or any(t.of_model is not None for t in dls.batch_tfms):
         return dls
     made = None if arch in OWN_ARCHS else weights_entry(arch, weights).transforms()
     mean, std = getattr(made, "mean", imagenet_stats[0]), getattr(made, "std", imagenet_stats[1])

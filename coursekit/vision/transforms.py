@@ -251,7 +251,7 @@ class ToFloat(BatchTransform):
         convert = lambda t, k: k == "image" and not t.is_floating_point()
         return [_scaled(t) if convert(t, k) else t for t, k in zip(tensors, kinds)]
 
-# %% ../../nbs/api/21_transforms.ipynb #b8766132
+# %% ../../nbs/api/21_transforms.ipynb #8f90d137
 imagenet_stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue in 0..1
 cifar_stats = ((0.491, 0.482, 0.447), (0.247, 0.243, 0.261))
 mnist_stats = ((0.1307,), (0.3081,))
@@ -301,6 +301,11 @@ class Normalize(BatchTransform):
         column = lambda v, t: torch.tensor(v, device=t.device).view(-1, 1, 1)
         undo = lambda t: self._map(t, column(self.std, t), column(self.mean, t))
         return [undo(t) if k == "image" else t for t, k in zip(tensors, kinds)]
+
+    @property
+    def of_model(self) -> "Normalize":
+        "All of it: the weights were trained on pictures normalised so."
+        return self
 
     def scale_shift(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # (C, 1, 1) each
         "What normalising multiplies with and adds."
@@ -656,7 +661,7 @@ def aug_transforms(
     extra = [xtra_tfms] if isinstance(xtra_tfms, BatchTransform) else list(xtra_tfms or ())
     return [aug, *extra]
 
-# %% ../../nbs/api/21_transforms.ipynb #c8b02069
+# %% ../../nbs/api/21_transforms.ipynb #93d01184
 @dataclasses.dataclass(frozen=True)
 class AugmentNormalize(BatchTransform):
     "`Augment` and then `Normalize`, in one pass."
@@ -683,6 +688,11 @@ class AugmentNormalize(BatchTransform):
     def decode(self, tensors: list[torch.Tensor], kinds: list[str]) -> list[torch.Tensor]:
         "The pictures in 0..1 again."
         return self.normalize.decode(tensors, kinds)
+
+    @property
+    def of_model(self) -> Normalize:
+        "The normalisation."
+        return self.normalize
 
 
 def fuse_tfms(
