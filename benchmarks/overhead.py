@@ -5,9 +5,9 @@
     python benchmarks/overhead.py --runs 9     # more runs; the table shows medians of runs taken in turn
 
 The loop trains a 10-to-2 linear model in batches of 64, so that nearly all of the time is the loop itself. The bare
-loop does what is needed and nothing else: forward, loss, backward, step. The learner adds one-cycle scheduling,
-recording, a metric, the check that the loss is finite, and progress (drawn into nothing). Both use the same fused
-AdamW, float32 and the same tensors.
+loop is written by hand and gives the same results: every batch's loss, validation loss and accuracy. The learner adds
+one-cycle scheduling of rate and momentum, their record, callbacks, checks and progress (drawn into nothing). Both use
+the same fused AdamW with weight decay on weights but not on biases, float32 and the same tensors.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ def bare(data: list, epochs: int) -> float:
     import torch.nn.functional as F
 
     model = torch.nn.Linear(10, 2)
-    opt = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    start = time.perf_counter()
+    groups = [{"params": [model.weight], "weight_decay": 0.01}, {"params": [model.bias], "weight_decay": 0.0}]
+    opt = torch.optim.AdamW(groups, lr=1e-3, fused=True)
+    losses, start = [], time.perf_counter()
     for _ in range(epochs):
         model.train()
         for x, y in data:
@@ -44,10 +45,16 @@ def bare(data: list, epochs: int) -> float:
             loss.backward()
             opt.step()
             opt.zero_grad()
+            losses.append(loss.item())
         model.eval()
+        total = correct = n = 0
         with torch.no_grad():
-            total = sum(F.cross_entropy(model(x), y) for x, y in data)
-            float(total)
+            for x, y in data:
+                preds = model(x)
+                total += F.cross_entropy(preds, y) * len(y)
+                correct += (preds.argmax(1) == y).float().sum()
+                n += len(y)
+        losses.append((float(total) / n, float(correct) / n))
     return time.perf_counter() - start
 
 

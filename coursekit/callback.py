@@ -7,7 +7,7 @@ __all__ = ['EVENTS', 'State', 'CancelBatchException', 'CancelStepException', 'Ca
            'CancelEpochException', 'CancelFitException', 'Callback', 'collect_hooks', 'check_callbacks',
            'ParamScheduler', 'smooth', 'Recorder', 'new_axes']
 
-# %% ../nbs/api/13_callback.ipynb #136e2bad
+# %% ../nbs/api/13_callback.ipynb #9e2166c5
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .core import suggest
 from .data.load import Batch
-from .optim import get_hyper, set_hyper
+from .optim import set_hyper
 from .schedule import Schedule
 from .show import finish
 
@@ -163,7 +163,7 @@ def smooth(
         out.append(mean / (1 - beta**k))
     return out
 
-# %% ../nbs/api/13_callback.ipynb #1d374a61
+# %% ../nbs/api/13_callback.ipynb #d3d01718
 class Recorder(Callback):
     "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
     order: ClassVar[int] = 50
@@ -174,7 +174,7 @@ class Recorder(Callback):
         self.metric_names: list[str] = []
         self.lrs: list[float] = []  # rate of the last group, batch by batch
         self.moms: list[float] = []
-        self.group_lrs: list[list[float]] = []  # rates of all groups, batch by batch
+        self.group_lrs: list[list[float]] = []  # rates of all of the optimiser's groups, batch by batch
         self.interrupted = ""  # why the last fit ended early
         self._raw: list[Tensor] = []  # losses that are still on the device: reading one waits for the GPU
         self._losses: list[float] = []
@@ -188,10 +188,11 @@ class Recorder(Callback):
 
     def after_step(self, learn: "Learner") -> None:
         self._raw.append(learn.state.loss.detach())
-        hyper = get_hyper(learn.opt)
-        self.group_lrs.append([h["lr"] for h in hyper])
-        self.lrs.append(hyper[-1]["lr"])
-        self.moms.append(hyper[-1]["mom"])
+        groups = learn.opt.param_groups  # read directly: this runs in every batch
+        self.group_lrs.append([g["lr"] for g in groups])
+        self.lrs.append(groups[-1]["lr"])
+        key = groups[-1]["mom_key"]
+        self.moms.append(groups[-1]["betas"][0] if key == "betas" else groups[-1][key] if key else 0.0)
 
     def after_epoch(self, learn: "Learner") -> None:
         train_loss = self.smooth_losses[-1] if self.losses else float("nan")
@@ -254,8 +255,7 @@ class Recorder(Callback):
         if not self.lrs:
             raise ValueError("Recorder.plot_sched: nothing is recorded yet; call a fit first.")
         fig, (left, right) = plt.subplots(1, 2, figsize=figsize, layout="constrained")
-        groups = list(zip(*self.group_lrs))
-        groups = groups if len(set(groups)) > 1 else groups[:1]  # equal rates: one line
+        groups = list(dict.fromkeys(zip(*self.group_lrs)))  # of equal rates one line
         for g, lrs in enumerate(groups):
             left.plot(lrs, label=f"group {g}")
         if len(groups) > 1:

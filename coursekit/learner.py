@@ -100,7 +100,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #68866271
+# %% ../nbs/api/16_learner.ipynb #46c024de
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -260,8 +260,11 @@ class Learner:
         s.batch = batch
         try:
             self._call("before_batch")
-            with torch.autocast(self.device.type, self.autocast_dtype) if self.autocast_dtype else contextlib.nullcontext():
+            if self.autocast_dtype is None:
                 s.preds = self.model(*self._inputs(s.batch))
+            else:
+                with torch.autocast(self.device.type, self.autocast_dtype):
+                    s.preds = self.model(*self._inputs(s.batch))
             s.preds = as_float(s.preds)
             self._call("after_pred")
             s.loss = self.loss_func(s.preds, *s.batch.ys)
@@ -652,7 +655,7 @@ class Learner:
         dtype = "bf16" if self.autocast_dtype else "fp32"
         return f"Learner({type(self.model).__name__}, {self.loss_func}, metrics: {metrics}, {self.device}, {dtype})\n{self.dls!r}"
 
-# %% ../nbs/api/16_learner.ipynb #8eb406b4
+# %% ../nbs/api/16_learner.ipynb #fac28764
 class Meter:
     "Mean loss and metrics of a validation, kept on the device until the end."
 
@@ -664,7 +667,7 @@ class Meter:
 
     def update(self, preds: Tensor, batch: Batch, loss: Tensor) -> None:
         "Count one batch."
-        self.total += loss.detach() * batch.size
+        self.total.add_(loss, alpha=batch.size)
         self.n += batch.size
         for m in self.metrics:
             m.update(preds, batch.y)

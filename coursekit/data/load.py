@@ -229,7 +229,7 @@ class DataLoader:
         return (f"DataLoader({plural(len(self), 'batch', 'batches')} of {self.bs} from {plural(len(self.dataset), 'item')}, "
                 f"{self.device}, workers={self.num_workers})")
 
-# %% ../../nbs/api/09_load.ipynb #396b8513
+# %% ../../nbs/api/09_load.ipynb #5aa8eeec
 class PlainLoader:
     "A PyTorch loader, or any iterable of (input, target) with a length, that yields `Batch`es on the device."
 
@@ -250,8 +250,11 @@ class PlainLoader:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        cpu = self.device.type == "cpu"
         for data in self.loader:
-            yield as_batch(data).to(self.device, non_blocking=self.device.type == "cuda")
+            batch = as_batch(data)
+            there = cpu and all(t.device.type == "cpu" for t in batch)
+            yield batch if there else batch.to(self.device, non_blocking=not cpu)
 
     def __repr__(self) -> str:
         return f"PlainLoader({self.loader!r}, {self.device})"
