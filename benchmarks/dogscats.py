@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", default="coursenet", help="architecture (default coursenet)")
     parser.add_argument("--size", type=int, default=64, help="pixels (default 64)")
-    parser.add_argument("--epochs", type=int, default=16, help="epochs (default 16)")
+    parser.add_argument("--epochs", type=int, default=24, help="epochs (default 24)")
     parser.add_argument("--lr", type=float, default=5e-3, help="highest rate of the cycle (default 0.005)")
     parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args()
