@@ -340,6 +340,7 @@ def test_model_spec(name, make):
 def test_exported_file(tmp_path: Path):
     from coursekit.learner import Learner
     from coursekit.vision.data import ImageDataLoaders
+    from coursekit.vision.models import VisionModel
     from coursekit.vision.transforms import Resize, aug_transforms
 
     files = []
@@ -349,7 +350,8 @@ def test_exported_file(tmp_path: Path):
     dls = ImageDataLoaders.from_name_re(
         tmp_path, files, r"^([a-z]+)_", valid_pct=0.25, seed=1, bs=4, item_tfms=Resize(32), batch_tfms=aug_transforms()
     )
-    learn = Learner(dls, _vision_model("resnet18").build(), path=tmp_path, precision="fp32", seed=0)
+    model = VisionModel("resnet18", dls.n_out, lin_ftrs=[16]).build()
+    learn = Learner(dls, model, path=tmp_path, precision="fp32", seed=0)
     learn.progress = False
     learn.fit(1)
     loaded = check_export(learn, files[:3], tmp_path / "model.ck")
