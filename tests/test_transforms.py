@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coursekit.vision import transforms as tf
+from coursekit.vision.images import to_uint8_tensor
 from coursekit.vision.transforms import (
     Augment,
     Normalize,
@@ -48,6 +49,12 @@ def as_bytes(x):
 def run(aug, *tensors, kinds=("image",), seed=0, train=True):
     out = aug.apply(list(tensors), list(kinds), rng=rng(seed), train=train)
     return out[0] if len(tensors) == 1 else out
+
+
+def close_bytes(a, b, scale=1.0):
+    "Equal but for bytes that are rounded after the interpolation, whose places are multiples of 1/32 pixel; lighting may double that."
+    diff = (a - b).abs() / scale
+    return bool(diff.max() < 4 / 255 and diff.mean() < 1 / 255)
 
 
 def by_matrix(x, matrix):
@@ -234,7 +241,7 @@ def test_lighting_closed_form():
 def test_bytes_and_floats_agree():
     x = as_bytes(smooth(8, 40, 56))
     a, b = run(Augment(**ALWAYS), x), run(Augment(**ALWAYS), x / 255)
-    assert a.dtype == torch.float32 and torch.allclose(a, b, atol=1e-4)
+    assert a.dtype == torch.float32 and close_bytes(a, b)
     half = run(Augment(), (x / 255).bfloat16())
     assert half.dtype == torch.bfloat16
 
@@ -263,9 +270,9 @@ def test_seeds_decide_everything_and_global_states_stay():
     legacy = lambda: np.random.get_state()[1].tolist()  # noqa: NPY002
     states = (torch.get_rng_state(), random.getstate(), legacy())
     a, b, c = run(aug, x, seed=1), run(aug, x, seed=1), run(aug, x, seed=2)
-    img = Image.fromarray(np.zeros((40, 60, 3), np.uint8))
+    img = torch.zeros(3, 40, 60, dtype=torch.uint8)
     for t in (Resize(20), RandomResizedCrop(20)):
-        t.apply([img], ["image"], rng=random.Random(0), train=True)
+        t.run([img], ["image"], rng=random.Random(0), train=True)
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
     assert states[2] == legacy()
@@ -283,7 +290,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(monkeypatch):
 def test_a_gpu_gives_the_same_pictures():
     x = as_bytes(smooth(8, 64, 64))
     a, b = run(Augment(**ALWAYS), x), run(Augment(**ALWAYS), x.cuda())
-    assert b.device.type == "cuda" and torch.allclose(a, b.cpu(), atol=1e-3)
+    assert b.device.type == "cuda" and close_bytes(a, b.cpu())
 
 
 # ---- the rest of the batch transforms ----
@@ -324,7 +331,7 @@ def test_fused_equals_one_after_the_other(train):
         assert torch.allclose(fused[0].decode(b, ["image"])[0], norm.decode(a, ["image"])[0], atol=2e-4)
     (b,) = fuse_tfms([Augment(), norm])[0].apply([x / 255], ["image"], rng=rng(), train=train)
     (a,) = fuse_tfms([Augment(), norm])[0].apply([x], ["image"], rng=rng(), train=train)
-    assert torch.allclose(a, b, atol=2e-4)
+    assert close_bytes(a, b, 1 / 0.224)
     for kept in ([norm], [norm, Augment()], [ToFloat(), norm], [Augment(pad_mode="zeros"), norm], []):
         assert fuse_tfms(kept) == tuple(kept)
 
@@ -391,7 +398,7 @@ def test_options_out_of_range_are_refused_in_one_line(make, message):
 def ramp(w, h):
     "A picture whose red says x and whose green says y, both from 0 to 255 over the picture."
     x, y = np.meshgrid((np.arange(w) + 0.5) / w, (np.arange(h) + 0.5) / h)
-    return Image.fromarray((np.stack([x, y, 0 * x], 2) * 255).round().astype(np.uint8))
+    return to_uint8_tensor(Image.fromarray((np.stack([x, y, 0 * x], 2) * 255).round().astype(np.uint8)))
 
 
 sides = st.integers(1, 150)
@@ -401,14 +408,14 @@ sides = st.integers(1, 150)
 @given(sides, sides, sides, sides, st.sampled_from(["crop", "pad", "squish", "rrc"]), st.booleans(), st.integers(0, 99))
 def test_item_transforms_give_the_size_for_any_picture(w, h, rows, cols, method, train, seed):
     t = RandomResizedCrop((rows, cols)) if method == "rrc" else Resize((rows, cols), method=method)
-    mask = Image.fromarray((np.arange(h * w).reshape(h, w) % 5 * 50).astype(np.uint8))
-    img, msk, pts, label = t.apply([ramp(w, h), mask, torch.tensor([[w / 2, h / 2]]), "cat"],
+    mask = (torch.arange(h * w).view(h, w) % 5 * 50).byte()
+    img, msk, pts, label = t.run([ramp(w, h), mask, torch.tensor([[w / 2, h / 2]]), "cat"],
                                    ["image", "mask", "points", "category"], rng=random.Random(seed), train=train)  # fmt: skip
-    assert img.size == msk.size == (cols, rows) and img.mode == "RGB" and msk.mode == "L" and label == "cat"
-    assert set(np.unique(np.asarray(msk))) <= {0, 50, 100, 150, 200}
+    assert img.shape == (3, rows, cols) and msk.shape == (rows, cols) and label == "cat"
+    assert set(msk.unique().tolist()) <= {0, 50, 100, 150, 200}
     assert pts.shape == (1, 2) and torch.isfinite(pts).all()
     if not train:
-        assert (pts - torch.tensor([[cols / 2, rows / 2]])).abs().max() <= (1.01 if method == "pad" else 0.01)
+        assert (pts - torch.tensor([[cols / 2, rows / 2]])).abs().max() <= max(1.01, max(rows / h, cols / w))  # a pixel, old or new
 
 
 @pytest.mark.parametrize("t", [Resize((60, 80)), Resize((90, 50), method="pad"), Resize((50, 50), method="squish"),
@@ -420,17 +427,17 @@ def test_points_stay_on_their_colour(t, size, train):
     (w, h), r = size, random.Random(4)
     for _ in range(10):
         pts = torch.tensor([[r.uniform(0.1, 0.9) * w, r.uniform(0.1, 0.9) * h] for _ in range(30)])
-        img, moved = t.apply([ramp(w, h), pts], ["image", "points"], rng=r, train=train)
+        img, moved = t.run([ramp(w, h), pts], ["image", "points"], rng=r, train=train)
         for (x0, y0), (x, y) in zip(pts.tolist(), moved.tolist()):
-            if 1 < x < img.width - 1 and 1 < y < img.height - 1:
-                red, green, _ = img.getpixel((int(x), int(y)))
+            if 1 < x < img.shape[2] - 1 and 1 < y < img.shape[1] - 1:
+                red, green, _ = img[:, int(y), int(x)].tolist()
                 assert abs(red / 255 * w - x0) <= 0.02 * w and abs(green / 255 * h - y0) <= 0.02 * h
 
 
 def box_of(img):
     "The part of a ramp that a picture shows: left, top, right, bottom in 0..1, from its colours."
-    a = np.asarray(img).astype(float)[..., :2] / 255
-    (dx, dy), (n, m) = (a[0, -1, 0] - a[0, 0, 0], a[-1, 0, 1] - a[0, 0, 1]), (img.width - 1, img.height - 1)
+    a = img.permute(1, 2, 0).numpy().astype(float)[..., :2] / 255
+    (dx, dy), (n, m) = (a[0, -1, 0] - a[0, 0, 0], a[-1, 0, 1] - a[0, 0, 1]), (a.shape[1] - 1, a.shape[0] - 1)
     x, y = dx / n / 2, dy / m / 2
     return (a[0, 0, 0] - x, a[0, 0, 1] - y, a[0, -1, 0] + x, a[-1, 0, 1] + y)
 
@@ -438,52 +445,52 @@ def box_of(img):
 def test_resize_crops_at_random_in_training_and_centred_otherwise():
     img, lefts, r = ramp(300, 100), [], random.Random(0)
     for _ in range(300):
-        (out,) = Resize(50).apply([img], ["image"], rng=r, train=True)
+        (out,) = Resize(50).run([img], ["image"], rng=r, train=True)
         left, top, right, bottom = box_of(out)
         assert abs(right - left - 1 / 3) < 0.02 and top < 0.02 and bottom > 0.98  # all of the short side, in proportion
         lefts.append(left)
     assert min(lefts) < 0.02 and max(lefts) > 2 / 3 - 0.02 and abs(np.mean(lefts) - 1 / 3) < 0.04
-    (out,) = Resize(50).apply([img], ["image"], rng=r, train=False)
+    (out,) = Resize(50).run([img], ["image"], rng=r, train=False)
     assert np.allclose(box_of(out), (1 / 3, 0, 2 / 3, 1), atol=0.01)
 
 
 def test_random_resized_crop_draws_areas_and_shapes():
     img, r, areas = ramp(200, 200), random.Random(0), []
     for _ in range(400):
-        (out,) = RandomResizedCrop(64, min_scale=0.25).apply([img], ["image"], rng=r, train=True)
+        (out,) = RandomResizedCrop(64, min_scale=0.25).run([img], ["image"], rng=r, train=True)
         left, top, right, bottom = box_of(out)
         areas.append((right - left) * (bottom - top))
         assert 0.7 < (right - left) / (bottom - top) < 1.4
     assert 0.23 < min(areas) < 0.3 and 0.85 < max(areas) < 1.03
-    (out,) = RandomResizedCrop(64, val_xtra=0.2).apply([img], ["image"], rng=r, train=False)
+    (out,) = RandomResizedCrop(64, val_xtra=0.2).run([img], ["image"], rng=r, train=False)
     assert np.allclose(box_of(out), (0.1, 0.1, 0.9, 0.9), atol=0.01)
 
 
 def test_pad_keeps_everything_and_its_proportion():
-    out = np.asarray(Resize(100, method="pad", pad_mode="zeros").apply([ramp(200, 100)], ["image"], rng=None, train=True)[0])
+    out = Resize(100, method="pad", pad_mode="zeros").run([ramp(200, 100)], ["image"], rng=None, train=True)[0].permute(1, 2, 0)
     assert not out[:25].any() and not out[75:].any() and out[25:75].any(2).all()
 
 
 def test_shrinking_a_picture_is_antialiased():
     a = ((np.arange(256) + np.arange(256)[:, None]) % 2 * 255).astype(np.uint8)
-    img = Image.fromarray(np.stack([a] * 3, 2))
+    img = to_uint8_tensor(Image.fromarray(np.stack([a] * 3, 2)))
     for t in (Resize(32), Resize(32, method="squish"), RandomResizedCrop(32, min_scale=0.9)):
-        out = np.asarray(t.apply([img], ["image"], rng=random.Random(0), train=True)[0]).astype(int)
+        out = t.run([img], ["image"], rng=random.Random(0), train=True)[0].numpy().astype(int)
         assert np.abs(out - 127).max() < 8
 
 
 def test_parts_that_disagree_or_are_no_picture():
     img = ramp(30, 20)
     with pytest.raises(ValueError, match=r"picture has \(20, 30\) pixels .* its mask \(20, 20\)"):
-        Resize(10).apply([img, img.convert("L").crop((0, 0, 20, 20))], ["image", "mask"], rng=random.Random(0), train=True)
-    assert Resize(10).apply([3.5, "x"], ["regression", "category"], rng=random.Random(0), train=True) == [3.5, "x"]
-    before = img.tobytes()
-    Resize(10).apply([img], ["image"], rng=random.Random(0), train=True)
-    assert img.tobytes() == before
+        Resize(10).run([img, img[0, :20, :20]], ["image", "mask"], rng=random.Random(0), train=True)
+    assert Resize(10).run([3.5, "x"], ["regression", "category"], rng=random.Random(0), train=True) == [3.5, "x"]
+    before = img.clone()
+    Resize(10).run([img], ["image"], rng=random.Random(0), train=True)
+    assert torch.equal(img, before)
 
 
 def test_nothing_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(Augment(size=16, min_scale=0.5), as_bytes(smooth()), torch.rand(4, 2, 2), kinds=("image", "points"))
-        Resize(10).apply([ramp(30, 20)], ["image"], rng=random.Random(0), train=True)
+        Resize(10).run([ramp(30, 20)], ["image"], rng=random.Random(0), train=True)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Block', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'ItemTransform', 'BatchTransform', 'as_transforms',
            'Dataset', 'InputGetter', 'call_getter', 'encode_part', 'describe_item', 'Datasets', 'DataBlock',
-           'replace_tfms', 'describe_part']
+           'describe_part']
 
-# %% ../../nbs/api/10_block.ipynb #d5377293
+# %% ../../nbs/api/10_block.ipynb #8d7bf8d1
 import copy
 import dataclasses
 import os
@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 
 from ..core import plural, show_path
+from .cache import Cache, file_source
 from .items import CategoryMap, RandomSplitter
 from .load import Collate, DataLoaders
 from ..losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, Loss, MSELossFlat
 
-# %% ../../nbs/api/10_block.ipynb #b693a974
+# %% ../../nbs/api/10_block.ipynb #9bf1b410
 class Block:
     "One part of a sample, an input or a target: how it is set up, encoded, stacked, decoded and shown."
     kind: ClassVar[str] = "any"  # transforms ask for it: they move "image" and "mask" alike, and leave "category" alone
     eager: ClassVar[bool] = True  # small values are read once for all items; pictures (False) when a batch needs them
     vocab: list | None = None  # names of the classes, for blocks that have them
+    cached: ClassVar[bool] = False  # whether a cache keeps the encoded value
     batch_tfms: ClassVar[tuple] = ()  # batch transforms that this kind of part always needs
 
     @property
@@ -55,6 +57,10 @@ class Block:
     def encode(self, value: Any) -> Any:
         "The value as the model needs it, before stacking."
         return value
+
+    def encode_small(self, value: Any, size: int) -> Any:
+        "The same where both sides of a picture may be made as small as twice `size` pixels: quicker for large photos."
+        return self.encode(value)
 
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked to one tensor, samples first."
@@ -180,12 +186,33 @@ class RegressionBlock(Block):
     def loss(self) -> Loss:
         return MSELossFlat()
 
-# %% ../../nbs/api/10_block.ipynb #8a99481f
+# %% ../../nbs/api/10_block.ipynb #fc0dea7e
 class ItemTransform:
     "Base of transforms of one sample, before stacking."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
+    size: Any = None  # pixels that it brings pictures to, where it does
+    reads: int | None = None  # a picture may be read smaller where both sides stay twice as long as this, pixels
+
+    def prepare(
+        self,
+        values: list,  # the sample's parts, inputs first
+        kinds: list[str],  # each part's `Block.kind`
+    ) -> list:  # the parts, transformed
+        "What is the same every time, in training and validation: a cache keeps its result."
+        return values
 
     def apply(
+        self,
+        values: list,  # the sample's parts as `prepare` left them
+        kinds: list[str],  # each part's `Block.kind`
+        *,
+        rng: random.Random,  # draw from this and from nothing else
+        train: bool,  # False: validation or prediction, do nothing random
+    ) -> list:  # the parts, transformed
+        "The rest; the values passed in are left alone."
+        return values
+
+    def run(
         self,
         values: list,  # the sample's parts, inputs first
         kinds: list[str],  # each part's `Block.kind`
@@ -193,13 +220,18 @@ class ItemTransform:
         rng: random.Random,  # draw from this and from nothing else
         train: bool,  # False: validation or prediction, do nothing random
     ) -> list:  # the parts, transformed
-        "One sample, transformed; the values passed in are left alone."
-        return values
+        "Both steps."
+        return self.apply(self.prepare(values, kinds), kinds, rng=rng, train=train)
+
+    def with_size(self, size: int | tuple[int, int]) -> "ItemTransform":
+        "The same transform for another size."
+        return dataclasses.replace(self, size=size)
 
 
 class BatchTransform:
     "Base of transforms of a batch on the device."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
+    size: Any = None  # pixels that it brings pictures to, where it does
 
     def apply(
         self,
@@ -215,6 +247,10 @@ class BatchTransform:
     def decode(self, tensors: list[Tensor], kinds: list[str]) -> list[Tensor]:
         "Undo what must be undone to show a sample."
         return tensors
+
+    def with_size(self, size: int | tuple[int, int]) -> "BatchTransform":
+        "The same transform for another size."
+        return dataclasses.replace(self, size=size)
 
     @property
     def of_model(self) -> "BatchTransform | None":
@@ -235,7 +271,7 @@ def as_transforms(
             raise ValueError(f"DataBlock: {name} takes {base.__name__}s, not {what}.")
     return tuple(sorted(tfms, key=lambda t: t.order))
 
-# %% ../../nbs/api/10_block.ipynb #037c3eb1
+# %% ../../nbs/api/10_block.ipynb #eaa1e108
 class Dataset(torch.utils.data.Dataset):
     "Items, encoded when asked for: `ds[i]` is the tuple of encoded parts of item i."
 
@@ -249,15 +285,22 @@ class Dataset(torch.utils.data.Dataset):
         item_tfms: Sequence[ItemTransform] = (),  # run on each sample
         train: bool = False,  # whether the transforms may be random
         values: Sequence[Sequence | None] | None = None,  # values already read, a list a block
+        cache: Cache | None = None,  # keeps what is the same every time
     ):
         self.items, self.blocks, self.getters = items, list(blocks), list(getters)
         self.n_inp, self.item_tfms, self.train = n_inp, tuple(item_tfms), train
         self.values = list(values) if values is not None else [None] * len(self.blocks)
+        self.cache = cache
 
     @property
     def kinds(self) -> list[str]:
         "Each part's kind."
         return [b.kind for b in self.blocks]
+
+    @property
+    def is_cached(self) -> bool:
+        "Whether samples come out of a cache."
+        return self.cache is not None and self.cache.samples is not None
 
     def value(self, i: int, part: int) -> Any:
         "Part `part` of item i as the getter gives it, not encoded."
@@ -269,11 +312,42 @@ class Dataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         i, seed = key if isinstance(key, tuple) else (key, key)  # a loader passes (index, seed of the draw)
-        parts = [encode_part(b, self.value(i, p), self.items[i]) for p, b in enumerate(self.blocks)]
-        rng = random.Random(seed)
-        for t in self.item_tfms:
-            parts = t.apply(parts, self.kinds, rng=rng, train=self.train)
+        kinds, rng, parts = self.kinds, random.Random(seed), self.prepared(i)
+        for k, t in enumerate(self.item_tfms):
+            parts = (t.run if k else t.apply)(parts, kinds, rng=rng, train=self.train)
         return tuple(parts)
+
+    def prepared(self, i: int) -> list:
+        "Item i encoded, after that part of the first transform which is the same every time; from the cache where it is filled."
+        if not self.is_cached:
+            parts = [self.encode_part(i, p) for p in range(len(self.blocks))]
+            return self.item_tfms[0].prepare(parts, self.kinds) if self.item_tfms else parts
+        kept = iter(self.cache.samples[i])
+        return [next(kept) if b.cached else self.encode_part(i, p) for p, b in enumerate(self.blocks)]
+
+    def encode_part(self, i: int, part: int) -> Any:
+        "Part `part` of item i, encoded; a picture that stands alone no larger than the first transform needs it."
+        size = self.item_tfms[0].reads if self.item_tfms and not {"mask", "points"} & set(self.kinds) else None
+        return encode_part(self.blocks[part], self.value(i, part), self.items[i], size)
+
+    def fill_cache(self, device: torch.device | str = "cpu") -> None:
+        "Prepare all items, where there is a cache and it is empty."
+        parts = [p for p, b in enumerate(self.blocks) if b.cached]
+        if self.cache is not None and parts:
+            def make(i: int) -> list:
+                sample = self.prepared(i)
+                return [sample[p] for p in parts]
+
+            self.cache.fill(len(self), make, sources=lambda: self.sources(parts), device=device)
+
+    def sources(self, parts: Sequence[int]) -> list:
+        "What the cached parts are made from: files, and how they are prepared."
+        files = [self.value(i, p) for i in range(len(self)) for p in parts]
+        for f in files:
+            if not isinstance(f, (str, os.PathLike)):
+                raise ValueError(f"cache='disk': {describe_item(f)} is no file, so a later run could not tell whether it is the same; "
+                                 "use cache='memory'.")
+        return [repr(self.item_tfms[:1]), [self.kinds[p] for p in parts], [file_source(f) for f in files]]
 
     def with_items(
         self,
@@ -292,14 +366,31 @@ class Dataset(torch.utils.data.Dataset):
         train: bool,  # whether the transforms may be random
     ) -> "Dataset":
         "The same items in the other mode."
+        return self._changed(train=train)
+
+    def with_cache(
+        self,
+        kind: str | None,  # "memory", "disk", "device" or None
+    ) -> "Dataset":
+        "The same items with a new cache."
+        return self._changed(cache=None if kind is None else Cache(kind))
+
+    def with_tfms(
+        self,
+        item_tfms: Sequence[ItemTransform],  # instead of its own
+    ) -> "Dataset":
+        "The same items with other item transforms; a cache is begun anew."
+        return self._changed(item_tfms=tuple(item_tfms), cache=self.cache and Cache(self.cache.kind))
+
+    def _changed(self, **fields: Any) -> "Dataset":
         ds = copy.copy(self)
-        ds.train = train
+        ds.__dict__.update(fields)
         return ds
 
     def __repr__(self) -> str:
         return f"Dataset({plural(len(self), 'item')}: {', '.join(self.kinds)}; train={self.train})"
 
-# %% ../../nbs/api/10_block.ipynb #c05f5902
+# %% ../../nbs/api/10_block.ipynb #d5f0f261
 @dataclass
 class InputGetter:
     "A getter for prediction: leaves out `getter` where an item is an input already."
@@ -328,10 +419,10 @@ def call_getter(
                          "Mend the function, or leave this item out in get_items.") from e
 
 
-def encode_part(block: Block, value: Any, item: Any) -> Any:
-    "The encoded value, or one error that names the item it came from."
+def encode_part(block: Block, value: Any, item: Any, size: int | None = None) -> Any:
+    "The encoded value (a picture perhaps as small as twice `size`), or one error that names the item it came from."
     try:
-        return block.encode(value)
+        return block.encode(value) if size is None else block.encode_small(value, size)
     except ValueError as e:
         where = describe_item(item)
         raise ValueError(str(e) if where in str(e) else f"{e} (item: {where})") from e
@@ -357,7 +448,7 @@ class Datasets:
     def __repr__(self) -> str:
         return f"Datasets({len(self.train):,} training and {plural(len(self.valid), 'validation item')})"
 
-# %% ../../nbs/api/10_block.ipynb #e24ac68a
+# %% ../../nbs/api/10_block.ipynb #f89198a7
 @dataclass(frozen=True, kw_only=True)
 class DataBlock:
     "How to make training data of a source: a plan that can be used on any number of sources."
@@ -479,11 +570,12 @@ class DataBlock:
         num_workers: int | None = None,  # processes that prepare batches; None chooses by the cores
         device: torch.device | str | None = None,  # None: `default_device()`
         seed: int | None = None,  # of shuffling and augmentation; None draws one
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> DataLoaders:
         "Loaders of training and validation batches, on the device and transformed."
         dsets = self.datasets(source)
         return DataLoaders.from_dsets(dsets.train, dsets.valid, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers,
-                                      device=device, seed=seed, batch_tfms=self.all_batch_tfms())
+                                      device=device, seed=seed, batch_tfms=self.all_batch_tfms(), cache=cache)
 
     def summary(
         self,
@@ -513,9 +605,9 @@ class DataBlock:
             yield f"{what} {block.kind}", f"{describe_item(ds.value(0, p))} by {ds.getters[p] or 'the item itself'}"
         if dsets.vocab:
             yield "vocab", f"{plural(len(dsets.vocab), 'class', 'classes')}: {dsets.vocab[:12]}{' ...' * (len(dsets.vocab) > 12)}"
-        yield "sample", "; ".join(map(describe_part, Dataset.__getitem__(replace_tfms(ds), 0)))
+        yield "sample", "; ".join(map(describe_part, ds.with_tfms(())[0]))
         for n in range(1, len(self.item_tfms) + 1):
-            yield f"item transform {self.item_tfms[n - 1]!r}", "; ".join(map(describe_part, replace_tfms(ds, self.item_tfms[:n])[0]))
+            yield f"item transform {self.item_tfms[n - 1]!r}", "; ".join(map(describe_part, ds.with_tfms(self.item_tfms[:n])[0]))
         batch = Collate(ds.blocks, ds.n_inp)([ds[i] for i in range(min(bs, len(ds)))])
         yield "batch", repr(batch)
         parts = list(batch)
@@ -523,17 +615,7 @@ class DataBlock:
             parts = t.apply(parts, ds.kinds, rng=torch.Generator().manual_seed(0), train=True)
             yield f"batch transform {t!r}", "; ".join(map(describe_part, parts))
 
-# %% ../../nbs/api/10_block.ipynb #2a18fd4b
-def replace_tfms(
-    ds: Dataset,  # a set
-    item_tfms: Sequence[ItemTransform] = (),  # to use instead of its own
-) -> Dataset:
-    "The same set with other item transforms."
-    ds = copy.copy(ds)
-    ds.item_tfms = tuple(item_tfms)
-    return ds
-
-
+# %% ../../nbs/api/10_block.ipynb #9db4ec54
 def describe_part(value: Any) -> str:
     "An encoded part in one phrase: type and shape or size."
     if isinstance(value, Tensor):

@@ -6,11 +6,12 @@
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'Collate', 'DataLoader', 'PlainLoader',
            'ordered', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #3a7bed89
+# %% ../../nbs/api/09_load.ipynb #d3f066ed
 import copy
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..core import default_device, plural
+from .cache import threads
 from ..show import figure_grid, finish
 
 # %% ../../nbs/api/09_load.ipynb #45197598
@@ -145,7 +147,7 @@ class Collate:
     def __repr__(self) -> str:
         return f"Collate({', '.join(b.kind for b in self.blocks)})"
 
-# %% ../../nbs/api/09_load.ipynb #ec380cd7
+# %% ../../nbs/api/09_load.ipynb #b4184b91
 class DataLoader:
     "Batches of a set: stacked by its blocks, moved to the device, transformed there."
 
@@ -165,14 +167,19 @@ class DataLoader:
             raise ValueError(f"DataLoader: bs={bs!r} is no batch size; pass a whole number from 1.")
         self.dataset, self.shuffle, self.drop_last, self.seed = dataset, shuffle, drop_last, seed
         self.bs = max(1, min(bs, len(dataset)))
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        cache = dataset.cache
+        self.num_workers = (0 if cache else default_workers()) if num_workers is None else num_workers
         self.device = torch.device(device) if device is not None else default_device()
+        if cache and cache.kind == "device" and self.num_workers:
+            raise ValueError(f"DataLoader: with cache='device' batches are cut on the {self.device.type}, not in other processes; "
+                             f"leave num_workers={num_workers} out.")
         self.batch_tfms = tuple(batch_tfms)
         self.epoch = -1  # passes begun, from 0
         self.sampler = EpochSampler(len(dataset), bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
-        self.loader = torch.utils.data.DataLoader(
-            dataset, batch_sampler=self.sampler, collate_fn=Collate(dataset.blocks, dataset.n_inp),
-            num_workers=self.num_workers, pin_memory=self.device.type == "cuda", persistent_workers=self.num_workers > 0,
+        self.collate = Collate(dataset.blocks, dataset.n_inp)
+        self.loader = None if self.num_workers == 0 else torch.utils.data.DataLoader(
+            dataset, batch_sampler=self.sampler, collate_fn=self.collate, num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda", persistent_workers=True,
             generator=torch.Generator())  # its own: torch draws a base seed a pass, which must not move the global state
 
     def __len__(self) -> int:
@@ -188,9 +195,20 @@ class DataLoader:
             raise ValueError("DataLoader: the set is empty; pass at least one item.")
         self.epoch += 1
         self.sampler.epoch = epoch = self.epoch
-        for step, batch in enumerate(self.loader):
+        for step, batch in enumerate(self._batches()):
             batch = batch.to(self.device, non_blocking=self.device.type == "cuda")
             yield self.transform(batch, derive_seed(self.seed, epoch, step, 1))
+
+    def _batches(self) -> Iterator[Batch]:
+        "Stacked batches: from worker processes, or prepared here, on several threads where pictures have to be decoded."
+        self.dataset.fill_cache(self.device)
+        if self.num_workers:
+            yield from self.loader
+            return
+        slow = not self.dataset.is_cached and any(not b.eager for b in self.dataset.blocks)
+        with ThreadPoolExecutor(threads() if slow else 1) as pool:
+            for keys in self.sampler:
+                yield self.collate(list((pool.map if slow else map)(self.dataset.__getitem__, keys)))
 
     def transform(self, batch: Batch, seed: int) -> Batch:
         "The batch transforms, with draws that begin at `seed`."
@@ -204,7 +222,7 @@ class DataLoader:
     def samples(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
         "A batch of chosen items with chosen draws, transformed: what `show_batch(unique=True)` looks at."
         rows = [self.dataset[i, s] for i, s in zip(indices, seeds)]
-        batch = self.loader.collate_fn(rows).to(self.device)
+        batch = self.collate(rows).to(self.device)
         return self.transform(batch, derive_seed(*seeds))
 
     def new(
@@ -227,7 +245,15 @@ class DataLoader:
 
     def __repr__(self) -> str:
         return (f"DataLoader({plural(len(self), 'batch', 'batches')} of {self.bs} from {plural(len(self.dataset), 'item')}, "
-                f"{self.device}, workers={self.num_workers})")
+                f"{self.device}, {self.prepared_by})")
+
+    @property
+    def prepared_by(self) -> str:
+        "Who prepares the batches, in a few words."
+        cache = self.dataset.cache
+        if cache:
+            return f"cache={cache.kind!r}" + (f", {plural(self.num_workers, 'worker')}" if self.num_workers else "")
+        return plural(self.num_workers, "worker") if self.num_workers else f"no workers but {plural(threads(), 'thread')}"
 
 # %% ../../nbs/api/09_load.ipynb #5aa8eeec
 class PlainLoader:
@@ -270,7 +296,14 @@ def ordered(
         return dl
     return dl if isinstance(dl, PlainLoader) else PlainLoader(dl)
 
-# %% ../../nbs/api/09_load.ipynb #a0ee3fad
+# %% ../../nbs/api/09_load.ipynb #d7799ab0
+def _side(
+    size: int | Sequence[int],  # pixels: a square's side, or (height, width)
+) -> int:
+    "The longer side."
+    return size if isinstance(size, int) else max(size)
+
+
 class DataLoaders:
     "A training and a validation loader, and what a Learner needs to know of their data."
 
@@ -300,12 +333,15 @@ class DataLoaders:
         device: torch.device | str | None = None,  # None: `default_device()`
         batch_tfms: Sequence = (),  # run on each batch, on the device
         seed: int | None = None,  # of order, crops and augmentation; None draws one
+        cache: str | None = None,  # keep prepared samples: "memory", "disk", "device"
     ) -> "DataLoaders":
         "Loaders of two sets: the training one shuffled, without a last batch that is not full."
         for name, ds in (("training", train), ("validation", valid)):
             if len(ds) == 0:
                 raise ValueError(f"DataLoaders: the {name} set is empty; pass at least one item.")
         seed = int(torch.randint(2**31, (1,))) if seed is None else seed
+        if cache is not None:
+            train, valid = train.with_cache(cache), valid.with_cache(cache)
         train_dl = DataLoader(train, bs=bs, shuffle=True, drop_last=True, num_workers=num_workers, device=device,
                               batch_tfms=batch_tfms, seed=seed)
         valid_dl = DataLoader(valid, bs=val_bs or 2 * bs, num_workers=num_workers, device=device, batch_tfms=batch_tfms,
@@ -378,6 +414,26 @@ class DataLoaders:
         made = copy.copy(self)
         made.train = self.train.new(batch_tfms=batch_tfms, bs=bs, num_workers=num_workers, device=device)
         made.valid = self.valid.new(batch_tfms=batch_tfms, bs=bs and 2 * bs, num_workers=num_workers, device=device)
+        return made
+
+    def with_size(
+        self,
+        size: int | tuple[int, int],  # pixels: a square's side, or (height, width)
+        *,
+        bs: int | None = None,  # samples a training batch; None keeps it
+    ) -> "DataLoaders":
+        "The same data with pictures of another size: `learn.dls = learn.dls.with_size(224)` goes on training with larger ones."
+        made, dl = self.new(bs=bs), self.train
+        last = [t.size for t in dl.batch_tfms if t.size is not None]  # pictures read at one size and brought to another on the device
+        first = [t.size for t in dl.dataset.item_tfms if t.size is not None]
+        if not first and not last:
+            raise ValueError("DataLoaders.with_size: no transform here sets a size; use item_tfms=Resize(...).")
+        factor = _side(size) / _side(last[-1]) if last else None
+        for name in ("train", "valid"):
+            old = getattr(made, name)
+            items = [t.with_size(round(_side(t.size) * factor) if factor else size) if t.size is not None else t for t in old.dataset.item_tfms]
+            batch = [t.with_size(size) if t.size is not None else t for t in old.batch_tfms]
+            setattr(made, name, old.new(dataset=old.dataset.with_tfms(items), batch_tfms=batch))
         return made
 
     def one_batch(self) -> Batch:

@@ -25,12 +25,13 @@ from ..show import show_image
 from .images import load_image, to_pil, to_uint8_tensor
 from .transforms import ToFloat
 
-# %% ../../nbs/api/22_data.ipynb #349a1f4c
+# %% ../../nbs/api/22_data.ipynb #7e3e1317
 @dataclass
 class ImageBlock(Block):
     "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of floats 0..1."
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
+    cached: ClassVar[bool] = True
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
 
     def accepts(self, item: Any, getter: Callable) -> bool:
@@ -51,16 +52,19 @@ class ImageBlock(Block):
             raise ValueError(f"ImageBlock: {value} holds only the numbers {levels[:6]}: it looks like a mask (classes of pixels), "
                              "not a picture; check get_items and get_x.")
 
-    def encode(self, value: Any) -> Image.Image:
-        return load_image(value)
+    def encode(self, value: Any) -> Tensor:  # (3, H, W) bytes
+        return to_uint8_tensor(load_image(value))
+
+    def encode_small(self, value: Any, size: int) -> Tensor:
+        return to_uint8_tensor(load_image(value, draft_size=size))
 
     def collate(self, values: Sequence) -> Tensor:
-        sizes = sorted({v.size for v in values})
+        sizes = sorted({tuple(v.shape[:0:-1]) for v in values})
         if len(sizes) > 1:
             some = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + (", ..." if len(sizes) > 3 else "")
             raise ValueError(f"ImageBlock: pictures of {len(sizes)} sizes ({some}) cannot be stacked into one batch; give them "
                              "one size with item_tfms=Resize(224).")
-        return torch.stack([to_uint8_tensor(v) for v in values])
+        return torch.stack([v.permute(1, 2, 0) for v in values]).permute(0, 3, 1, 2)  # pixel by pixel in memory, as they are
 
     def decode(self, value: Tensor) -> Image.Image:
         return to_pil(value.detach().cpu())
@@ -77,7 +81,7 @@ def grey_levels(
         return []
     return [v for v, n in enumerate(img.histogram()) if n]
 
-# %% ../../nbs/api/22_data.ipynb #9f70face
+# %% ../../nbs/api/22_data.ipynb #166f3d94
 class ImageDataLoaders(DataLoaders):
     "Loaders of labelled pictures, one constructor for each way in which labels are kept."
 
@@ -93,11 +97,12 @@ class ImageDataLoaders(DataLoaders):
         num_workers: int | None = None,  # processes that prepare batches; None chooses by the cores
         device: torch.device | str | None = None,  # None: `default_device()`
         seed: int | None = None,  # of shuffling and augmentation; None draws one
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Loaders of any data block."
         dsets = dblock.datasets(source)
         return cls.from_dsets(dsets.train, dsets.valid, path=path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device,
-                              seed=seed, batch_tfms=dblock.all_batch_tfms())
+                              seed=seed, batch_tfms=dblock.all_batch_tfms(), cache=cache)
 
     @classmethod
     def from_folder(
@@ -115,6 +120,7 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Each picture's class is the name of its folder."
         splitter = GrandparentSplitter(train, valid) if valid_pct is None else RandomSplitter(valid_pct, seed=seed)
@@ -125,7 +131,7 @@ class ImageDataLoaders(DataLoaders):
 
         block = DataBlock(blocks=(ImageBlock, CategoryBlock(vocab=vocab)), get_items=get_items, splitter=splitter,
                           get_y=parent_label, item_tfms=item_tfms, batch_tfms=batch_tfms)
-        return cls.from_dblock(block, path, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed)
+        return cls.from_dblock(block, path, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed, cache=cache)
 
     @classmethod
     def from_path_func(
@@ -142,11 +148,12 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Each picture's class is what `label_func` says of its path."
         block = DataBlock(blocks=(ImageBlock, CategoryBlock), splitter=RandomSplitter(valid_pct, seed=seed), get_y=label_func,
                           item_tfms=item_tfms, batch_tfms=batch_tfms)
-        return cls.from_dblock(block, fnames, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed)
+        return cls.from_dblock(block, fnames, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed, cache=cache)
 
     @classmethod
     def from_name_func(
@@ -163,10 +170,11 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Each picture's class is what `label_func` says of its file name."
         return cls.from_path_func(path, fnames, NameFunc(label_func), valid_pct=valid_pct, seed=seed, item_tfms=item_tfms,
-                                  batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device)
+                                  batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, cache=cache)
 
     @classmethod
     def from_path_re(
@@ -183,10 +191,11 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Each picture's class is found in its path by a regular expression."
         return cls.from_path_func(path, fnames, RegexLabeller(pat), valid_pct=valid_pct, seed=seed, item_tfms=item_tfms,
-                                  batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device)
+                                  batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, cache=cache)
 
     @classmethod
     def from_name_re(
@@ -203,10 +212,11 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Each picture's class is found in its file name by a regular expression."
         return cls.from_name_func(path, fnames, RegexLabeller(pat), valid_pct=valid_pct, seed=seed, item_tfms=item_tfms,
-                                  batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device)
+                                  batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, cache=cache)
 
     @classmethod
     def from_lists(
@@ -224,6 +234,7 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "Classes in a list beside the list of files."
         if len(fnames) != len(labels):
@@ -232,7 +243,7 @@ class ImageDataLoaders(DataLoaders):
         block = DataBlock(blocks=(ImageBlock, y_block or target_block(labels)), splitter=RandomSplitter(valid_pct, seed=seed),
                           get_x=ItemPart(0), get_y=ItemPart(1), item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(block, list(zip(fnames, labels)), path, bs=bs, val_bs=val_bs, num_workers=num_workers,
-                               device=device, seed=seed)
+                               device=device, seed=seed, cache=cache)
 
     @classmethod
     def from_df(
@@ -255,6 +266,7 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "File names and classes in the columns of a table."
         splitter = RandomSplitter(valid_pct, seed=seed) if valid_col is None else ColSplitter(valid_col)
@@ -265,7 +277,7 @@ class ImageDataLoaders(DataLoaders):
             y_block = MultiCategoryBlock if label_delim is not None else target_block(labels)
         block = DataBlock(blocks=(ImageBlock, y_block), splitter=splitter, get_x=ColReader(fn_col, pref=prefix, suff=suff),
                           get_y=reader, item_tfms=item_tfms, batch_tfms=batch_tfms)
-        return cls.from_dblock(block, df, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed)
+        return cls.from_dblock(block, df, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed, cache=cache)
 
     @classmethod
     def from_csv(
@@ -290,6 +302,7 @@ class ImageDataLoaders(DataLoaders):
         val_bs: int | None = None,  # pictures a validation batch
         num_workers: int | None = None,  # processes that prepare batches
         device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
     ) -> "ImageDataLoaders":
         "The same from a CSV file."
         import pandas as pd
@@ -297,7 +310,7 @@ class ImageDataLoaders(DataLoaders):
         df = pd.read_csv(Path(path) / csv_fname, header=header, delimiter=delimiter)
         return cls.from_df(df, path, valid_pct=valid_pct, seed=seed, fn_col=fn_col, folder=folder, suff=suff, label_col=label_col,
                            label_delim=label_delim, y_block=y_block, valid_col=valid_col, item_tfms=item_tfms,
-                           batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device)
+                           batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, cache=cache)
 
 # %% ../../nbs/api/22_data.ipynb #79aad401
 @dataclass(frozen=True)

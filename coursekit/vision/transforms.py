@@ -6,7 +6,7 @@
 __all__ = ['imagenet_stats', 'cifar_stats', 'mnist_stats', 'Resize', 'RandomResizedCrop', 'ToFloat', 'Normalize', 'Augment',
            'aug_transforms', 'AugmentNormalize', 'fuse_tfms']
 
-# %% ../../nbs/api/21_transforms.ipynb #7bc04c20
+# %% ../../nbs/api/21_transforms.ipynb #9e2106f5
 import dataclasses
 import math
 import random
@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 
 from ..core import check_range
 from ..data.block import BatchTransform, ItemTransform
@@ -49,56 +48,65 @@ def _short_repr(self) -> str:
     fields = [f for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default]
     return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
-# %% ../../nbs/api/21_transforms.ipynb #cd21ce59
+# %% ../../nbs/api/21_transforms.ipynb #a07e076a
 _SPATIAL = ("image", "mask", "points")  # the kinds that geometry moves
 
 
 def _part_size(values: Sequence, kinds: Sequence[str], who: str) -> tuple[int, int] | None:  # (height, width) in pixels
     "The size of a sample's picture, or of its mask where there is no picture; None where there is neither."
-    sizes = {k: (v.height, v.width) for v, k in reversed(list(zip(values, kinds))) if k in ("image", "mask")}
+    sizes = {k: tuple(v.shape[-2:]) for v, k in reversed(list(zip(values, kinds))) if k in ("image", "mask")}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"{who}: the picture has {sizes['image']} pixels (height, width) but its mask {sizes['mask']}; they must agree.")
     return sizes.get("image", sizes.get("mask"))
 
 
 def _cut(
-    value,  # a picture, a mask, or points (..., 2)
+    value: torch.Tensor,  # a picture (C, H, W), a mask (H, W), bytes; or points (..., 2)
     kind: str,  # "image", "mask" or "points"
-    box: tuple[float, float, float, float],  # left, top, right, bottom in pixels, within the picture
+    box: tuple[int, int, int, int],  # left, top, right, bottom in pixels, within the picture
     size: tuple[int, int],  # (height, width) to bring it to
-):  # the same kind of thing
+) -> torch.Tensor:  # the same kind of thing
     "Cut a box out of one part of a sample, and resize it."
-    h, w = size
+    left, top, right, bottom = box
     if kind == "points":
-        scale = value.new_tensor([w / (box[2] - box[0]), h / (box[3] - box[1])])
-        return (value - value.new_tensor(box[:2])) * scale
-    box = (max(box[0], 0), max(box[1], 0), min(box[2], value.width), min(box[3], value.height))  # rounding, and Pillow is strict
-    if box == (0, 0, w, h) and value.size == (w, h):
-        return value
+        return (value - value.new_tensor([left, top])) * value.new_tensor([size[1] / (right - left), size[0] / (bottom - top)])
+    part = value[..., top:bottom, left:right]
+    if part.shape[-2:] == torch.Size(size):
+        return part
     if kind == "mask":
-        return value.resize((w, h), Image.Resampling.NEAREST, box)
-    return value.resize((w, h), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
+        return F.interpolate(part[None, None], size, mode="nearest-exact")[0, 0]
+    # resized with the channels last, or PyTorch would sort the bytes anew before and after
+    flat = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]
+    return F.interpolate(flat, size, mode="bilinear", antialias=True)[0]
 
-# %% ../../nbs/api/21_transforms.ipynb #1381143e
+
+def _cover(
+    source: tuple[int, int],  # (height, width)
+    size: tuple[int, int],  # (height, width)
+) -> tuple[int, int]:  # (height, width) of the source's shape that just covers `size`
+    "How large a picture must be made so that a box of `size` can be cut out of it and nothing is wasted."
+    scale = max(size[0] / source[0], size[1] / source[1])
+    return max(size[0], round(source[0] * scale)), max(size[1], round(source[1] * scale))
+
+# %% ../../nbs/api/21_transforms.ipynb #67d69978
 _PAD_MODES = ("reflection", "border", "zeros")
 
 
 def _pad(
-    img: Image.Image,  # a picture or mask
+    value: torch.Tensor,  # a picture (C, H, W) or mask (H, W)
     margins: tuple[int, int, int, int],  # left, top, right, bottom, pixels
     pad_mode: str,  # "reflection", "border" or "zeros"
-) -> Image.Image:  # larger by the margins
+) -> torch.Tensor:  # larger by the margins
     "A picture with margins added."
     if not any(margins):
-        return img
+        return value
     left, top, right, bottom = margins
-    if pad_mode == "zeros":
-        return ImageOps.expand(img, margins, 0)
-    a = np.asarray(img)
-    how = "edge" if pad_mode == "border" else "symmetric"
-    return Image.fromarray(np.pad(a, ((top, bottom), (left, right)) + ((0, 0),) * (a.ndim - 2), mode=how))
+    how = {"reflection": "symmetric", "border": "edge", "zeros": "constant"}[pad_mode]
+    pixels = value.permute(1, 2, 0) if value.ndim == 3 else value
+    padded = torch.from_numpy(np.pad(pixels.numpy(), ((top, bottom), (left, right)) + ((0, 0),) * (value.ndim - 2), mode=how))
+    return padded.permute(2, 0, 1) if value.ndim == 3 else padded
 
-# %% ../../nbs/api/21_transforms.ipynb #3efef7cc
+# %% ../../nbs/api/21_transforms.ipynb #54844572
 @dataclasses.dataclass(frozen=True, repr=False)
 class Resize(ItemTransform):
     "Bring every sample to one size: by cropping the long side, by padding the short one, or by squishing."
@@ -114,41 +122,55 @@ class Resize(ItemTransform):
         _check_choice("Resize", "method", self.method, ("crop", "pad", "squish"))
         _check_choice("Resize", "pad_mode", self.pad_mode, _PAD_MODES)
 
-    def apply(
+    @property
+    def reads(self) -> int:
+        "A picture may be read smaller where both sides stay twice as long as this, pixels."
+        return max(_as_hw("Resize", self.size))
+
+    def prepare(
         self,
-        values: list,  # the parts of one sample: PIL pictures and masks, points, others
+        values: list,  # the parts of one sample: pictures (C, H, W) and masks (H, W) of bytes, points, others
         kinds: list[str],  # the kind of each part
-        *,
-        rng: random.Random,  # where the crop lies
-        train: bool,  # False: centred
-    ) -> list:  # the parts, resized alike
+    ) -> list:  # the parts, resized alike; for method="crop" still with all that can be in the crop
         "One sample resized."
         source = _part_size(values, kinds, "Resize")
         if source is None:
             return list(values)
-        (h, w), (rows, cols) = source, _as_hw("Resize", self.size)
+        size = _as_hw("Resize", self.size)
         if self.method == "pad":
             return [self._padded(v, k, source) if k in _SPATIAL else v for v, k in zip(values, kinds)]
-        box = (0.0, 0.0, float(w), float(h))
-        if self.method == "crop":
-            scale = min(h / rows, w / cols)  # source pixels a target pixel
-            bh, bw = rows * scale, cols * scale
-            top, left = [(whole - part) * (rng.random() if train else 0.5) for whole, part in ((h, bh), (w, bw))]
-            box = (left, top, left + bw, top + bh)
-        return [_cut(v, k, box, (rows, cols)) if k in _SPATIAL else v for v, k in zip(values, kinds)]
+        inner = _cover(source, size) if self.method == "crop" else size
+        return [_cut(v, k, (0, 0, source[1], source[0]), inner) if k in _SPATIAL else v for v, k in zip(values, kinds)]
 
-    def _padded(self, value, kind: str, source: tuple[int, int]):
+    def apply(
+        self,
+        values: list,  # the parts as `prepare` leaves them
+        kinds: list[str],  # the kind of each part
+        *,
+        rng: random.Random,  # where the crop lies
+        train: bool,  # False: centred
+    ) -> list:  # the parts, cropped alike
+        "One resized sample cropped."
+        source, size = _part_size(values, kinds, "Resize"), _as_hw("Resize", self.size)
+        if source is None or source == size:
+            return list(values)
+        spare = [whole - part for whole, part in zip(source, size)]
+        top, left = [rng.randint(0, n) if train else n // 2 for n in spare]
+        box = (left, top, left + size[1], top + size[0])
+        return [_cut(v, k, box, size) if k in _SPATIAL else v for v, k in zip(values, kinds)]
+
+    def _padded(self, value: torch.Tensor, kind: str, source: tuple[int, int]) -> torch.Tensor:
         "One part, resized so that all of it fits, and padded evenly."
         (h, w), (rows, cols) = source, _as_hw("Resize", self.size)
         scale = min(rows / h, cols / w)
         inner = (max(1, min(rows, round(h * scale))), max(1, min(cols, round(w * scale))))
         top, left = (rows - inner[0]) // 2, (cols - inner[1]) // 2
-        value = _cut(value, kind, (0.0, 0.0, float(w), float(h)), inner)
+        value = _cut(value, kind, (0, 0, w, h), inner)
         if kind == "points":
             return value + value.new_tensor([left, top])
         return _pad(value, (left, top, cols - inner[1] - left, rows - inner[0] - top), self.pad_mode)
 
-# %% ../../nbs/api/21_transforms.ipynb #7901aeb0
+# %% ../../nbs/api/21_transforms.ipynb #1bb7eda9
 @dataclasses.dataclass(frozen=True, repr=False)
 class RandomResizedCrop(ItemTransform):
     "In training a random part of the picture, of random area and shape, resized; otherwise the middle of it."
@@ -166,9 +188,14 @@ class RandomResizedCrop(ItemTransform):
         check_range("RandomResizedCrop", "val_xtra", self.val_xtra, 0, 0.9)
         object.__setattr__(self, "ratio", _check_pair("RandomResizedCrop", "ratio", self.ratio, 0.01, 100))
 
+    @property
+    def reads(self) -> int:
+        "A picture may be read smaller where both sides stay twice as long as this, pixels."
+        return math.ceil(max(_as_hw("RandomResizedCrop", self.size)) / math.sqrt(self.min_scale))
+
     def apply(
         self,
-        values: list,  # the parts of one sample: PIL pictures and masks, points, others
+        values: list,  # the parts of one sample: pictures (C, H, W) and masks (H, W) of bytes, points, others
         kinds: list[str],  # the kind of each part
         *,
         rng: random.Random,  # which part is cut out
@@ -179,31 +206,29 @@ class RandomResizedCrop(ItemTransform):
         if source is None:
             return list(values)
         size = _as_hw("RandomResizedCrop", self.size)
-        box = self._random_box(source, rng) if train else self._middle_box(source, size)
-        return [_cut(v, k, box, size) if k in _SPATIAL else v for v, k in zip(values, kinds)]
+        (bh, bw), (at_y, at_x) = self._random_box(source, rng) if train else self._middle_box(source, size)
+        bh, bw = (max(1, min(whole, round(part))) for whole, part in zip(source, (bh, bw)))
+        top, left = round((source[0] - bh) * at_y), round((source[1] - bw) * at_x)
+        return [_cut(v, k, (left, top, left + bw, top + bh), size) if k in _SPATIAL else v for v, k in zip(values, kinds)]
 
-    def _random_box(self, source: tuple[int, int], rng: random.Random) -> tuple[float, float, float, float]:
-        "A part of the wanted area and shape; where ten draws do not fit, the largest in the middle."
+    def _random_box(self, source: tuple[int, int], rng: random.Random) -> tuple[tuple[float, float], tuple[float, float]]:
+        "Height and width of a part of the wanted area and shape, and where it lies, 0..1; after ten draws that do not fit, the largest."
         h, w = source
         for _ in range(10):
             area = h * w * rng.uniform(self.min_scale, 1)
             ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             bw, bh = math.sqrt(area * ratio), math.sqrt(area / ratio)
             if bw <= w and bh <= h:
-                left, top = rng.random() * (w - bw), rng.random() * (h - bh)
-                return (left, top, left + bw, top + bh)
+                return (bh, bw), (rng.random(), rng.random())
         ratio = min(max(w / h, self.ratio[0]), self.ratio[1])
-        bw, bh = min(w, h * ratio), min(h, w / ratio)
-        return ((w - bw) / 2, (h - bh) / 2, (w + bw) / 2, (h + bh) / 2)
+        return (min(h, w / ratio), min(w, h * ratio)), (0.5, 0.5)
 
-    def _middle_box(self, source: tuple[int, int], size: tuple[int, int]) -> tuple[float, float, float, float]:
-        "The largest middle part of the target's shape, without `val_xtra` of it."
-        h, w = source
-        scale = min(h / size[0], w / size[1]) * (1 - self.val_xtra)
-        bh, bw = size[0] * scale, size[1] * scale
-        return ((w - bw) / 2, (h - bh) / 2, (w + bw) / 2, (h + bh) / 2)
+    def _middle_box(self, source: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[float, float], tuple[float, float]]:
+        "Height and width of the largest middle part of the target's shape, without `val_xtra` of it."
+        scale = min(source[0] / size[0], source[1] / size[1]) * (1 - self.val_xtra)
+        return (size[0] * scale, size[1] * scale), (0.5, 0.5)
 
-# %% ../../nbs/api/21_transforms.ipynb #6abc2826
+# %% ../../nbs/api/21_transforms.ipynb #8d2fc343
 def _pieces(
     x: torch.Tensor,  # a batch
     out_floats: int,  # numbers a sample has in the result
@@ -222,7 +247,7 @@ def _scaled(
 ) -> torch.Tensor:  # x * scale + shift, bytes taken as 0..1; float
     "An affine change of colour, bytes to floats on the way."
     is_float = x.is_floating_point()
-    out = torch.empty(x.shape, dtype=x.dtype if is_float else torch.float32, device=x.device)
+    out = torch.empty_like(x, dtype=x.dtype if is_float else torch.float32)  # pixel after pixel where x is so
     step = _pieces(x, x[0].numel() if len(x) else 1)
     for i in range(0, len(x), step):
         piece = out[i : i + step].copy_(x[i : i + step])
@@ -383,7 +408,7 @@ def _sample(
     "One interpolation."
     return F.grid_sample(x, _grid(m, size).to(x.dtype), mode=mode, padding_mode=pad_mode, align_corners=False)
 
-# %% ../../nbs/api/21_transforms.ipynb #2a67dbc0
+# %% ../../nbs/api/21_transforms.ipynb #48b8fe76
 def _relight(
     x: torch.Tensor,  # values in 0..1
     bright: torch.Tensor,  # added to the logit; 0 changes nothing
@@ -399,16 +424,6 @@ def _light_table(bright: torch.Tensor, contrast: torch.Tensor) -> torch.Tensor: 
     table = _relight(level.repeat(len(bright), 1), bright[:, None], contrast[:, None])
     same = ((bright == 0) & (contrast == 1))[:, None]
     return torch.where(same, level, table).float()
-
-
-def _look_up(
-    x: torch.Tensor,  # (n, c, h, w) uint8
-    table: torch.Tensor,  # (n, c or 1, 256) float32
-) -> torch.Tensor:  # (n, c, h, w) float32
-    "Each byte replaced by its entry in its picture's table."
-    start = torch.arange(table[..., 0].numel(), device=x.device, dtype=torch.int32) * 256
-    index = x.to(torch.int32).add_(start.view(*table.shape[:2], 1, 1))
-    return torch.index_select(table.reshape(-1), 0, index.view(-1)).view(x.shape)
 
 # %% ../../nbs/api/21_transforms.ipynb #87b3b2c0
 @dataclasses.dataclass(frozen=True)
@@ -439,7 +454,56 @@ def _shrink(x: torch.Tensor, step: float) -> torch.Tensor:
     k = int(step)
     return x if k < 2 else F.interpolate(x, size=(x.shape[2] // k, x.shape[3] // k), mode="area")
 
-# %% ../../nbs/api/21_transforms.ipynb #6fa5d734
+# %% ../../nbs/api/21_transforms.ipynb #a501e6ef
+def _pixel_matrices(
+    draw: _Draw,
+    source: tuple[int, int],  # (height, width) of the old pictures
+) -> np.ndarray:  # (n, 3, 3) float64: from new to old pixels, both counted from the middle of the first
+    "The drawn matrices, which map -1..1 to -1..1, for pixels."
+    (h, w), (rows, cols) = source, draw.size
+    to_unit = torch.tensor([[2 / cols, 0, 1 / cols - 1], [0, 2 / rows, 1 / rows - 1], [0, 0, 1]], dtype=torch.float64)
+    to_pixel = torch.tensor([[w / 2, 0, (w - 1) / 2], [0, h / 2, (h - 1) / 2], [0, 0, 1]], dtype=torch.float64)
+    return (to_pixel @ draw.matrix @ to_unit).numpy()
+
+
+def _augment_bytes(
+    x: torch.Tensor,  # (n, c, h, w) uint8, on the CPU
+    draw: _Draw,
+    *,
+    mode: str,
+    pad_mode: str,
+    step: float,  # old pixels a new pixel, at least
+    channels: tuple[torch.Tensor, torch.Tensor] | None = None,  # scale and shift of each channel, applied last
+) -> torch.Tensor:  # (n, c, *draw.size) float32, pixel after pixel in memory
+    "Pictures of a batch, augmented one by one."
+    import cv2
+
+    flags = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "nearest": cv2.INTER_NEAREST}[mode] | cv2.WARP_INVERSE_MAP
+    border = {"reflection": cv2.BORDER_REFLECT, "border": cv2.BORDER_REPLICATE, "zeros": cv2.BORDER_CONSTANT}[pad_mode]
+    n, c = x.shape[:2]
+    table = _light_table(draw.bright, draw.contrast)[:, :, None].repeat(1, 1, c)
+    if channels:
+        table = table * channels[0].flatten() + channels[1].flatten()
+    k = int(step)
+    pixels = x.permute(0, 2, 3, 1).contiguous().numpy()
+    matrices = _pixel_matrices(draw, (x.shape[2] // k, x.shape[3] // k) if k > 1 else tuple(x.shape[2:]))
+    out, tables, size = torch.empty(n, *draw.size, c), table.numpy(), draw.size[::-1]
+    for i, (old, new, way) in enumerate(zip(pixels, out.numpy(), draw.way.tolist())):
+        if way < 8:
+            old = old.swapaxes(0, 1) if way & 4 else old
+            old = np.ascontiguousarray(old[:: -1 if way & 2 else 1, :: -1 if way & 1 else 1])
+        else:
+            if k > 1:  # average blocks of pixels before every k-th is looked at, so that none is passed over
+                old = cv2.resize(old, (old.shape[1] // k, old.shape[0] // k), interpolation=cv2.INTER_AREA)
+            m = matrices[i]
+            if m[2, 0] or m[2, 1]:
+                old = cv2.warpPerspective(old, m, size, flags=flags, borderMode=border)
+            else:
+                old = cv2.warpAffine(old, m[:2], size, flags=flags, borderMode=border)
+        cv2.LUT(old.reshape(new.shape), tables[i : i + 1], dst=new)
+    return out.permute(0, 3, 1, 2)
+
+# %% ../../nbs/api/21_transforms.ipynb #d2d313e8
 def _augment_images(
     x: torch.Tensor,  # (n, c, h, w), uint8 or float in 0..1
     draw: _Draw,
@@ -450,22 +514,18 @@ def _augment_images(
     channels: tuple[torch.Tensor, torch.Tensor] | None = None,  # scale and shift of each channel, applied last
 ) -> torch.Tensor:  # (n, c, *draw.size), float
     "Pictures of a batch, augmented."
+    if x.dtype == torch.uint8 and x.device.type == "cpu":
+        return _augment_bytes(x, draw, mode=mode, pad_mode=pad_mode, step=step, channels=channels)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     out = torch.empty(*x.shape[:2], *draw.size, dtype=dtype, device=x.device)
     matrix = draw.matrix.float().to(x.device)
     light = torch.stack([draw.bright, draw.contrast]).to(dtype).to(x.device)[:, :, None, None, None]
     same = (light[0] == 0) & (light[1] == 1)
-    table = None if x.is_floating_point() else _light_table(draw.bright, draw.contrast)[:, None].to(x.device)
-    if table is not None and channels:
-        table = table * channels[0].view(1, -1, 1) + channels[1].view(1, -1, 1)
     for way, at in draw.groups(_pieces(x, out[0].numel())):
         at = at.to(x.device)
-        piece = x.index_select(0, at)
-        if table is not None:
-            piece = _look_up(piece, table[at])
-        else:
-            piece = torch.where(same[at], piece, _relight(piece, light[0, at], light[1, at]))
-            piece = piece if channels is None else _scaled(piece, *channels)
+        piece = _scaled(x.index_select(0, at))
+        piece = torch.where(same[at], piece, _relight(piece, light[0, at], light[1, at]))
+        piece = piece if channels is None else _scaled(piece, *channels)
         piece = _flipped(piece, way) if way < 8 else \
             _sample(_shrink(piece, step), matrix[at], draw.size, mode=mode, pad_mode=pad_mode)
         out.index_copy_(0, at, piece)
@@ -661,7 +721,7 @@ def aug_transforms(
     extra = [xtra_tfms] if isinstance(xtra_tfms, BatchTransform) else list(xtra_tfms or ())
     return [aug, *extra]
 
-# %% ../../nbs/api/21_transforms.ipynb #93d01184
+# %% ../../nbs/api/21_transforms.ipynb #37977ad8
 @dataclasses.dataclass(frozen=True)
 class AugmentNormalize(BatchTransform):
     "`Augment` and then `Normalize`, in one pass."
@@ -670,6 +730,15 @@ class AugmentNormalize(BatchTransform):
 
     augment: Augment
     normalize: Normalize
+
+    @property
+    def size(self) -> int | tuple[int, int] | None:
+        "That of the augmentation."
+        return self.augment.size
+
+    def with_size(self, size: int | tuple[int, int]) -> "AugmentNormalize":
+        "The same for another size."
+        return AugmentNormalize(self.augment.with_size(size), self.normalize)
 
     def apply(
         self,

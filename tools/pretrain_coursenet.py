@@ -1,0 +1,193 @@
+"""Pretrain `coursenet`, the network that comes with the package, on 150,000 small photos.
+
+    python tools/pretrain_coursenet.py --work ~/coursenet            # downloads or takes COURSEKIT_MIRROR
+    python tools/pretrain_coursenet.py --work ~/coursenet --publish  # writes the weights into the package
+
+It learns two things at once from one body: the 200 classes of Tiny ImageNet at 32 pixels (Le & Yang 2015) and the 10 of
+CIFAR-10 (Krizhevsky 2009). Each picture is scored only among the classes of the set it comes from. The pictures are cut at
+random, turned, tilted, relit and enlarged; they are small at first and larger later, which costs little accuracy and saves
+half of the time (Howard 2018, "progressive resizing"). One cycle of the rate spans the whole run (Smith & Topin 2017).
+
+The run can be stopped at any time, also by `kill -9`: the same command goes on after the last whole epoch, with the same
+result as if it had not been stopped. The log has one JSON object a line: one for the settings, one for each epoch.
+"""
+import argparse
+import json
+import platform
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from coursekit.callback import ParamScheduler
+from coursekit.core import seeded
+from coursekit.data.block import CategoryBlock, Dataset
+from coursekit.data.external import URLs, untar_data
+from coursekit.data.items import get_image_files
+from coursekit.data.load import DataLoaders
+from coursekit.export import atomic_write
+from coursekit.learner import Learner
+from coursekit.metrics import Metric
+from coursekit.optim import SGD, AdamW
+from coursekit.schedule import one_cycle
+from coursekit.vision.data import ImageBlock
+from coursekit.vision.images import load_image, to_uint8_tensor
+from coursekit.vision.models import coursenet
+from coursekit.vision.transforms import Normalize, aug_transforms, imagenet_stats
+
+TINY, CIFAR = 200, 10  # classes of the two sets; CIFAR's come after
+
+
+class PixelBlock(ImageBlock):
+    "Pictures that are (3, 32, 32) tensors of bytes already."
+
+    def encode(self, value):
+        return value
+
+    def collate(self, values):
+        return torch.stack(list(values))
+
+
+class ClassBlock(CategoryBlock):
+    "Classes that are numbers already."
+
+    def encode(self, value):
+        return value
+
+    def collate(self, values):
+        return torch.tensor(list(values))
+
+
+def read_pictures(folder, first_class, vocab):
+    "All pictures below `folder`, a folder a class, as bytes (N, 3, 32, 32), and their classes (N,)."
+    files = sorted(get_image_files(folder))
+    index = {name: first_class + i for i, name in enumerate(vocab)}
+    label = lambda f: next(p for p in f.relative_to(folder).parts if p in index)
+    return torch.stack([to_uint8_tensor(load_image(f)) for f in files]), torch.tensor([index[label(f)] for f in files])
+
+
+def read_data(work):
+    "Training and validation pictures of both sets; decoded once, then kept in a file."
+    file = work / "pictures.pt"
+    if not file.exists():
+        tiny, cifar = untar_data(URLs.TINY_IMAGENET_32), untar_data(URLs.CIFAR)
+        wnids = sorted(p.name for p in (tiny / "train").iterdir() if p.is_dir())
+        names = sorted(p.name for p in (cifar / "train").iterdir() if p.is_dir())
+        parts = {}
+        for part, (a, b) in {"train": ("train", "train"), "valid": ("val", "test")}.items():
+            sets = read_pictures(tiny / a, 0, wnids), read_pictures(cifar / b, TINY, names)
+            parts |= {f"{part}_x": torch.cat([s[0] for s in sets]), f"{part}_y": torch.cat([s[1] for s in sets])}
+            print(f"{part}: {len(sets[0][1]):,} of Tiny ImageNet, {len(sets[1][1]):,} of CIFAR-10", flush=True)
+        torch.save(parts, file)
+    return torch.load(file, weights_only=True)
+
+
+def own_classes(targs):
+    "True where a class belongs to the set that the picture comes from: (N, 210)."
+    return (torch.arange(TINY + CIFAR, device=targs.device) >= TINY) == (targs >= TINY)[:, None]
+
+
+def joint_loss(preds, targs, smooth=0.1):
+    "Cross-entropy with label smoothing (Szegedy et al. 2016) among the classes of the picture's own set."
+    own = own_classes(targs)
+    logp = F.log_softmax(preds.masked_fill(~own, -1e4), 1)
+    nll = -logp.gather(1, targs[:, None])[:, 0]
+    return ((1 - smooth) * nll - smooth * (logp * own).sum(1) / own.sum(1)).mean()
+
+
+class SetAccuracy(Metric):
+    "Share of one set's pictures whose class is right, 0..1."
+
+    higher_is_better = True
+
+    def __init__(self, label, low, high):
+        self.label, self.low, self.high = label, low, high
+
+    @property
+    def name(self):
+        return self.label
+
+    def reset(self):
+        self.right, self.n = 0, 0
+
+    def update(self, preds, targs):
+        mine = (targs >= self.low) & (targs < self.high)
+        self.right += int((preds[mine, self.low:self.high].argmax(1) + self.low == targs[mine]).sum())
+        self.n += int(mine.sum())
+
+    def compute(self):
+        return self.right / max(self.n, 1)
+
+
+def make_dls(data, size, args, every=1):
+    "Loaders that enlarge to `size` pixels; `every` thins out the validation set."
+    blocks = [PixelBlock(), ClassBlock(vocab=list(range(TINY + CIFAR)))]
+    valid = list(range(0, len(data["valid_y"]), every))
+    x, y = data["valid_x"][valid], data["valid_y"][valid].tolist()
+    train = Dataset(range(len(data["train_y"])), blocks, [None, None], train=True, values=[data["train_x"], data["train_y"].tolist()])
+    held = Dataset(range(len(y)), blocks, [None, None], values=[x, y])
+    tfms = [*aug_transforms(size=size, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=0.1, max_lighting=0.3, p_affine=0.5),
+            Normalize.from_stats(*imagenet_stats)]
+    from coursekit.vision.transforms import fuse_tfms
+
+    return DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=fuse_tfms(tfms))
+
+
+def parse_plan(text):
+    "'6x40,5x64' as [40, 40, 40, 40, 40, 40, 64, 64, 64, 64, 64]: the size of each epoch."
+    return [int(size) for part in text.split(",") for n, size in [part.split("x")] for _ in range(int(n))]
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--work", type=Path, required=True, help="folder for decoded pictures, checkpoint and log")
+    ap.add_argument("--plan", type=parse_plan, default="6x40,6x48,4x64", help="epochs x pixels, in order (default %(default)s)")
+    ap.add_argument("--opt", choices=["sgd", "adamw"], default="sgd")
+    ap.add_argument("--lr", type=float, default=0.2, help="rate at the peak")
+    ap.add_argument("--wd", type=float, default=5e-4)
+    ap.add_argument("--bs", type=int, default=128)
+    ap.add_argument("--min-scale", type=float, default=0.35, help="smallest share of the area that is cut out")
+    ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
+    ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--start", type=Path, help="begin with the weights of this file (written by --publish)")
+    ap.add_argument("--publish", action="store_true", help="after the run: test, and write weights and figures")
+    args = ap.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    data, plan = read_data(args.work), args.plan
+    log, state_file = args.work / "log.jsonl", args.work / "state.json"
+    done = json.loads(state_file.read_text())["epochs"] if state_file.exists() else 0
+
+    def say(**row):
+        print(json.dumps(row), flush=True)
+        with log.open("a") as f:
+            f.write(json.dumps(row) + "\n")
+
+    with seeded(args.seed):
+        model = coursenet(TINY + CIFAR)
+    metrics = [SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)]
+    opt = partial(SGD, mom=0.9) if args.opt == "sgd" else AdamW
+    learn = Learner(make_dls(data, plan[0], args, 4), model.to(memory_format=torch.channels_last), joint_loss, opt_func=opt,
+                    metrics=metrics, wd=args.wd, path=args.work, seed=args.seed)
+    learn.channels_last, learn.progress = True, False
+    if done:
+        learn.load("last")
+    if not done:
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "publish")}
+        say(settings=settings, torch=torch.__version__, machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
+    lr, mom = one_cycle(args.lr, pct_start=0.2)
+    for epoch in range(done, len(plan)):
+        start = time.perf_counter()
+        learn.dls = make_dls(data, plan[epoch], args, 4)
+        learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
+        at = lambda pct: (epoch + pct) / len(plan)
+        learn.fit(1, args.lr, cbs=ParamScheduler(lr=[lambda p: lr(at(p))], mom=lambda p: mom(at(p))))
+        learn.save("last")
+        atomic_write(state_file, json.dumps({"epochs": epoch + 1}).encode())
+        row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
+        say(epoch=epoch + 1, of=len(plan), size=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
+
+
+if __name__ == "__main__":
+    main()
