@@ -25,7 +25,7 @@ from .show import finish
 if TYPE_CHECKING:
     from coursekit.learner import Learner
 
-# %% ../nbs/api/13_callback.ipynb #fd36ce4f
+# %% ../nbs/api/13_callback.ipynb #417e3283
 @dataclass
 class State:
     "Where the loop stands; callbacks read it, and may replace batch, preds and loss."
@@ -39,6 +39,7 @@ class State:
     loss: Tensor | None = None  # the loss to go down, a scalar
     metrics: list[float] = field(default_factory=list)  # [loss, metrics...] of the last validation
     interrupted: str = ""  # why the fit ended early; empty where it did not
+    waited: float = 0.0  # seconds of this epoch's training part that went into waiting for batches
 
     @property
     def pct_train(self) -> float:
@@ -163,7 +164,7 @@ def smooth(
         out.append(mean / (1 - beta**k))
     return out
 
-# %% ../nbs/api/13_callback.ipynb #d3d01718
+# %% ../nbs/api/13_callback.ipynb #8587cd3d
 class Recorder(Callback):
     "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
     order: ClassVar[int] = 50
@@ -171,6 +172,7 @@ class Recorder(Callback):
     def __init__(self) -> None:
         self.values: list[list[float]] = []  # a row an epoch: train_loss, valid_loss, metrics
         self.times: list[float] = []  # seconds an epoch
+        self.waits: list[float] = []  # seconds of each that the training waited for batches
         self.metric_names: list[str] = []
         self.lrs: list[float] = []  # rate of the last group, batch by batch
         self.moms: list[float] = []
@@ -198,6 +200,7 @@ class Recorder(Callback):
         train_loss = self.smooth_losses[-1] if self.losses else float("nan")
         self.values.append([train_loss, *learn.state.metrics])
         self.times.append(time.perf_counter() - self._start)
+        self.waits.append(learn.state.waited)
 
     def after_fit(self, learn: "Learner") -> None:
         self.interrupted = learn.state.interrupted

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['coursekit_home', 'show_path', 'suggest', 'check_range', 'plural', 'default_device', 'has_fast_bf16',
-           'precision_dtype', 'RngState', 'seeded', 'lazy_module']
+           'precision_dtype', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
 
-# %% ../nbs/api/00_core.ipynb #fd79193d
+# %% ../nbs/api/00_core.ipynb #f4372642
 import contextlib
+import ctypes
 import difflib
+import functools
 import importlib
 import os
+import sys
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -113,6 +116,19 @@ def precision_dtype(
     if precision == "fp32" or (precision == "auto" and not has_fast_bf16(device)):
         return None
     return torch.bfloat16
+
+# %% ../nbs/api/00_core.ipynb #164c11dd
+@functools.cache
+def reuse_memory() -> bool:  # whether it is so now
+    "Let this process keep the memory it frees, for the next batch (Linux with glibc; not where COURSEKIT_MALLOC is 'system')."
+    if sys.platform != "linux" or os.environ.get("COURSEKIT_MALLOC") == "system":
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 # %% ../nbs/api/00_core.ipynb #5697d6e7
 class RngState:

@@ -146,7 +146,7 @@ class ConvLayer(nn.Sequential):
         init_linear(conv)
         super().__init__(conv, *([nn.BatchNorm2d(n_out)] if norm else []), *([nn.ReLU(inplace=True)] if act else []))
 
-# %% ../nbs/api/05_layers.ipynb #f72aadf3
+# %% ../nbs/api/05_layers.ipynb #cbe2c3a3
 def create_head(
     n_in_features: int,  # channels that the body puts out
     n_out: int,  # outputs: classes, labels or numbers
@@ -156,16 +156,19 @@ def create_head(
     bn_final: bool = False,  # a batch norm after the last layer
     y_range: tuple[float, float] | None = None,  # squeeze the outputs into this range by `SigmoidRange`
     concat_pool: bool = True,  # pool maximum and mean; False: the mean only
+    pool: bool = True,  # False: the body has pooled already and puts out (N, C)
 ) -> nn.Sequential:  # from (N, C, H, W) to (N, n_out)
     "A new head: pool, flatten, then batch norm, dropout and a linear layer for each width, ReLU between."
     if n_in_features < 1 or n_out < 1:
         raise ValueError(f"create_head: n_in_features={n_in_features}, n_out={n_out}; both must be 1 or more.")
-    widths = [n_in_features * (2 if concat_pool else 1), *lin_ftrs, n_out]
+    widths = [n_in_features * (2 if concat_pool and pool else 1), *lin_ftrs, n_out]
     last = len(widths) - 2
     drops = list(ps) if isinstance(ps, Sequence) else [ps / 2] * last + [ps]
     if len(drops) != last + 1 or not all(0 <= p <= 1 for p in drops):
         raise ValueError(f"create_head: ps={ps} for {last + 1} linear layers; pass a number from 0 to 1, or one each.")
-    layers: list[nn.Module] = [AdaptiveConcatPool2d() if concat_pool else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers: list[nn.Module] = []
+    if pool:
+        layers = [AdaptiveConcatPool2d() if concat_pool else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     for i, p in enumerate(drops):
         layers += [nn.BatchNorm1d(widths[i]), *([nn.Dropout(p)] if p else [])]
         layers += [nn.Linear(widths[i], widths[i + 1], bias=i == last and not bn_final)]

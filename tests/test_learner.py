@@ -190,24 +190,30 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def picture_learner(pictures: Path, workers: int = 0) -> Learner:
+def picture_learner(pictures: Path, workers: int | None = 0, cache: str | None = None) -> Learner:
     dls = ImageDataLoaders.from_name_func(pictures, get_image_files(pictures), lambda n: n.split("_")[0], seed=5, bs=12,
                                           item_tfms=Resize(32), batch_tfms=aug_transforms(do_flip=False), num_workers=workers,
-                                          device="cpu")
+                                          device="cpu", cache=cache)
     learn = vision_learner(dls, resnet18, metrics=error_rate, pretrained=False, seed=5)
     learn.progress = False
     return learn
 
 
-def test_any_number_of_workers_gives_equal_weights(pictures: Path) -> None:
-    weights = []
-    for workers in (0, 1, 2):
-        learn = picture_learner(pictures, workers)
-        learn.fit_one_cycle(2, 1e-3)
-        weights.append(learn.model.state_dict())
-    for name, first in weights[0].items():
-        assert torch.equal(first, weights[1][name]), name
-        assert torch.equal(first, weights[2][name]), name
+@pytest.fixture(scope="module")
+def plain_weights(pictures: Path) -> dict[str, torch.Tensor]:
+    learn = picture_learner(pictures, 0)
+    learn.fit_one_cycle(2, 1e-3)
+    return learn.model.state_dict()
+
+
+@pytest.mark.parametrize(("workers", "cache"), [(1, None), (2, None), (0, "memory"), (1, "memory"), (2, "memory"), (0, "disk"), (2, "disk"),
+                                                (0, "device"), (None, "memory")])  # fmt: skip
+def test_any_number_of_workers_and_any_cache_give_equal_weights(pictures: Path, plain_weights: dict, workers: int | None, cache: str | None) -> None:
+    learn = picture_learner(pictures, workers, cache)
+    learn.fit_one_cycle(2, 1e-3)
+    for name, value in learn.model.state_dict().items():
+        assert torch.equal(value, plain_weights[name]), name
+    assert learn.dls.train.dataset.is_cached == learn.dls.valid.dataset.is_cached == (cache is not None)
 
 
 def test_predictions_agree_everywhere(pictures: Path, tmp_path: Path) -> None:

@@ -186,12 +186,16 @@ class RegressionBlock(Block):
     def loss(self) -> Loss:
         return MSELossFlat()
 
-# %% ../../nbs/api/10_block.ipynb #fc0dea7e
+# %% ../../nbs/api/10_block.ipynb #514f6e85
 class ItemTransform:
     "Base of transforms of one sample, before stacking."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
     size: Any = None  # pixels that it brings pictures to, where it does
-    reads: int | None = None  # a picture may be read smaller where both sides stay twice as long as this, pixels
+
+    @property
+    def reads(self) -> int | None:
+        "A picture may be read smaller where both sides stay twice as long as this, pixels; None: not smaller."
+        return None
 
     def prepare(
         self,
@@ -225,7 +229,7 @@ class ItemTransform:
 
     def with_size(self, size: int | tuple[int, int]) -> "ItemTransform":
         "The same transform for another size."
-        return dataclasses.replace(self, size=size)
+        return dataclasses.replace(self, size=size)  # type: ignore[type-var]  # what has a size is a dataclass
 
 
 class BatchTransform:
@@ -250,7 +254,7 @@ class BatchTransform:
 
     def with_size(self, size: int | tuple[int, int]) -> "BatchTransform":
         "The same transform for another size."
-        return dataclasses.replace(self, size=size)
+        return dataclasses.replace(self, size=size)  # type: ignore[type-var]  # what has a size is a dataclass
 
     @property
     def of_model(self) -> "BatchTransform | None":

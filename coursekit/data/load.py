@@ -6,7 +6,7 @@
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'Collate', 'DataLoader', 'PlainLoader',
            'ordered', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #d3f066ed
+# %% ../../nbs/api/09_load.ipynb #7d764181
 import copy
 import os
 import sys
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import default_device, plural
+from ..core import default_device, plural, reuse_memory
 from .cache import threads
 from ..show import figure_grid, finish
 
@@ -147,7 +147,7 @@ class Collate:
     def __repr__(self) -> str:
         return f"Collate({', '.join(b.kind for b in self.blocks)})"
 
-# %% ../../nbs/api/09_load.ipynb #b4184b91
+# %% ../../nbs/api/09_load.ipynb #70160235
 class DataLoader:
     "Batches of a set: stacked by its blocks, moved to the device, transformed there."
 
@@ -201,14 +201,20 @@ class DataLoader:
 
     def _batches(self) -> Iterator[Batch]:
         "Stacked batches: from worker processes, or prepared here, on several threads where pictures have to be decoded."
+        if self.device.type == "cpu":
+            reuse_memory()
         self.dataset.fill_cache(self.device)
         if self.num_workers:
             yield from self.loader
             return
-        slow = not self.dataset.is_cached and any(not b.eager for b in self.dataset.blocks)
-        with ThreadPoolExecutor(threads() if slow else 1) as pool:
+        slow = len(self.dataset) > 1 and not self.dataset.is_cached and any(not b.eager for b in self.dataset.blocks)
+        pool = ThreadPoolExecutor(threads()) if slow else None
+        try:
             for keys in self.sampler:
-                yield self.collate(list((pool.map if slow else map)(self.dataset.__getitem__, keys)))
+                yield self.collate(list((pool.map if pool else map)(self.dataset.__getitem__, keys)))
+        finally:
+            if pool:
+                pool.shutdown()
 
     def transform(self, batch: Batch, seed: int) -> Batch:
         "The batch transforms, with draws that begin at `seed`."

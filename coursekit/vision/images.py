@@ -40,7 +40,7 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason = reason or message
 
-# %% ../../nbs/api/20_images.ipynb #2f0990d3
+# %% ../../nbs/api/20_images.ipynb #f1f42855
 def _printable(
     name: str,  # a file name, from whoever made it
 ) -> str:  # at most 160 characters, none of them a line break or another control character
@@ -50,32 +50,32 @@ def _printable(
 
 
 def _bad(
-    name: str,  # what to call the picture
+    name: str | Path,  # what to call the picture
     reason: str,  # what is wrong, as it follows the name
     fix: str = "use another file; verify_images(files) lists all bad ones",
 ) -> ImageError:
     "The error for one picture."
-    return ImageError(f"{_printable(name)} {reason}; {fix}.", reason=reason)
+    called = show_path(name) if isinstance(name, Path) else name  # only now: it takes a tenth as long as decoding a small picture
+    return ImageError(f"{_printable(called)} {reason}; {fix}.", reason=reason)
 
-# %% ../../nbs/api/20_images.ipynb #b4be29ae
+# %% ../../nbs/api/20_images.ipynb #19cddea0
 def _read_path(path: Path, max_bytes: int) -> bytes:
     "The bytes of a file that is a regular one and not too large."
-    name = show_path(path)
     try:
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
             kind = "a folder" if stat.S_ISDIR(info.st_mode) else "not a regular file"
-            raise _bad(name, f"is {kind}", "pass the path of one picture; get_image_files(folder) lists a folder's")
+            raise _bad(path, f"is {kind}", "pass the path of one picture; get_image_files(folder) lists a folder's")
         if info.st_size > max_bytes:
-            raise _too_many_bytes(name, info.st_size, max_bytes)
+            raise _too_many_bytes(path, info.st_size, max_bytes)
         return path.read_bytes()
     except FileNotFoundError:
-        raise _bad(name, "does not exist", "check the path") from None
+        raise _bad(path, "does not exist", "check the path") from None
     except (OSError, UnicodeError) as e:
-        raise _bad(name, f"cannot be read ({getattr(e, 'strerror', None) or e})", "check its permissions") from e
+        raise _bad(path, f"cannot be read ({getattr(e, 'strerror', None) or e})", "check its permissions") from e
 
 
-def _too_many_bytes(name: str, size: int, max_bytes: int) -> ImageError:
+def _too_many_bytes(name: str | Path, size: int, max_bytes: int) -> ImageError:
     "The error for a file that is too large to read."
     has, allowed = f"{size / 1e6:,.1f} MB", f"{max_bytes / 1e6:,.1f} MB"
     return _bad(name, f"has {has}, more than the {allowed} allowed", "make it smaller, or pass a larger max_bytes")
@@ -97,19 +97,20 @@ def _one_upload(source) -> tuple[bytes, str] | None:  # content and name, or Non
         raise _bad("The upload", f"has no 'content' but {sorted(map(str, source))}", "pass upload.value[0]")
     return bytes(source["content"]), str(source.get("name") or "the upload")
 
-# %% ../../nbs/api/20_images.ipynb #278a5399
+# %% ../../nbs/api/20_images.ipynb #b7786dd9
 def _read_source(
     source,  # path, bytes, memoryview, file object or upload
     max_bytes: int,
-) -> tuple[bytes, str]:  # the file's bytes and what to call it
+) -> tuple[bytes, str | Path]:  # the file's bytes and what to call it
     "The bytes of a picture file, wherever it comes from."
     if isinstance(source, str) and source.lower().startswith(("http://", "https://", "data:")):
         raise _bad(source, "is a web address, not a file", "download it first, with download_url")
     if isinstance(source, (str, os.PathLike)):
         if "\0" in os.fspath(source):
             raise _bad(os.fspath(source), "is no file name", "check the path")
-        path = Path(source).expanduser()
-        return _read_path(path, max_bytes), show_path(path)
+        path = Path(source)
+        path = path.expanduser() if path.parts[:1] and path.parts[0].startswith("~") else path
+        return _read_path(path, max_bytes), path
     upload = _one_upload(source)
     if upload:
         data, name = upload
@@ -199,10 +200,10 @@ def _upright(
         turn = None
     return img if turn is None else img.transpose(turn)
 
-# %% ../../nbs/api/20_images.ipynb #d1d73b14
+# %% ../../nbs/api/20_images.ipynb #a5b675ef
 def _grey8(
     img: Image.Image,  # mode I;16, I;16B, I;16L, I or F
-    name: str,  # for the error
+    name: str | Path,  # for the error
 ) -> Image.Image:  # mode L
     "Grey of 16 or 32 bits or float, scaled to 8 bits."
     a = np.asarray(img)
@@ -217,10 +218,10 @@ def _grey8(
         raise _bad(name, f"has grey values from {low:g} to {high:g}", "scale them to 0..255 and save it again")
     return Image.fromarray((a * np.float64(scale) + 0.5).astype(np.uint8))
 
-# %% ../../nbs/api/20_images.ipynb #8387a63d
+# %% ../../nbs/api/20_images.ipynb #0a019cf8
 def _to_rgb(
     img: Image.Image,  # any mode
-    name: str,  # for the error
+    name: str | Path,  # for the error
 ) -> Image.Image:  # mode RGB; a new picture without metadata
     "Any picture as RGB: transparency on white, palettes and inks converted."
     if img.mode.startswith("I") or img.mode == "F":
@@ -233,10 +234,10 @@ def _to_rgb(
     img.info = {}  # the EXIF orientation is done with, and nothing later reads the rest
     return img
 
-# %% ../../nbs/api/20_images.ipynb #3f5c56fe
+# %% ../../nbs/api/20_images.ipynb #1de851b0
 def _to_indices(
     img: Image.Image,  # palette, grey or bilevel; RGB where the three channels are equal
-    name: str,  # for the error
+    name: str | Path,  # for the error
 ) -> Image.Image:  # mode L, pixels are the raw numbers
     "A mask's class numbers as a picture of mode L."
     fix = "save masks as grey or palette PNG with class numbers 0 to 255"
@@ -252,8 +253,8 @@ def _to_indices(
         raise _bad(name, f"holds values from {a.min():g} to {a.max():g}", fix)
     return Image.fromarray(np.ascontiguousarray(a).astype(np.uint8))
 
-# %% ../../nbs/api/20_images.ipynb #bfd28c31
-def _check_size(img: Image.Image, name: str, max_pixels: int) -> None:
+# %% ../../nbs/api/20_images.ipynb #0504aec3
+def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> None:
     "Raise unless a picture has a reasonable number of pixels; nothing is decoded."
     w, h = img.size
     if w < 1 or h < 1:
@@ -263,7 +264,7 @@ def _check_size(img: Image.Image, name: str, max_pixels: int) -> None:
         raise _bad(name, reason, "make it smaller, or pass a larger max_pixels")
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str | Path) -> Image.Image:
     "Read a picture file's header; nothing is decoded."
     if not data:
         raise _bad(name, "is empty")
@@ -281,7 +282,7 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _decode(
     img: Image.Image,  # as opened, from a file or by the user
-    name: str,  # for the error
+    name: str | Path,  # for the error
     *,
     mode: str,  # "RGB", "L" or "mask"
     max_pixels: int,
@@ -298,10 +299,10 @@ def _decode(
         return _to_indices(img, name)
     return _to_rgb(img, name) if mode == "RGB" else _to_rgb(img, name).convert("L")
 
-# %% ../../nbs/api/20_images.ipynb #5abf9095
+# %% ../../nbs/api/20_images.ipynb #42fe3089
 def _array_to_pil(
     a: np.ndarray,  # (H, W, C) or (H, W), C 1, 3 or 4; bool, uint8, or float in 0..1; other integers in 0..255
-    name: str = "The array",  # for the error
+    name: str | Path = "The array",  # for the error
 ) -> Image.Image:  # mode L, RGB or RGBA
     "An array as a picture of 8 bits."
     if a.ndim == 3 and a.shape[2] == 1:
@@ -318,7 +319,7 @@ def _array_to_pil(
     return Image.fromarray(np.ascontiguousarray(a))
 
 
-def _array_to_uint8(a: np.ndarray, name: str) -> np.ndarray:
+def _array_to_uint8(a: np.ndarray, name: str | Path) -> np.ndarray:
     "Numbers as 0..255: floats from 0..1, integers as they are."
     is_float = np.issubdtype(a.dtype, np.floating)
     if not is_float and not np.issubdtype(a.dtype, np.integer):

@@ -48,7 +48,7 @@ def _short_repr(self) -> str:
     fields = [f for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default]
     return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
-# %% ../../nbs/api/21_transforms.ipynb #a07e076a
+# %% ../../nbs/api/21_transforms.ipynb #29d37000
 _SPATIAL = ("image", "mask", "points")  # the kinds that geometry moves
 
 
@@ -75,18 +75,21 @@ def _cut(
         return part
     if kind == "mask":
         return F.interpolate(part[None, None], size, mode="nearest-exact")[0, 0]
-    # resized with the channels last, or PyTorch would sort the bytes anew before and after
-    flat = part.permute(1, 2, 0).contiguous().permute(2, 0, 1)[None]
-    return F.interpolate(flat, size, mode="bilinear", antialias=True)[0]
+    # a batch of one whose strides say "channels last", or PyTorch would sort the bytes anew before and after
+    batch = part.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
 
 
 def _cover(
     source: tuple[int, int],  # (height, width)
     size: tuple[int, int],  # (height, width)
-) -> tuple[int, int]:  # (height, width) of the source's shape that just covers `size`
-    "How large a picture must be made so that a box of `size` can be cut out of it and nothing is wasted."
+) -> tuple[tuple[int, int, int, int], tuple[int, int]]:  # box in the source (left, top, right, bottom); (height, width) to bring it to
+    "What a crop of `size` may be taken from, as small as it can be: all of the source, but not more than 8 crops side by side."
     scale = max(size[0] / source[0], size[1] / source[1])
-    return max(size[0], round(source[0] * scale)), max(size[1], round(source[1] * scale))
+    inner = [max(part, min(8 * part, round(whole * scale))) for whole, part in zip(source, size)]
+    used = [min(whole, max(1, round(n / scale))) if n == 8 * part else whole for whole, part, n in zip(source, size, inner)]
+    top, left = [(whole - n) // 2 for whole, n in zip(source, used)]
+    return (left, top, left + used[1], top + used[0]), (inner[0], inner[1])
 
 # %% ../../nbs/api/21_transforms.ipynb #67d69978
 _PAD_MODES = ("reflection", "border", "zeros")
@@ -106,7 +109,7 @@ def _pad(
     padded = torch.from_numpy(np.pad(pixels.numpy(), ((top, bottom), (left, right)) + ((0, 0),) * (value.ndim - 2), mode=how))
     return padded.permute(2, 0, 1) if value.ndim == 3 else padded
 
-# %% ../../nbs/api/21_transforms.ipynb #54844572
+# %% ../../nbs/api/21_transforms.ipynb #5ca416f8
 @dataclasses.dataclass(frozen=True, repr=False)
 class Resize(ItemTransform):
     "Bring every sample to one size: by cropping the long side, by padding the short one, or by squishing."
@@ -139,8 +142,8 @@ class Resize(ItemTransform):
         size = _as_hw("Resize", self.size)
         if self.method == "pad":
             return [self._padded(v, k, source) if k in _SPATIAL else v for v, k in zip(values, kinds)]
-        inner = _cover(source, size) if self.method == "crop" else size
-        return [_cut(v, k, (0, 0, source[1], source[0]), inner) if k in _SPATIAL else v for v, k in zip(values, kinds)]
+        box, inner = _cover(source, size) if self.method == "crop" else ((0, 0, source[1], source[0]), size)
+        return [_cut(v, k, box, inner) if k in _SPATIAL else v for v, k in zip(values, kinds)]
 
     def apply(
         self,

@@ -1,0 +1,166 @@
+"""coursekit and fastai on the same data, on this machine, one after the other; writes the table that the README shows.
+
+    python -m venv /tmp/peer && /tmp/peer/bin/pip install fastai torchvision       # fastai lives in an environment of its own
+    python benchmarks/vs_fastai.py --data ../shared/data --peer /tmp/peer/bin/python
+
+DATA holds dogscats.tgz (or the extracted `dogscats`). fastai's side is `../shared/peer/fastai_baseline.py`; each side runs in a process
+of its own, so that its peak memory can be told. --rounds takes turns several times and reports the medians. Nothing else should run meanwhile.
+"""
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = ("pipeline", "train")
+
+
+def say(case, figure, value, unit):
+    print(json.dumps({"case": case, "figure": figure, "value": round(value, 4), "unit": unit}), flush=True)
+
+
+def timed(f):
+    start = time.perf_counter()
+    result = f()
+    return time.perf_counter() - start, result
+
+
+def ours(data: Path, case: str) -> None:
+    "coursekit's side of one case; the same work as the function of this name in fastai_baseline.py."
+    start = time.perf_counter()
+    from coursekit.vision.all import (
+        ClassificationInterpretation,
+        ImageDataLoaders,
+        Resize,
+        aug_transforms,
+        error_rate,
+        get_image_files,
+        vision_learner,
+    )
+
+    say("import", "all", time.perf_counter() - start, "s")
+    import torch
+
+    torch.set_num_threads(2)
+    if case == "pipeline":
+        for name, tfms, cache in (("augmented", aug_transforms(), "memory"), ("augmented, no cache", aug_transforms(), None), ("plain", None, None)):
+            dls = ImageDataLoaders.from_folder(data / "dogscats", valid="valid", item_tfms=Resize(224), batch_tfms=tfms, bs=64, cache=cache)
+            for epoch in ("first epoch", "later epoch"):
+                s, n = timed(lambda: sum(b.size for b in dls.train))
+                say("pipeline", f"{name}, {epoch}", n / s, "photos/s")
+    else:
+        dls = ImageDataLoaders.from_folder(data / "dogscats", valid="valid", item_tfms=Resize(96), batch_tfms=aug_transforms(), bs=64)
+        learn = vision_learner(dls, "resnet18", metrics=error_rate, pretrained=False)
+        with learn.no_bar():
+            s, _ = timed(lambda: learn.fit_one_cycle(1, 1e-3))
+            say("train", "epoch", s, "s")
+            say("train", "error_rate", learn.recorder.final_record[-1], "")
+            file = get_image_files(data / "dogscats")[0]
+            learn.predict(file)
+            s, _ = timed(lambda: [learn.predict(file) for _ in range(20)])
+            say("train", "predict", s / 20 * 1e3, "ms")
+            s, _ = timed(lambda: ClassificationInterpretation.from_learner(learn))
+            say("train", "interpret", s, "s")
+    say(case, "peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, "MB")
+
+
+WRAP = ("import resource, runpy, sys, json; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print(json.dumps(dict(case=sys.argv[2], figure='peak memory', value=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, unit='MB')))")
+
+
+def run(command: list[str]) -> dict[tuple[str, str], float]:
+    "The figures that a command prints."
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:4])} ... failed:\n{done.stderr[-2000:]}")
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {(r["case"], r["figure"]): r["value"] for r in rows}
+
+
+TABLE = [  # what, fastai's figure, ours, unit, larger is better, asked for
+    ("augmented 224 px batches, later epochs, cached", ("pipeline", "augmented"), ("pipeline", "augmented, later epoch"), "photos/s", True, 10),
+    ("augmented 224 px batches, first epoch", ("pipeline", "augmented"), ("pipeline", "augmented, first epoch"), "photos/s", True, 4),
+    ("the same without a cache", ("pipeline", "augmented"), ("pipeline", "augmented, no cache, later epoch"), "photos/s", True, None),
+    ("plain 224 px batches, without a cache", ("pipeline", "plain"), ("pipeline", "plain, later epoch"), "photos/s", True, None),
+    ("ResNet-18 at 96 px, epoch of 2,000 photos and validation on 2,000", ("train", "epoch"), ("train", "epoch"), "s", False, 2),
+    ("`predict` of one photo, ResNet-18", ("train", "predict"), ("train", "predict"), "ms", False, 3),
+    ("interpretation after training", ("train", "interpret"), ("train", "interpret"), "s", False, None),
+    ("import", ("import", "all"), ("import", "all"), "s", False, 1 / 0.65),
+    ("peak memory, batches", ("pipeline", "peak memory"), ("pipeline", "peak memory"), "MB", False, 1),
+    ("peak memory, training", ("train", "peak memory"), ("train", "peak memory"), "MB", False, 1),
+]
+
+
+def table(peer: dict, mine: dict) -> str:
+    "Both sides as Markdown."
+    def show(v: float, unit: str) -> str:
+        return f"{v:,.0f} {unit}" if v >= 100 else f"{v:.1f} {unit}" if v >= 1 else f"{v:.3f} {unit}"
+
+    lines = ["| | fastai | coursekit | ratio | goal |", "|---|---|---|---|---|"]
+    for what, theirs, own, unit, larger, goal in TABLE:
+        a, b = peer[theirs], mine[own]
+        ratio = b / a if larger else a / b
+        want = f"{goal:.2g}x" if goal else ""
+        lines.append(f"| {what} | {show(a, unit)} | {show(b, unit)} | {ratio:.1f}x | {want} |")
+    return "\n".join(lines)
+
+
+def processor() -> str:
+    "The machine in a few words."
+    try:
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    import torch
+
+    can = [k for k in ("avx512_bf16", "amx_bf16", "avx512", "avx2") if torch.cpu.get_capabilities().get(k)]
+    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()} ({can[0] if can else platform.machine()})"
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with dogscats.tgz or dogscats")
+    ap.add_argument("--peer", default="/tmp/peer/bin/python", help="Python of the environment with fastai")
+    ap.add_argument("--script", type=Path, default=ROOT.parent / "shared" / "peer" / "fastai_baseline.py")
+    ap.add_argument("--rounds", type=int, default=1)
+    ap.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "vs_fastai.md")
+    ap.add_argument("--ours", choices=CASES, help=argparse.SUPPRESS)
+    args = ap.parse_args()
+    if args.ours:
+        ours(args.data, args.ours)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        data = args.data
+        if not (data / "dogscats").is_dir():
+            from coursekit.data.archive import extract_archive
+
+            data = Path(scratch)
+            extract_archive(args.data / "dogscats.tgz", data)
+        peer: dict[tuple[str, str], list[float]] = {}
+        mine: dict[tuple[str, str], list[float]] = {}
+        for _ in range(args.rounds):
+            for case in CASES:
+                for side, command in ((peer, [args.peer, "-c", WRAP, str(args.script), str(data), case]),
+                                      (mine, [sys.executable, __file__, "--data", str(data), "--ours", case])):
+                    for key, value in run(command).items():
+                        side.setdefault(key, []).append(value)
+                        print("fastai  " if side is peer else "coursekit", *key, value, flush=True)
+    found = subprocess.run([args.peer, "-c", "import fastai, torch; print(fastai.__version__, torch.__version__)"], capture_output=True, text=True, check=True)
+    fastai, torch_version = found.stdout.split()
+    text = table({k: median(v) for k, v in peer.items()}, {k: median(v) for k, v in mine.items()})
+    note = (f"Measured {time.strftime('%Y-%m-%d')} on {processor()}, {args.rounds} round(s): coursekit {version('coursekit')}, fastai {fastai}, "
+            f"torch {version('torch').split('+')[0]} and {torch_version.split('+')[0]}, by `python benchmarks/vs_fastai.py --rounds {args.rounds}`.")
+    args.out.write_text(f"{text}\n\n{note}\n")
+    print(f"\n{text}\n\n{note}")
+
+
+if __name__ == "__main__":
+    main()
