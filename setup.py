@@ -51,5 +51,6 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=runtime,
-    extras_require={"course": course, "dev": [*course, *dev]},
+    extras_require={"course": course, "timm": cfg["timm_requirements"].split(), "dev": [*course, *dev]},
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
 )
