@@ -54,7 +54,7 @@ def ours(data: Path, case: str) -> None:
         for name, tfms, cache in (("augmented", aug_transforms(), "memory"), ("augmented, no cache", aug_transforms(), None), ("plain", None, None)):
             dls = ImageDataLoaders.from_folder(data / "dogscats", valid="valid", item_tfms=Resize(224), batch_tfms=tfms, bs=64, cache=cache)
             for epoch in ("first epoch", "later epoch"):
-                s, n = timed(lambda: sum(b.size for b in dls.train))
+                s, n = timed(lambda dl=dls.train: sum(b.size for b in dl))
                 say("pipeline", f"{name}, {epoch}", n / s, "photos/s")
     else:
         dls = ImageDataLoaders.from_folder(data / "dogscats", valid="valid", item_tfms=Resize(96), batch_tfms=aug_transforms(), bs=64)

@@ -12,6 +12,7 @@ The run can be stopped at any time, also by `kill -9`: the same command goes on 
 result as if it had not been stopped. The log has one JSON object a line: one for the settings, one for each epoch.
 """
 import argparse
+import hashlib
 import json
 import platform
 import time
@@ -20,7 +21,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
+import coursekit.vision.models
 from coursekit.callback import ParamScheduler
 from coursekit.core import seeded
 from coursekit.data.block import CategoryBlock, Dataset
@@ -35,9 +38,10 @@ from coursekit.schedule import one_cycle
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.images import load_image, to_uint8_tensor
 from coursekit.vision.models import coursenet
-from coursekit.vision.transforms import Normalize, aug_transforms, imagenet_stats
+from coursekit.vision.transforms import Normalize, aug_transforms, fuse_tfms, imagenet_stats
 
 TINY, CIFAR = 200, 10  # classes of the two sets; CIFAR's come after
+WEIGHTS = Path(coursekit.vision.models.__file__).with_name("coursenet.safetensors")
 
 
 class PixelBlock(ImageBlock):
@@ -130,9 +134,12 @@ def make_dls(data, size, args, every=1):
     held = Dataset(range(len(y)), blocks, [None, None], values=[x, y])
     tfms = [*aug_transforms(size=size, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=0.1, max_lighting=0.3, p_affine=0.5),
             Normalize.from_stats(*imagenet_stats)]
-    from coursekit.vision.transforms import fuse_tfms
-
     return DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=fuse_tfms(tfms))
+
+
+def part_of(schedule, epoch, n):
+    "Epoch `epoch` of `n` of a schedule that spans them all."
+    return lambda pct: schedule((epoch + pct) / n)
 
 
 def parse_plan(text):
@@ -152,7 +159,7 @@ def main():
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--start", type=Path, help="begin with the weights of this file (written by --publish)")
-    ap.add_argument("--publish", action="store_true", help="after the run: test, and write weights and figures")
+    ap.add_argument("--publish", action="store_true", help="after the run: write the weights into the package, and test them")
     args = ap.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     data, plan = read_data(args.work), args.plan
@@ -166,6 +173,13 @@ def main():
 
     with seeded(args.seed):
         model = coursenet(TINY + CIFAR)
+    if args.start and not done:
+        begin = load_file(args.start)
+        weight, bias = begin.pop("heads.cifar10.weight").float(), begin.pop("heads.cifar10.bias")
+        model.load_state_dict(begin, strict=False)
+        with torch.no_grad():
+            model.fc.weight[TINY:].copy_(weight)
+            model.fc.bias[TINY:].copy_(bias)
     metrics = [SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)]
     opt = partial(SGD, mom=0.9) if args.opt == "sgd" else AdamW
     learn = Learner(make_dls(data, plan[0], args, 4), model.to(memory_format=torch.channels_last), joint_loss, opt_func=opt,
@@ -181,12 +195,31 @@ def main():
         start = time.perf_counter()
         learn.dls = make_dls(data, plan[epoch], args, 4)
         learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
-        at = lambda pct: (epoch + pct) / len(plan)
-        learn.fit(1, args.lr, cbs=ParamScheduler(lr=[lambda p: lr(at(p))], mom=lambda p: mom(at(p))))
+        learn.fit(1, args.lr, cbs=ParamScheduler(lr=[part_of(lr, epoch, len(plan))], mom=part_of(mom, epoch, len(plan))))
         learn.save("last")
         atomic_write(state_file, json.dumps({"epochs": epoch + 1}).encode())
         row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
-        say(epoch=epoch + 1, of=len(plan), size=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
+        say(epoch=epoch + 1, of=len(plan), lr=learn.recorder.lrs[-1], size=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
+
+    if args.publish:
+        say(**publish(learn.model, data, args))
+
+
+def publish(model, data, args):
+    "Write body and CIFAR-10 head, half precision, into the package; test what was written on all held-out pictures."
+    state = {k: v.detach() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
+    weight, bias = state.pop("fc.weight"), state.pop("fc.bias")
+    heads = {"heads.cifar10.weight": weight[TINY:], "heads.cifar10.bias": bias[TINY:]}
+    state = {k: (v.half() if v.ndim > 1 else v.float()).contiguous() for k, v in (state | heads).items()}
+    save_file(state, WEIGHTS, {"made by": "tools/pretrain_coursenet.py", "settings": json.dumps({k: str(v) for k, v in vars(args).items() if k != "work"})})
+    model.load_state_dict({**{k: v.float() for k, v in state.items() if not k.startswith("heads.")}, "fc.weight": weight.half().float(), "fc.bias": bias}, strict=False)
+    learn = Learner(make_dls(data, 64, args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
+    learn.channels_last, tests = True, {}
+    with learn.no_bar():
+        for size in (64, 80):
+            learn.dls = make_dls(data, size, args)
+            tests[f"test_{size}px"] = dict(zip(("loss", "tiny_imagenet", "cifar10"), (round(v, 4) for v in learn.validate())))
+    return {"weights": WEIGHTS.name, "bytes": WEIGHTS.stat().st_size, "sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(), **tests}
 
 
 if __name__ == "__main__":

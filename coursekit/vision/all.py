@@ -37,8 +37,8 @@ from coursekit.schedule import (SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly
 from coursekit.show import display_table, finish, show_grid, show_image
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
-from coursekit.vision.learner import cnn_learner, vision_learner
-from coursekit.vision.models import VisionModel, WeightsError, course_pretrained, coursenet, vision_groups
+from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
+from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups
 from coursekit.vision.transforms import (Augment, Normalize, RandomResizedCrop, Resize, aug_transforms, cifar_stats, imagenet_stats,
                                          mnist_stats)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OWN_ARCHS', 'HEADS', 'ResBlock', 'conv_bn', 'coursenet', 'arch_name', 'whole_net', 'TimmBody', 'create_body',
            'body_shape', 'VisionModel', 'vision_groups', 'WeightsError', 'weights_entry', 'is_file_name', 'norm_stats',
-           'fetch_weights', 'timm_file', 'read_state', 'load_body_weights', 'course_pretrained']
+           'fetch_weights', 'timm_file', 'read_state', 'load_body_weights', 'course_arch']
 
 # %% ../../nbs/api/23_models.ipynb #53f43d31
 import importlib.resources
@@ -96,7 +96,7 @@ def arch_name(
     raise ValueError(f"vision_learner: no architecture {name!r} in {where}{suggest(name, [*known, *more]) or '.'} "
                      "torchvision.models.list_models() names all of torchvision.")
 
-# %% ../../nbs/api/23_models.ipynb #f48a2473
+# %% ../../nbs/api/23_models.ipynb #a76b3880
 HEADS = ("avgpool", "classifier", "fc", "head", "heads")  # names of the first layer that is not part of a body
 
 
@@ -118,7 +118,7 @@ class TimmBody(nn.Module):
         import timm
 
         super().__init__()
-        self.net = timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=0)
+        self.net: Any = timm.create_model(name.removeprefix("timm/"), pretrained=False, num_classes=0)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C)
         return self.net(x)
@@ -314,21 +314,18 @@ def load_body_weights(
         raise WeightsError(f"vision_learner: {show_path(file)} does not fit {name}; delete it to download it again.")
     body.load_state_dict({w: state[g] for w, g in zip(wanted, given)}, strict=False)
 
-# %% ../../nbs/api/23_models.ipynb #61566fdc
-def course_pretrained(
-    arch: str | Callable,  # architecture: a function such as `resnet34`, or its name
-) -> bool:  # whether to pass pretrained=True
-    "Whether a lesson can start from weights: `coursenet` always, others only in `full` mode where they can be had. Says which in one line."
-    name = arch_name(arch)
-    if name in OWN_ARCHS:
-        print(f"{name}: weights that come with coursekit")
-        return True
-    if data_mode() == "sample":
-        print(f"{name}: training from scratch")
-        return False
-    try:
-        print(f"{name}: ImageNet weights from {show_path(fetch_weights(arch))}")
-        return True
-    except WeightsError as e:
-        print(f"{name}: training from scratch; {e}")
-        return False
+# %% ../../nbs/api/23_models.ipynb #7cce65a7
+def course_arch(
+    *archs: str | Callable,  # architectures to wish for, best first
+) -> str:  # the name of one whose weights are there
+    "The first of these whose weights can be had; `coursenet`, which has its own, otherwise and in `sample` mode. Says which in one line."
+    why = "the lessons' own data are drawn small"
+    if data_mode() != "sample":
+        for arch in archs:
+            try:
+                print(f"{arch_name(arch)}: weights from {show_path(fetch_weights(arch))}")
+                return arch_name(arch)
+            except WeightsError as e:
+                why = str(e)
+    print(f"coursenet, with the weights that come with coursekit ({why})")
+    return "coursenet"

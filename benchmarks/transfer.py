@@ -1,0 +1,104 @@
+"""What `coursenet`'s weights are worth: the same net with and without them, with the same budget, three seeds each.
+
+    COURSEKIT_MIRROR=../shared/data python benchmarks/transfer.py dogscats pets paper cifar
+
+dogscats: 2,000 photos to learn from, 2,000 held out. pets: the 37 breeds of the mirror's 370 Oxford-IIIT Pets photos, a fifth held out.
+paper: Paper Pets, 12 drawn breeds. cifar: `pretrained("cifar10")` on CIFAR-10's 10,000 test pictures. Prints a Markdown table.
+"""
+import argparse
+import json
+import time
+from statistics import mean, stdev
+
+import torch
+
+from coursekit.vision.all import (
+    ImageDataLoaders,
+    RegexLabeller,
+    Resize,
+    URLs,
+    aug_transforms,
+    course_data,
+    coursenet,
+    error_rate,
+    get_image_files,
+    pretrained,
+    untar_data,
+    vision_learner,
+)
+
+T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
+
+
+def train(make_dls, *, epochs, base_lr, scratch_lr, seed, weights):
+    "Error and seconds of fine_tune(epochs) over the weights, or of one cycle of epochs + 1 without."
+    start = time.perf_counter()
+    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, seed=seed)
+    with learn.no_bar():
+        if weights:
+            learn.fine_tune(epochs, base_lr)
+        else:
+            learn.fit_one_cycle(epochs + 1, scratch_lr)
+    return learn.recorder.final_record[-1], time.perf_counter() - start
+
+
+def compare(name, make_dls, seeds, *, epochs, base_lr, scratch_lr, what):
+    "Rows for one data set."
+    rows = []
+    for start in what:
+        runs = []
+        for seed in range(seeds):
+            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, scratch_lr=scratch_lr, seed=seed, weights=start == "pretrained")
+            print(json.dumps({"data": name, "start": start, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
+            runs.append((error, seconds))
+        errors = [e for e, _ in runs]
+        half = T95[len(errors)] * stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else float("nan")
+        fit = f"fine_tune({epochs})" if start == "pretrained" else f"fit_one_cycle({epochs + 1})"
+        rows.append((name, f"{start}, {fit}", mean(errors), half, max(s for _, s in runs)))
+    return rows
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar"])
+    ap.add_argument("--seeds", type=int, default=3)
+    ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
+    ap.add_argument("--lr", type=float, default=4e-3, help="base_lr of fine_tune")
+    ap.add_argument("--bs", type=int, default=32)
+    ap.add_argument("--only", choices=["pretrained", "scratch"])
+    args = ap.parse_args()
+    what = [args.only] if args.only else ["pretrained", "scratch"]
+    rows = []
+    options = {"item_tfms": Resize(args.size), "bs": args.bs, "cache": "memory"}
+    if "dogscats" in args.cases:
+        path = untar_data(URLs.DOGS)
+        tfms = aug_transforms(min_scale=0.6, size=args.size)
+        rows += compare(f"dogscats, {args.size} px", lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=tfms, **options), args.seeds,
+                        epochs=3, base_lr=args.lr, scratch_lr=5e-3, what=what)
+    if "pets" in args.cases:
+        files = get_image_files(untar_data(URLs.PETS) / "images")
+        rows += compare(f"37 breeds, {len(files)} photos, {args.size} px", lambda seed: ImageDataLoaders.from_name_func(
+            files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(), **{**options, "bs": 16}),
+            args.seeds, epochs=10, base_lr=args.lr, scratch_lr=5e-3, what=what)
+    if "paper" in args.cases:
+        files = get_image_files(course_data(URLs.PETS) / "images")
+        rows += compare("Paper Pets, 12 breeds, 64 px", lambda seed: ImageDataLoaders.from_name_func(
+            files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(),
+            **{**options, "item_tfms": Resize(64)}), args.seeds, epochs=2, base_lr=args.lr, scratch_lr=5e-3, what=what)
+    if "cifar" in args.cases:
+        learn = pretrained("cifar10")
+        folder = untar_data(URLs.CIFAR) / "test"
+        files = get_image_files(folder)
+        start = time.perf_counter()
+        with learn.no_bar():
+            preds, _ = learn.get_preds(learn.dls.test_dl(files, bs=100))
+        wrong = [learn.dls.vocab[k] != f.parent.name for k, f in zip(preds.argmax(1).tolist(), files)]
+        rows.append((f"CIFAR-10, {len(files):,} test pictures", 'pretrained("cifar10")', mean(map(float, wrong)), 0.0, time.perf_counter() - start))
+    print(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.seeds} seeds\n")
+    print("| data | start | error, mean and 95% interval | seconds a seed, at most |\n|---|---|---|---|")
+    for name, start, error, half, seconds in rows:
+        print(f"| {name} | {start} | {error:.1%} ± {half:.1%} | {seconds:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

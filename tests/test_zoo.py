@@ -1,0 +1,216 @@
+"""vision_learner over architectures of torchvision, timm and coursekit: cut, groups, head, weights, export; and what comes with the package."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from coursekit.data.items import get_image_files
+from coursekit.interpret import ClassificationInterpretation
+from coursekit.learner import load_learner
+from coursekit.metrics import error_rate
+from coursekit.vision.data import ImageDataLoaders
+from coursekit.vision.learner import pretrained, vision_learner
+from coursekit.vision.models import WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, vision_groups, whole_net
+from coursekit.vision.transforms import Resize, aug_transforms, imagenet_stats
+
+FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
+            "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "coursenet",
+            "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/efficientnet_lite0"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, r = tmp_path_factory.mktemp("zoo"), np.random.default_rng(1)
+    for i in range(12):
+        rough = r.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(rough).resize((110, 100)).save(folder / f"{'ab'[i % 2]}_{i}.png")
+    return folder
+
+
+def loaders(photos: Path, size: int = 80, **options) -> ImageDataLoaders:
+    return ImageDataLoaders.from_name_func(photos, get_image_files(photos), lambda n: n[0], valid_pct=0.34, seed=0, bs=4, item_tfms=Resize(size),
+                                           device="cpu", **options)  # fmt: skip
+
+
+def whole_weights(arch: str, file: Path) -> dict[str, torch.Tensor]:
+    """Random weights of a whole network in the layout in which they are published."""
+    torch.manual_seed(1)
+    if arch.startswith("timm/"):
+        import timm
+
+        state = timm.create_model(arch.removeprefix("timm/")).state_dict()
+    else:
+        state = whole_net(arch).state_dict()
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, file)
+    return state
+
+
+@pytest.mark.parametrize("arch", FAMILIES)
+def test_every_family_is_cut_grouped_loaded_and_trained(photos: Path, tmp_path: Path, arch: str) -> None:
+    size = 224 if "224" in arch else 80
+    state = whole_weights(arch, tmp_path / "w.safetensors")
+    learn = vision_learner(loaders(photos, size), arch, weights=tmp_path / "w.safetensors", metrics=error_rate, seed=0)
+    learn.progress = False
+    body = {k: v for k, v in learn.model[0].state_dict().items() if not k.endswith("num_batches_tracked")}
+    published = [v for k, v in state.items() if not k.endswith("num_batches_tracked")][:len(body)]
+    assert all(torch.equal(a, b) for a, b in zip(body.values(), published))  # all of it, in its place
+    early, late, head = (sum(p.numel() for p in g) for g in learn.groups)
+    assert early and late and head and early + late + head == sum(p.numel() for p in learn.model.parameters())
+    trained = {id(p) for p in learn.model.parameters() if p.requires_grad}
+    assert {id(p) for p in learn.groups[2]} <= trained and len(trained) < len(list(learn.model.parameters()))  # frozen but for norms
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    learn.fine_tune(1)
+    assert sum(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())) > 0.9 * len(before)
+    again = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
+    item = learn.dls.valid_ds.items[0]
+    assert torch.allclose(again.predict(item).probabilities, learn.predict(item).probabilities, atol=1e-5)
+    assert len(vision_groups(again.model)) == 3
+
+
+def test_published_features_come_out_of_the_body(tmp_path: Path) -> None:
+    """A body with a network's weights computes that network's features."""
+    from coursekit.vision.models import load_body_weights
+
+    x = torch.rand(2, 3, 96, 96)
+    for arch, pooled in (("resnet18", lambda net, f: net.fc(f.mean((2, 3)))), ("convnext_tiny", lambda net, f: net.classifier(net.avgpool(f)))):
+        torch.manual_seed(0)
+        net = whole_net(arch).eval()
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, tmp_path / "w.safetensors")
+        body = create_body(arch).eval()
+        load_body_weights(body, arch, tmp_path / "w.safetensors")
+        with torch.no_grad():
+            assert torch.allclose(pooled(net, body(x)), net(x), atol=1e-5)
+
+
+def test_statistics_come_from_the_weights() -> None:
+    assert norm_stats("timm/vit_tiny_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert tuple(norm_stats("resnet34")[0]) == imagenet_stats[0] == tuple(norm_stats("coursenet")[0])
+
+
+def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
+    dls = loaders(photos)
+    for arch in ("resnet34", "timm/convnext_atto"):
+        with pytest.raises(WeightsError, match=r"not on this machine .* Three ways on: .*pretrained=False.*coursenet") as e:
+            vision_learner(dls, arch)
+        assert "\n" not in str(e.value)
+    with pytest.raises(FileNotFoundError, match="there is no file weights="):
+        vision_learner(dls, "resnet18", weights=tmp_path / "none.pth")
+    with pytest.raises(ValueError, match=r"weights='IMAGENET9' are none of \['IMAGENET1K_V1'\]"):
+        vision_learner(dls, "resnet18", weights="IMAGENET9")
+    whole_weights("resnet18", tmp_path / "r.safetensors")
+    with pytest.raises(WeightsError, match="does not fit mobilenet_v2"):
+        vision_learner(dls, "mobilenet_v2", weights=tmp_path / "r.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"<html>")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        vision_learner(dls, "resnet18", weights=tmp_path / "bad.safetensors")
+    import pickle
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(os.getcwd))
+    with pytest.raises(WeightsError, match="cannot be read"):
+        vision_learner(dls, "resnet18", weights=tmp_path / "evil.pth")
+
+
+def test_a_file_put_where_the_message_says_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    folder = tmp_path / "weights" / "timm" / "convnext_atto"
+    folder.mkdir(parents=True)
+    whole_weights("timm/convnext_atto", folder / "model.safetensors")
+    assert fetch_weights("convnext_atto") == folder / "model.safetensors"
+
+
+def test_names_and_their_mistakes() -> None:
+    assert arch_name("convnext_tiny") == "convnext_tiny" and arch_name("timm/convnext_tiny") == "timm/convnext_tiny"
+    with pytest.raises(ValueError, match=r"no architecture 'resnet43' in torchvision or timm.*did you mean.*resnet34"):
+        arch_name("resnet43")
+
+
+# ---- what comes with the package
+
+
+def test_coursenet_brings_its_weights() -> None:
+    file = fetch_weights("coursenet")
+    assert file.stat().st_size <= 6e6 and file.suffix == ".safetensors"
+    state = read_state(file)
+    assert state["heads.cifar10.weight"].shape == (10, 256) and all(v.isfinite().all() for v in state.values())
+    assert load_file(file).keys() == state.keys()
+
+
+def test_pretrained_cifar10(mirror: Path, tmp_path: Path) -> None:
+    """A thousand of CIFAR-10's test pictures; all ten thousand are in benchmarks/."""
+    from coursekit.data.archive import extract_archive
+
+    extract_archive(mirror / "cifar10.tgz", tmp_path / "data")
+    learn = pretrained("cifar10", device="cpu")
+    learn.progress = False
+    files = [f for name in learn.dls.vocab for f in sorted((tmp_path / "data" / "cifar10" / "test" / name).iterdir())[:100]]
+    preds, _ = learn.get_preds(learn.dls.test_dl(files, bs=100))
+    right = sum(learn.dls.vocab[int(p.argmax())] == f.parent.name for p, f in zip(preds, files)) / len(files)
+    assert right > 0.85
+    with pytest.raises(ValueError, match="'imagenet' is none of"):
+        pretrained("imagenet")
+    import coursekit
+
+    assert coursekit.pretrained("cifar10").dls.vocab == learn.dls.vocab
+
+
+# ---- the road from a file to an answer
+
+
+def test_a_camera_photo_is_read_small_and_predicted_alike(photos: Path) -> None:
+    learn = vision_learner(loaders(photos, 64), "coursenet", seed=0)
+    r = np.random.default_rng(0)
+    photo = Image.fromarray(r.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((4000, 3000), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=92)
+    ds = learn.dls.test_dl([buffer.getvalue()]).dataset
+    assert ds.encode_part(0, 0).shape == (3, 375, 500)  # an eighth: both sides stay over twice 64
+    small = learn.predict(buffer.getvalue()).probabilities
+    whole = learn.predict(photo).probabilities  # a picture in memory has nothing to be read smaller
+    assert (small - whole).abs().max() < 0.05
+
+
+def test_interpretation_after_a_fit_reads_no_data(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = vision_learner(loaders(photos, batch_tfms=aug_transforms()), "coursenet", metrics=error_rate, seed=0)
+    learn.progress = False
+    learn.fit_one_cycle(1)
+    forward, calls = learn.model.forward, []
+    monkeypatch.setattr(learn.model, "forward", lambda *x: calls.append(1) or forward(*x))
+    interp = ClassificationInterpretation.from_learner(learn)
+    assert calls == [] and 1 - float((interp.decoded == interp.targs).float().mean()) == pytest.approx(learn.recorder.final_record[-1])
+    kept = learn.get_preds(with_loss=True)
+    learn._kept = None
+    fresh = learn.get_preds(with_loss=True)
+    assert calls and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, fresh))
+
+    def spoil_by_step(): learn.fit(1, 1e-3)
+    def spoil_in_place(): learn.model[1][-1].weight.data[0, 0] += 1.0
+    def spoil_by_load(): learn.model.load_state_dict({k: v + 0.1 if v.is_floating_point() else v for k, v in learn.model.state_dict().items()})
+    for spoil in (spoil_in_place, spoil_by_load, spoil_by_step):
+        learn.validate()
+        calls.clear()
+        spoil()
+        if spoil is spoil_by_step:
+            calls.clear()
+            continue
+        learn.get_preds()
+        assert calls, spoil.__name__
+    learn.validate()
+    calls.clear()
+    learn.get_preds(learn.dls.test_dl(learn.dls.valid_ds.items))
+    assert calls  # another loader
+
+
+def test_a_cached_learner_says_so(photos: Path) -> None:
+    dls = loaders(photos, cache="memory")
+    assert "cache='memory'" in repr(dls) and "no workers but" in repr(loaders(photos, num_workers=0)) and "2 workers" in repr(loaders(photos, num_workers=2))
