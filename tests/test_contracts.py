@@ -46,6 +46,7 @@ from coursekit.testing import (
     check_signature,
     synthetic_learner,
 )
+from coursekit.vision.images import to_uint8_tensor
 
 RNG = torch.Generator().manual_seed(3)
 NAMES = [module_name(p) for p in modules() if p.stem not in ("__init__", "all")]
@@ -307,9 +308,9 @@ KINDS = ["image", "mask", "points", "category"]
 @pytest.mark.parametrize(("name", "make"), made(ItemTransform, item_tfms()))
 def test_item_transform(name, make):
     transform = make_or_explain(name, make)
-    sample = [picture(), mask(), torch.tensor([[3.0, 4.0], [20.0, 10.0]]), torch.tensor(1)]
+    sample = [to_uint8_tensor(picture()), to_uint8_tensor(mask())[0], torch.tensor([[3.0, 4.0], [20.0, 10.0]]), torch.tensor(1)]
     check_item_transform(transform, sample, KINDS)
-    check_item_transform(transform, [picture(size=(17, 33)), torch.tensor(1)], ["image", "category"])
+    check_item_transform(transform, [to_uint8_tensor(picture(size=(17, 33))), torch.tensor(1)], ["image", "category"])
 
 
 @pytest.mark.parametrize(("name", "make"), made(BatchTransform, batch_tfms()))

@@ -266,7 +266,7 @@ def test_tensor_round_trip(h, w, c):
     assert torch.equal(to_uint8_tensor(to_pil(x)), x)
     assert torch.equal(to_uint8_tensor(to_pil(x.float() / 255)), x)
     y = to_uint8_tensor(load_image(x))
-    assert y.is_contiguous() and torch.equal(y, x.expand(3, -1, -1))
+    assert y.permute(1, 2, 0).is_contiguous() and torch.equal(y, x.expand(3, -1, -1))
 
 
 def test_masks_keep_their_numbers():

@@ -18,7 +18,7 @@ LAYERS = {
     "schedule": 1, "losses": 1, "metrics": 1, "layers": 1, "optim": 1,
     "data": 2, "samples": 2,
     # The exported file's format and the progress bars are below the learner, whose short methods use them.
-    "callback": 3, "progress": 3, "export": 3, "learner": 3,
+    "callback": 3, "progress": 3, "export": 3, "preds": 3, "learner": 3,
     "callbacks": 4, "interpret": 4,
     "vision": 5, "text": 5, "tabular": 5, "collab": 5,
     "widgets": 6, "exercises": 6, "lesson_checks": 6, "distributed": 6, "cli": 6, "testing": 6, "v1": 6,
@@ -36,7 +36,6 @@ LONGER: dict[str, tuple[int, str]] = {
     "data.external": (500, "a third is the table of public archives with their published sizes and sums"),
     "data.items": (380, "a dozen splitters and labellers, each a small dataclass"),
     "samples.animals": (520, "drawings: shapes, palettes and markings are written out as data"),
-    "vision.transforms": (400, "a dozen transforms, each a small dataclass"),
 }
 
 # Calls that reseed a global generator, and the places that may: they put the state back afterwards.

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['Block', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'ItemTransform', 'BatchTransform', 'as_transforms',
-           'Dataset', 'InputGetter', 'call_getter', 'encode_part', 'describe_item', 'Datasets', 'DataBlock',
-           'describe_part']
+           'Datasets', 'DataBlock', 'describe_part']
 
-# %% ../../nbs/api/10_block.ipynb #8d7bf8d1
+# %% ../../nbs/api/10_block.ipynb #3f2d94a8
 import copy
 import dataclasses
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +17,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..core import plural, show_path
-from .cache import Cache, file_source
+from ..core import plural
+from .dataset import Dataset, call_getter, describe_item, encode_part
 from .items import CategoryMap, RandomSplitter
 from .load import Collate, DataLoaders
 from ..losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, Loss, MSELossFlat
@@ -274,168 +272,6 @@ def as_transforms(
             what = f"the class {t.__name__}; make one: {t.__name__}(...)" if isinstance(t, type) else f"{t!r}"
             raise ValueError(f"DataBlock: {name} takes {base.__name__}s, not {what}.")
     return tuple(sorted(tfms, key=lambda t: t.order))
-
-# %% ../../nbs/api/10_block.ipynb #eaa1e108
-class Dataset(torch.utils.data.Dataset):
-    "Items, encoded when asked for: `ds[i]` is the tuple of encoded parts of item i."
-
-    def __init__(
-        self,
-        items: Sequence,  # whatever get_items gave: paths, rows, ...
-        blocks: Sequence[Block],  # one a part, inputs first; set up
-        getters: Sequence[Callable | None],  # item -> value, one a block; None: the item itself
-        *,
-        n_inp: int = 1,  # how many of the blocks are inputs
-        item_tfms: Sequence[ItemTransform] = (),  # run on each sample
-        train: bool = False,  # whether the transforms may be random
-        values: Sequence[Sequence | None] | None = None,  # values already read, a list a block
-        cache: Cache | None = None,  # keeps what is the same every time
-    ):
-        self.items, self.blocks, self.getters = items, list(blocks), list(getters)
-        self.n_inp, self.item_tfms, self.train = n_inp, tuple(item_tfms), train
-        self.values = list(values) if values is not None else [None] * len(self.blocks)
-        self.cache = cache
-
-    @property
-    def kinds(self) -> list[str]:
-        "Each part's kind."
-        return [b.kind for b in self.blocks]
-
-    @property
-    def is_cached(self) -> bool:
-        "Whether samples come out of a cache."
-        return self.cache is not None and self.cache.samples is not None
-
-    def value(self, i: int, part: int) -> Any:
-        "Part `part` of item i as the getter gives it, not encoded."
-        known = self.values[part]
-        return known[i] if known is not None else call_getter(self.getters[part], self.items[i], part, self.n_inp)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple:
-        i, seed = key if isinstance(key, tuple) else (key, key)  # a loader passes (index, seed of the draw)
-        kinds, rng, parts = self.kinds, random.Random(seed), self.prepared(i)
-        for k, t in enumerate(self.item_tfms):
-            parts = (t.run if k else t.apply)(parts, kinds, rng=rng, train=self.train)
-        return tuple(parts)
-
-    def prepared(self, i: int) -> list:
-        "Item i encoded, after that part of the first transform which is the same every time; from the cache where it is filled."
-        if not self.is_cached:
-            parts = [self.encode_part(i, p) for p in range(len(self.blocks))]
-            return self.item_tfms[0].prepare(parts, self.kinds) if self.item_tfms else parts
-        kept = iter(self.cache.samples[i])
-        return [next(kept) if b.cached else self.encode_part(i, p) for p, b in enumerate(self.blocks)]
-
-    def encode_part(self, i: int, part: int) -> Any:
-        "Part `part` of item i, encoded; a picture that stands alone no larger than the first transform needs it."
-        size = self.item_tfms[0].reads if self.item_tfms and not {"mask", "points"} & set(self.kinds) else None
-        return encode_part(self.blocks[part], self.value(i, part), self.items[i], size)
-
-    def fill_cache(self, device: torch.device | str = "cpu") -> None:
-        "Prepare all items, where there is a cache and it is empty."
-        parts = [p for p, b in enumerate(self.blocks) if b.cached]
-        if self.cache is not None and parts:
-            def make(i: int) -> list:
-                sample = self.prepared(i)
-                return [sample[p] for p in parts]
-
-            self.cache.fill(len(self), make, sources=lambda: self.sources(parts), device=device)
-
-    def sources(self, parts: Sequence[int]) -> list:
-        "What the cached parts are made from: files, and how they are prepared."
-        files = [self.value(i, p) for i in range(len(self)) for p in parts]
-        for f in files:
-            if not isinstance(f, (str, os.PathLike)):
-                raise ValueError(f"cache='disk': {describe_item(f)} is no file, so a later run could not tell whether it is the same; "
-                                 "use cache='memory'.")
-        return [repr(self.item_tfms[:1]), [self.kinds[p] for p in parts], [file_source(f) for f in files]]
-
-    def with_items(
-        self,
-        items: Sequence,  # new items
-        *,
-        with_labels: bool = False,  # keep the target blocks
-    ) -> "Dataset":
-        "A set of other items with the same blocks, as for validation; an item that is already an input needs no getter."
-        n = len(self.blocks) if with_labels else self.n_inp
-        getters = [InputGetter(b, g) if g and p < self.n_inp else g
-                   for p, (b, g) in enumerate(zip(self.blocks[:n], self.getters))]
-        return Dataset(items, self.blocks[:n], getters, n_inp=self.n_inp, item_tfms=self.item_tfms)
-
-    def with_train(
-        self,
-        train: bool,  # whether the transforms may be random
-    ) -> "Dataset":
-        "The same items in the other mode."
-        return self._changed(train=train)
-
-    def with_cache(
-        self,
-        kind: str | None,  # "memory", "disk", "device" or None
-    ) -> "Dataset":
-        "The same items with a new cache."
-        return self._changed(cache=None if kind is None else Cache(kind))
-
-    def with_tfms(
-        self,
-        item_tfms: Sequence[ItemTransform],  # instead of its own
-    ) -> "Dataset":
-        "The same items with other item transforms; a cache is begun anew."
-        return self._changed(item_tfms=tuple(item_tfms), cache=self.cache and Cache(self.cache.kind))
-
-    def _changed(self, **fields: Any) -> "Dataset":
-        ds = copy.copy(self)
-        ds.__dict__.update(fields)
-        return ds
-
-    def __repr__(self) -> str:
-        return f"Dataset({plural(len(self), 'item')}: {', '.join(self.kinds)}; train={self.train})"
-
-# %% ../../nbs/api/10_block.ipynb #d5f0f261
-@dataclass
-class InputGetter:
-    "A getter for prediction: leaves out `getter` where an item is an input already."
-    block: Block
-    getter: Callable
-
-    def __call__(self, item: Any) -> Any:
-        return item if self.block.accepts(item, self.getter) else self.getter(item)
-
-
-def call_getter(
-    getter: Callable | None,  # item -> value; None: the item itself
-    item: Any,  # one item
-    part: int,  # which block it feeds, from 0
-    n_inp: int,  # blocks before this one are inputs
-) -> Any:
-    "The getter's value, or one error that names function and item."
-    if getter is None:
-        return item
-    try:
-        return getter(item)
-    except Exception as e:
-        who = "get_x" if part < n_inp else "get_y"
-        name = getattr(getter, "__name__", None) or repr(getter)
-        raise ValueError(f"{who}: {name} failed on {describe_item(item)}: {e or type(e).__name__}. "
-                         "Mend the function, or leave this item out in get_items.") from e
-
-
-def encode_part(block: Block, value: Any, item: Any, size: int | None = None) -> Any:
-    "The encoded value (a picture perhaps as small as twice `size`), or one error that names the item it came from."
-    try:
-        return block.encode(value) if size is None else block.encode_small(value, size)
-    except ValueError as e:
-        where = describe_item(item)
-        raise ValueError(str(e) if where in str(e) else f"{e} (item: {where})") from e
-
-
-def describe_item(item: Any) -> str:
-    "An item in an error message: a path as `show_path` writes it, anything else cut to one line."
-    text = show_path(item) if isinstance(item, os.PathLike) else " ".join(repr(item).split())
-    return text if len(text) <= 200 else text[:200] + "..."
 
 # %% ../../nbs/api/10_block.ipynb #36fc6ad4
 @dataclass

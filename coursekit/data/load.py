@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'Collate', 'DataLoader', 'PlainLoader',
-           'ordered', 'DataLoaders']
+           'ordered', 'resized', 'DataLoaders']
 
 # %% ../../nbs/api/09_load.ipynb #7d764181
 import copy
@@ -302,7 +302,26 @@ def ordered(
         return dl
     return dl if isinstance(dl, PlainLoader) else PlainLoader(dl)
 
-# %% ../../nbs/api/09_load.ipynb #d7799ab0
+# %% ../../nbs/api/09_load.ipynb #b827a075
+def resized(
+    dl: DataLoader,  # any
+    size: int | Sequence[int],  # pixels: a square's side, or (height, width)
+) -> DataLoader:
+    "The same loader with pictures of another size."
+    last = [t.size for t in dl.batch_tfms if t.size is not None]  # pictures read at one size and brought to another on the device
+    if not last and all(t.size is None for t in dl.dataset.item_tfms):
+        raise ValueError("DataLoaders.with_size: no transform here sets a size; use item_tfms=Resize(...).")
+
+    def change(t, to):
+        return t if t.size is None else t.with_size(to)
+
+    def scaled(t):
+        return round(_side(t.size) * _side(size) / _side(last[-1])) if last and t.size is not None else size
+
+    items = [change(t, scaled(t)) for t in dl.dataset.item_tfms]
+    return dl.new(dataset=dl.dataset.with_tfms(items), batch_tfms=[change(t, size) for t in dl.batch_tfms])
+
+
 def _side(
     size: int | Sequence[int],  # pixels: a square's side, or (height, width)
 ) -> int:
@@ -429,17 +448,8 @@ class DataLoaders:
         bs: int | None = None,  # samples a training batch; None keeps it
     ) -> "DataLoaders":
         "The same data with pictures of another size: `learn.dls = learn.dls.with_size(224)` goes on training with larger ones."
-        made, dl = self.new(bs=bs), self.train
-        last = [t.size for t in dl.batch_tfms if t.size is not None]  # pictures read at one size and brought to another on the device
-        first = [t.size for t in dl.dataset.item_tfms if t.size is not None]
-        if not first and not last:
-            raise ValueError("DataLoaders.with_size: no transform here sets a size; use item_tfms=Resize(...).")
-        factor = _side(size) / _side(last[-1]) if last else None
-        for name in ("train", "valid"):
-            old = getattr(made, name)
-            items = [t.with_size(round(_side(t.size) * factor) if factor else size) if t.size is not None else t for t in old.dataset.item_tfms]
-            batch = [t.with_size(size) if t.size is not None else t for t in old.batch_tfms]
-            setattr(made, name, old.new(dataset=old.dataset.with_tfms(items), batch_tfms=batch))
+        made = self.new(bs=bs)
+        made.train, made.valid = (resized(dl, size) for dl in (made.train, made.valid))
         return made
 
     def one_batch(self) -> Batch:
