@@ -61,7 +61,7 @@ def compare(name, make_dls, seeds, *, epochs, base_lr, scratch_lr, what):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar"])
-    ap.add_argument("--seeds", type=int, default=3)
+    ap.add_argument("--seeds", type=int, default=3, choices=sorted(T95))
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
     ap.add_argument("--lr", type=float, default=4e-3, help="base_lr of fine_tune")
     ap.add_argument("--bs", type=int, default=32)

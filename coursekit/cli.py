@@ -6,17 +6,20 @@
 __all__ = ['package_versions', 'processor', 'precision_policy', 'memory_format', 'folder_size', 'caches', 'network',
            'device_name', 'advice', 'main', 'doctor']
 
-# %% ../nbs/api/35_cli.ipynb #ee4d8221
+# %% ../nbs/api/35_cli.ipynb #a3c46276
 import os
 import platform
+import re
 import shutil
 import socket
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
 
+from . import __version__
 from .core import coursekit_home, default_device, has_fast_bf16, plural, precision_dtype, reuse_memory, show_path
 
 # %% ../nbs/api/35_cli.ipynb #b9cab8d5
@@ -95,19 +98,23 @@ def device_name() -> str:
         return f"cuda: {torch.cuda.get_device_name(device)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
     return device.type
 
-# %% ../nbs/api/35_cli.ipynb #9d98a50b
+# %% ../nbs/api/35_cli.ipynb #e279d149
 def advice(
     *,
     online: bool,  # whether downloads can work
     free_disk: float,  # bytes
 ) -> list[str]:  # a sentence each
     "What would make this machine better for the course."
-    device, do = default_device(), []
+    do = []
+    try:
+        device = default_device()
+    except ValueError as e:
+        return [str(e)]
     if device.type == "cpu":
         do.append("No GPU: the lessons' own data and 'coursenet' train in minutes here; keep pictures at 64 to 128 pixels, with cache='memory'.")
         if not has_fast_bf16(device):
             do.append("This processor has no bfloat16: leave precision at 'auto'.")
-    mirror = os.environ.get("COURSEKIT_MIRROR")
+    mirror = os.path.expanduser(os.environ.get("COURSEKIT_MIRROR", ""))
     if not online and not mirror:
         do.append("No network: COURSEKIT_DATA=sample (the default) needs none; for real data set COURSEKIT_MIRROR to a folder with the archives.")
     if mirror and "://" not in mirror and not Path(mirror).is_dir():
@@ -116,9 +123,9 @@ def advice(
         do.append(f"Only {free_disk / 1e9:.1f} GB of disk are free: real archives take up to 2 GB each; set COURSEKIT_HOME to a larger disk.")
     return do
 
-# %% ../nbs/api/35_cli.ipynb #a807ef2d
+# %% ../nbs/api/35_cli.ipynb #f81a5b66
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("coursekit"), prog_name="coursekit")
+@click.version_option(__version__, prog_name="coursekit")
 def main() -> None:
     "coursekit: a deep-learning course and the package it is written with."
 
@@ -126,13 +133,30 @@ def main() -> None:
 @main.command()
 def doctor() -> None:
     "Say what this machine has, what coursekit makes of it, and what to do."
-    free, online = shutil.disk_usage(coursekit_home()).free, network()
-    settings = {k: v for k, v in sorted(os.environ.items()) if k.startswith("COURSEKIT_")}
-    rows = {"versions": package_versions(), "system": f"{platform.system()} {platform.release()}, {show_path(Path(sys.executable))}",
-            "processor": processor(), "device": device_name(), "precision": precision_policy(), "memory": memory_format(),
-            "disk": f"{free / 1e9:,.0f} GB free", "network": "reachable" if online else "not reachable", "files": caches(),
-            "settings": ", ".join(f"{k}={show_path(v) if os.path.isabs(v) else v}" for k, v in settings.items()) or "none"}  # fmt: skip
+    def safe(fact: Callable[[], str]) -> str:  # what it is to diagnose must not stop it
+        try:
+            return fact()
+        except Exception as e:
+            return f"! {str(e).splitlines()[0] if str(e) else type(e).__name__}"
+
+    def free_disk() -> float:
+        return shutil.disk_usage(coursekit_home()).free
+
+    def setting(value: str) -> str:
+        return show_path(value) if os.path.isabs(value) else re.sub(r"//[^/@]*@", "//...@", value)  # no password in a bug report
+
+    online = network()
+    settings = {k: setting(v) for k, v in sorted(os.environ.items()) if k.startswith("COURSEKIT_")}
+    rows = {"versions": safe(package_versions), "system": f"{platform.system()} {platform.release()}, {show_path(Path(sys.executable))}",
+            "processor": safe(processor), "device": safe(device_name), "precision": safe(precision_policy), "memory": safe(memory_format),
+            "disk": safe(lambda: f"{free_disk() / 1e9:,.0f} GB free"), "network": "reachable" if online else "not reachable",
+            "files": safe(caches), "settings": ", ".join(f"{k}={v}" for k, v in settings.items()) or "none"}  # fmt: skip
     for name, text in rows.items():
         click.echo(f"{name:10} {text}")
+    try:
+        free = free_disk()
+    except OSError as e:
+        free = float("inf")
+        click.echo(f"-> COURSEKIT_HOME cannot be used ({e}); set it to a folder that you may write to.")
     for sentence in advice(online=online, free_disk=free):
         click.echo(f"-> {sentence}")

@@ -69,7 +69,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #dff6fbc3
+# %% ../nbs/api/16_learner.ipynb #0f0e6712
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -218,16 +218,22 @@ class Learner:
 
         self._run("train", CancelTrainException, batches)
 
+    def _meddling(self) -> bool:
+        "Whether a callback of the user's may change batches or outputs."
+        hooks = [h for event in ("before_batch", "after_pred") for h in self._hooks[event]]
+        return any(not type(getattr(h, "__self__", h)).__module__.startswith("coursekit.") for h in hooks)
+
     @torch.no_grad()
     def _validate(self, dl) -> None:
         self.model.eval()
         self.state.training, self.dl, self.state.metrics, self._kept = False, dl, [], None
-        meter, kept = Meter(self), KeptPreds(dl, self.model)
+        meter, kept = Meter(self), KeptPreds(dl, self.model, plain=not self._meddling())
 
         def batches() -> None:
             for batch in dl:
                 self._valid_batch(batch, meter, kept)
             self.state.metrics = meter.compute()
+            kept.seal()
             self._kept = kept
 
         self._run("validate", CancelValidateException, batches)

@@ -46,7 +46,7 @@ class Prediction:
         top = f", {self.probabilities.max():.4f}" if self.index.ndim == 0 and self.probabilities.ndim == 1 else ""
         return f"Prediction({self.label!r}{top})"
 
-# %% ../nbs/api/15a_preds.ipynb #90034a74
+# %% ../nbs/api/15a_preds.ipynb #d2956ed4
 class KeptPreds:
     "The model's outputs and the targets of one validation."
 
@@ -56,34 +56,46 @@ class KeptPreds:
         self,
         dl,  # the loader
         model: nn.Module,  # the model, in evaluation
+        *,
+        plain: bool = True,  # False: callbacks may change batches or outputs, so they are not what `get_preds` would give
     ):
-        self.key, self.outputs, self.targets, self.n = self.key_of(dl, model), [], [], 0
-        self.whole = isinstance(dl, DataLoader) and ordered(dl) is dl  # row i belongs to item i
+        self.dl, self.model, self.outputs, self.targets, self.n = dl, model, [], [], 0
+        self.whole = plain and isinstance(dl, DataLoader) and ordered(dl) is dl  # row i belongs to item i
+        self.key: tuple = ()
 
     @staticmethod
     def key_of(dl, model: nn.Module) -> tuple:
-        "Changes whenever loader or weights do: PyTorch counts changes in place, a sum notices those behind its back."
-        weights = [*model.parameters(), *model.buffers()]
-        sums = torch.stack([t.detach().sum(dtype=torch.float32) for t in weights]).tolist() if weights else []
-        return id(dl), id(getattr(dl, "dataset", None)), dl.batch_tfms, [(id(t), t._version) for t in weights], sums
+        "Changes whenever loader, layers or weights do: PyTorch counts changes in place, sums over rows notice those behind its back."
+        weights, ds = [*model.parameters(), *model.buffers()], dl.dataset
+        rows = [t.detach().reshape(len(t), -1).sum(1, dtype=torch.float32) if t.ndim else t.detach().float()[None] for t in weights]
+        sums = [(r * torch.arange(1, len(r) + 1, device=r.device)).sum() for r in rows]
+        layers = [(id(m), type(m), m.extra_repr(), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+        items = list(map(id, ds.items)) if isinstance(ds.items, list) else len(ds)
+        return (dl.batch_tfms, ds.item_tfms, items, layers, [(id(t), t._version) for t in weights],
+                torch.stack(sums).tolist() if sums else [])
 
     def add(
         self,
-        output: Tensor,  # (N, ...) of a batch
+        output: Any,  # of a batch
         batch: Batch,  # the batch
     ) -> None:
-        "Keep a batch."
-        self.n += output.numel()
-        self.whole = self.whole and self.n <= self.max_numbers
+        "Keep a batch, as long as outputs are tensors and there are not too many."
+        self.n += output.numel() if isinstance(output, Tensor) else 0
+        self.whole = self.whole and isinstance(output, Tensor) and self.n <= self.max_numbers
         if self.whole:
             self.outputs.append(output.detach())
             self.targets.append(batch.y)
         else:
             self.outputs, self.targets = [], []
 
+    def seal(self) -> None:
+        "All batches were added."
+        self.whole = self.whole and sum(map(len, self.outputs)) == len(self.dl.dataset)
+        self.key = self.key_of(self.dl, self.model) if self.whole else ()
+
     def fit(self, dl, model: nn.Module) -> bool:
         "Whether these are the outputs of this model for this loader."
-        return self.whole and sum(map(len, self.outputs)) == len(dl.dataset) and self.key == self.key_of(dl, model)
+        return self.whole and dl is self.dl and model is self.model and self.key == self.key_of(dl, model)
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         "Outputs and targets, on the CPU."

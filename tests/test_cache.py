@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coursekit.data.block import CategoryBlock, DataBlock
+from coursekit.data.block import Block, CategoryBlock, DataBlock, ItemTransform
 from coursekit.data.cache import Cache, DiskSamples, _from_bytes, _to_bytes, cache_files, read_header, trim_cache
 from coursekit.data.items import RandomSplitter, get_image_files, parent_label
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
@@ -232,6 +232,9 @@ def test_with_size_keeps_everything_else(photos: Path) -> None:
     assert large.train.dataset.cache is not dls.train.dataset.cache and large.with_size((20, 30), bs=3).one_batch().x.shape == (3, 3, 20, 30)
     pre = ImageDataLoaders.from_folder(photos, valid_pct=0.25, seed=3, bs=6, item_tfms=Resize(48), batch_tfms=aug_transforms(size=24), device="cpu")
     assert pre.with_size(32).one_batch().x.shape[-1] == 32 and pre.with_size(32).train.dataset.item_tfms[0].size == 64
+    assert large.train.epoch == dls.train.epoch  # with other draws than the first epoch's
+    wide = ImageDataLoaders.from_folder(photos, valid_pct=0.25, seed=3, item_tfms=Resize((48, 64)), batch_tfms=aug_transforms(size=(24, 32)))
+    assert wide.with_size((12, 16)).train.dataset.item_tfms[0].size == (24, 32)
     none = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label).dataloaders(photos, bs=1)
     with pytest.raises(ValueError, match=r"with_size: no transform here sets a size; use item_tfms=Resize"):
         none.with_size(32)
@@ -249,12 +252,76 @@ def test_bytes_and_back(shape: list[int], dtype: torch.dtype, before: int) -> No
 def test_old_files_go_first(photos: Path) -> None:
     for size in (16, 20, 24):
         epochs(loaders(photos, "disk", size=size))
-    files = cache_files()
-    assert len(files) == 6
+    files = [f for f, *_ in cache_files()]
+    assert len(files) == 6 and trim_cache(0) == []  # all of them used a moment ago
     for k, f in enumerate(files):
         os.utime(f, (k + 1, k + 1))
+    stray = files[0].with_name(f".{files[0].name}.abc")
+    stray.write_bytes(b"half")
+    os.utime(stray, (1, 1))
     kept = sum(f.stat().st_size for f in files[3:])
-    assert trim_cache(kept) == files[:3] and cache_files() == files[3:]
+    assert trim_cache(kept) == files[:3] and [f for f, *_ in cache_files()] == files[3:] and not stray.exists()
+
+
+class Inverted(ImageBlock):
+    """A block of the user's own."""
+
+    def encode_small(self, value, size):
+        return 255 - super().encode_small(value, size)
+
+
+class Shout(ItemTransform):
+    """A transform that changes what no cache keeps."""
+
+    def prepare(self, values, kinds):
+        return [v + 1 if k == "category" else v for v, k in zip(values, kinds)]
+
+
+def test_what_cannot_be_told_apart_later_is_not_kept_on_disk(photos: Path) -> None:
+    block = DataBlock(blocks=(Inverted, CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(16))
+    with pytest.raises(ValueError, match="cache='disk': Inverted is your own class"):
+        next(iter(block.dataloaders(photos, bs=2, cache="disk").train))
+    plain = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, item_tfms=Resize(16))
+    a, b = (x.dataloaders(photos, bs=2, cache="memory", seed=1).valid for x in (block, plain))
+    assert torch.allclose(next(iter(a)).x, 1 - next(iter(b)).x, atol=0.01) or a.dataset.items != b.dataset.items
+    loud = plain.new(item_tfms=Shout())
+    with pytest.raises(ValueError, match="changes a part of kind 'category', and only image, mask, points are cached"):
+        next(iter(loud.dataloaders(photos, bs=1, cache="memory").train))
+
+
+class Places(Block):
+    """Points in pixels, as a later lesson has them."""
+
+    kind = "points"
+
+    def encode(self, value):
+        return torch.tensor(value)
+
+
+def test_points_are_cached_with_their_picture(photos: Path) -> None:
+    def get_y(file): return [[float(len(file.name)), 30.0]]
+
+    block = DataBlock(blocks=(ImageBlock, Places), get_items=get_image_files, get_y=get_y, splitter=RandomSplitter(0.3, seed=0), item_tfms=Resize(16))
+    want, got = (block.dataloaders(photos, bs=4, seed=2, cache=kind, device="cpu") for kind in (None, "memory"))
+    for a, b in zip([*want.train, *want.valid], [*got.train, *got.valid]):
+        assert torch.equal(a.x, b.x) and torch.equal(a.y, b.y)
+
+
+def test_a_sample_may_be_changed_without_harm(photos: Path) -> None:
+    ds = loaders(photos, "memory", tfm=Resize(16, method="squish")).train.dataset
+    ds.fill_cache()
+    before = ds[0][0].clone()
+    ds[0][0].zero_()
+    assert torch.equal(ds[0][0], before) and torch.equal(ds[-1][0], ds[len(ds) - 1][0]) and torch.equal(ds[np.int64(2)][0], ds[2][0])
+
+
+def test_a_table_can_be_predicted(photos: Path) -> None:
+    import pandas as pd
+
+    files = get_image_files(photos)
+    table = pd.DataFrame({"file": [str(f.relative_to(photos)) for f in files], "label": [f.parent.name for f in files]})
+    dls = ImageDataLoaders.from_df(table, photos, valid_pct=0.25, seed=1, bs=64, item_tfms=Resize(16))
+    assert next(iter(dls.test_dl(table))).x.shape == (24, 3, 16, 16)
 
 
 def test_an_error_in_a_picture_leaves_no_file(photos: Path) -> None:

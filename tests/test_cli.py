@@ -47,3 +47,13 @@ def test_import_of_the_command_is_light() -> None:
     """`coursekit --help` need not wait for torch's neighbours."""
     code = "import sys, coursekit.cli; print([m for m in ('torchvision', 'pandas', 'matplotlib', 'timm', 'ipywidgets') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_doctor_survives_what_it_is_to_diagnose(tmp_path: Path) -> None:
+    for env in ({"COURSEKIT_DEVICE": "gpu"}, {"COURSEKIT_DEVICE": "cuda"}, {"COURSEKIT_MIRROR": "https://me:secret@host/x"}):
+        done = coursekit("doctor", COURSEKIT_HOME=str(tmp_path), **env)
+        assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr and "secret" not in done.stdout
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = coursekit("doctor", COURSEKIT_HOME=str(blocked / "home"))
+    assert done.returncode == 0 and "COURSEKIT_HOME cannot be used" in done.stdout

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from coursekit.callback import Callback
 from coursekit.data.items import get_image_files
 from coursekit.interpret import ClassificationInterpretation
-from coursekit.learner import load_learner
+from coursekit.learner import Learner, load_learner
 from coursekit.metrics import error_rate
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
@@ -101,7 +102,7 @@ def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, 
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
     dls = loaders(photos)
     for arch in ("resnet34", "timm/convnext_atto"):
-        with pytest.raises(WeightsError, match=r"not on this machine .* Three ways on: .*pretrained=False.*coursenet") as e:
+        with pytest.raises(WeightsError, match=r"not on this machine .* Three ways on: put .*pretrained=False.*coursenet") as e:
             vision_learner(dls, arch)
         assert "\n" not in str(e.value)
     with pytest.raises(FileNotFoundError, match="there is no file weights="):
@@ -109,7 +110,17 @@ def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, 
     with pytest.raises(ValueError, match=r"weights='IMAGENET9' are none of \['IMAGENET1K_V1'\]"):
         vision_learner(dls, "resnet18", weights="IMAGENET9")
     whole_weights("resnet18", tmp_path / "r.safetensors")
-    with pytest.raises(WeightsError, match="does not fit mobilenet_v2"):
+    for arch in ("coursenet", "timm/convnext_atto"):
+        with pytest.raises(ValueError, match="has no weights='best'; pass a file"):
+            vision_learner(dls, arch, weights="best")
+    with pytest.raises(ValueError, match="with pretrained=False; leave one"):
+        vision_learner(dls, "resnet18", pretrained=False, weights="IMAGENET1K_V1")
+    torch.save({"state_dict": whole_net("resnet18").state_dict()}, tmp_path / "trainer.pth")
+    vision_learner(dls, "resnet18", weights=tmp_path / "trainer.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(WeightsError, match="holds no weights by name"):
+        vision_learner(dls, "resnet18", weights=tmp_path / "tensor.pth")
+    with pytest.raises(WeightsError, match="does not fit mobilenet_v2: features.0.0.weight should be .* and is not there"):
         vision_learner(dls, "mobilenet_v2", weights=tmp_path / "r.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"<html>")
     with pytest.raises(WeightsError, match="cannot be read"):
@@ -127,6 +138,11 @@ def test_a_file_put_where_the_message_says_is_found(tmp_path: Path, monkeypatch:
     folder.mkdir(parents=True)
     whole_weights("timm/convnext_atto", folder / "model.safetensors")
     assert fetch_weights("convnext_atto") == folder / "model.safetensors"
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path))  # there each needs a name of its own
+    (folder / "model.safetensors").rename(tmp_path / "convnext_atto.d2_in1k.safetensors")
+    assert fetch_weights("convnext_atto") == tmp_path / "convnext_atto.d2_in1k.safetensors"
+    with pytest.raises(WeightsError):
+        fetch_weights("timm/vit_tiny_patch16_224")
 
 
 def test_names_and_their_mistakes() -> None:
@@ -193,18 +209,27 @@ def test_interpretation_after_a_fit_reads_no_data(photos: Path, monkeypatch: pyt
     fresh = learn.get_preds(with_loss=True)
     assert calls and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, fresh))
 
-    def spoil_by_step(): learn.fit(1, 1e-3)
-    def spoil_in_place(): learn.model[1][-1].weight.data[0, 0] += 1.0
-    def spoil_by_load(): learn.model.load_state_dict({k: v + 0.1 if v.is_floating_point() else v for k, v in learn.model.state_dict().items()})
-    for spoil in (spoil_in_place, spoil_by_load, spoil_by_step):
+    def in_place(): learn.model[1][-1].weight.data[0, 0] += 1.0
+    def rows(): learn.model[1][-1].weight.data = learn.model[1][-1].weight.data.flip(0)
+    def load(): learn.model.load_state_dict({k: v + 0.1 if v.is_floating_point() else v for k, v in learn.model.state_dict().items()})
+    def layer(): learn.model[1].append(torch.nn.Hardtanh())
+    def reorder(): learn.dls.valid.dataset.items.reverse()
+    for change in (in_place, rows, load, layer, reorder):
         learn.validate()
         calls.clear()
-        spoil()
-        if spoil is spoil_by_step:
-            calls.clear()
-            continue
         learn.get_preds()
-        assert calls, spoil.__name__
+        assert not calls
+        change()
+        learn.get_preds()
+        assert calls, change.__name__
+
+    class Meddle(Callback):
+        def after_pred(self, learn): learn.state.preds = learn.state.preds * 0
+
+    learn.validate(cbs=Meddle())
+    calls.clear()
+    learn.get_preds()
+    assert calls
     learn.validate()
     calls.clear()
     learn.get_preds(learn.dls.test_dl(learn.dls.valid_ds.items))
@@ -214,3 +239,24 @@ def test_interpretation_after_a_fit_reads_no_data(photos: Path, monkeypatch: pyt
 def test_a_cached_learner_says_so(photos: Path) -> None:
     dls = loaders(photos, cache="memory")
     assert "cache='memory'" in repr(dls) and "no workers but" in repr(loaders(photos, num_workers=0)) and "2 workers" in repr(loaders(photos, num_workers=2))
+
+
+def test_a_model_may_put_out_a_pair(photos: Path) -> None:
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin = torch.nn.LazyLinear(2)
+
+        def forward(self, x):
+            y = self.lin(x.flatten(1))
+            return y, y
+
+    learn = Learner(loaders(photos, 16), Two(), lambda p, y: torch.nn.functional.cross_entropy(p[0], y))
+    learn.model(torch.zeros(1, 3, 16, 16))
+    learn.progress = False
+    learn.fit(1, 1e-3)
+
+
+def test_a_loaded_learner_predicts_in_batches(photos: Path) -> None:
+    dl = pretrained("cifar10", device="cpu").dls.test_dl(get_image_files(photos))
+    assert dl.bs == 12 and len(dl) == 1

@@ -84,7 +84,8 @@ def read_data(work):
             sets = read_pictures(tiny / a, 0, wnids), read_pictures(cifar / b, TINY, names)
             parts |= {f"{part}_x": torch.cat([s[0] for s in sets]), f"{part}_y": torch.cat([s[1] for s in sets])}
             print(f"{part}: {len(sets[0][1]):,} of Tiny ImageNet, {len(sets[1][1]):,} of CIFAR-10", flush=True)
-        torch.save(parts, file)
+        torch.save(parts, file.with_suffix(".part"))
+        file.with_suffix(".part").rename(file)
     return torch.load(file, weights_only=True)
 
 
@@ -164,7 +165,9 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     data, plan = read_data(args.work), args.plan
     log, state_file = args.work / "log.jsonl", args.work / "state.json"
-    done = json.loads(state_file.read_text())["epochs"] if state_file.exists() else 0
+    state = json.loads(state_file.read_text()) if state_file.exists() else {"epochs": 0}
+    done = state["epochs"]
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "publish")}
 
     def say(**row):
         print(json.dumps(row), flush=True)
@@ -186,18 +189,20 @@ def main():
                     metrics=metrics, wd=args.wd, path=args.work, seed=args.seed)
     learn.channels_last, learn.progress = True, False
     if done:
-        learn.load("last")
-    if not done:
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "publish")}
-        say(settings=settings, torch=torch.__version__, machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
+        learn.load(state["file"])
+    if state.get("settings") != settings:  # at the start, or gone on with another plan
+        say(epochs_done=done, settings=settings, torch=torch.__version__, machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
     lr, mom = one_cycle(args.lr, pct_start=0.2)
     for epoch in range(done, len(plan)):
         start = time.perf_counter()
         learn.dls = make_dls(data, plan[epoch], args, 4)
         learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
         learn.fit(1, args.lr, cbs=ParamScheduler(lr=[part_of(lr, epoch, len(plan))], mom=part_of(mom, epoch, len(plan))))
-        learn.save("last")
-        atomic_write(state_file, json.dumps({"epochs": epoch + 1}).encode())
+        file = learn.save(f"epoch_{epoch + 1}")  # the state names it only when it is whole
+        atomic_write(state_file, json.dumps({"epochs": epoch + 1, "file": file.name, "settings": settings}).encode())
+        for old in file.parent.glob("epoch_*.safetensors"):
+            if old != file:
+                old.unlink()
         row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
         say(epoch=epoch + 1, of=len(plan), lr=learn.recorder.lrs[-1], size=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
 

@@ -6,7 +6,7 @@
 __all__ = ['Block', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock', 'ItemTransform', 'BatchTransform', 'as_transforms',
            'Datasets', 'DataBlock', 'describe_part']
 
-# %% ../../nbs/api/10_block.ipynb #3f2d94a8
+# %% ../../nbs/api/10_block.ipynb #ec731b05
 import copy
 import dataclasses
 import random
@@ -18,18 +18,17 @@ import torch
 from torch import Tensor
 
 from ..core import plural
-from .dataset import Dataset, call_getter, describe_item, encode_part
+from .dataset import Dataset, as_items, call_getter, describe_item, encode_part
 from .items import CategoryMap, RandomSplitter
 from .load import Collate, DataLoaders
 from ..losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, Loss, MSELossFlat
 
-# %% ../../nbs/api/10_block.ipynb #9bf1b410
+# %% ../../nbs/api/10_block.ipynb #8c6116c4
 class Block:
     "One part of a sample, an input or a target: how it is set up, encoded, stacked, decoded and shown."
     kind: ClassVar[str] = "any"  # transforms ask for it: they move "image" and "mask" alike, and leave "category" alone
     eager: ClassVar[bool] = True  # small values are read once for all items; pictures (False) when a batch needs them
     vocab: list | None = None  # names of the classes, for blocks that have them
-    cached: ClassVar[bool] = False  # whether a cache keeps the encoded value
     batch_tfms: ClassVar[tuple] = ()  # batch transforms that this kind of part always needs
 
     @property
@@ -288,7 +287,7 @@ class Datasets:
     def __repr__(self) -> str:
         return f"Datasets({len(self.train):,} training and {plural(len(self.valid), 'validation item')})"
 
-# %% ../../nbs/api/10_block.ipynb #f89198a7
+# %% ../../nbs/api/10_block.ipynb #b679ed45
 @dataclass(frozen=True, kw_only=True)
 class DataBlock:
     "How to make training data of a source: a plan that can be used on any number of sources."
@@ -342,8 +341,7 @@ class DataBlock:
     def items(self, source: Any) -> Sequence:
         "The items of a source; none at all is an error."
         items = source if self.get_items is None else self.get_items(source)
-        if hasattr(items, "itertuples"):  # a DataFrame: its rows, as r["name"] or r.name
-            items = [row for _, row in items.iterrows()]
+        items = as_items(items)
         if isinstance(items, (str, bytes)) or not hasattr(items, "__len__"):
             raise ValueError(f"DataBlock: {items!r} is no list of items; pass get_items, such as get_image_files, "
                              "or a list as the source.")

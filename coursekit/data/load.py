@@ -147,7 +147,7 @@ class Collate:
     def __repr__(self) -> str:
         return f"Collate({', '.join(b.kind for b in self.blocks)})"
 
-# %% ../../nbs/api/09_load.ipynb #70160235
+# %% ../../nbs/api/09_load.ipynb #d2cfe006
 class DataLoader:
     "Batches of a set: stacked by its blocks, moved to the device, transformed there."
 
@@ -166,7 +166,7 @@ class DataLoader:
         if not isinstance(bs, int) or bs < 1:
             raise ValueError(f"DataLoader: bs={bs!r} is no batch size; pass a whole number from 1.")
         self.dataset, self.shuffle, self.drop_last, self.seed = dataset, shuffle, drop_last, seed
-        self.bs = max(1, min(bs, len(dataset)))
+        self.wanted_bs, self.bs = bs, max(1, min(bs, len(dataset)))
         cache = dataset.cache
         self.num_workers = (0 if cache else default_workers()) if num_workers is None else num_workers
         self.device = torch.device(device) if device is not None else default_device()
@@ -244,7 +244,7 @@ class DataLoader:
         seed: int | None = None,
     ) -> "DataLoader":
         "The same loader with something changed."
-        changes = dict(bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, device=device,
+        changes = dict(bs=bs or self.wanted_bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, device=device,
                        batch_tfms=batch_tfms, seed=seed)
         return DataLoader(self.dataset if dataset is None else dataset,
                           **{k: getattr(self, k) if v is None else v for k, v in changes.items()})
@@ -302,7 +302,7 @@ def ordered(
         return dl
     return dl if isinstance(dl, PlainLoader) else PlainLoader(dl)
 
-# %% ../../nbs/api/09_load.ipynb #b827a075
+# %% ../../nbs/api/09_load.ipynb #1247df3b
 def resized(
     dl: DataLoader,  # any
     size: int | Sequence[int],  # pixels: a square's side, or (height, width)
@@ -315,18 +315,22 @@ def resized(
     def change(t, to):
         return t if t.size is None else t.with_size(to)
 
-    def scaled(t):
-        return round(_side(t.size) * _side(size) / _side(last[-1])) if last and t.size is not None else size
+    def first(t):  # so much larger than the last size as before
+        if not last or t.size is None:
+            return size
+        return tuple(round(a * b / c) for a, b, c in zip(_pair(t.size), _pair(size), _pair(last[-1])))
 
-    items = [change(t, scaled(t)) for t in dl.dataset.item_tfms]
-    return dl.new(dataset=dl.dataset.with_tfms(items), batch_tfms=[change(t, size) for t in dl.batch_tfms])
+    items = [change(t, first(t)) for t in dl.dataset.item_tfms]
+    made = dl.new(dataset=dl.dataset.with_tfms(items), batch_tfms=[change(t, size) for t in dl.batch_tfms])
+    made.epoch = dl.epoch  # the next epoch is drawn anew, not like the first one
+    return made
 
 
-def _side(
+def _pair(
     size: int | Sequence[int],  # pixels: a square's side, or (height, width)
-) -> int:
-    "The longer side."
-    return size if isinstance(size, int) else max(size)
+) -> Sequence[int]:  # (height, width)
+    "A size as height and width."
+    return (size, size) if isinstance(size, int) else size
 
 
 class DataLoaders:

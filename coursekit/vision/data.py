@@ -25,13 +25,12 @@ from ..show import show_image
 from .images import load_image, to_pil, to_uint8_tensor
 from .transforms import ToFloat
 
-# %% ../../nbs/api/22_data.ipynb #7e3e1317
+# %% ../../nbs/api/22_data.ipynb #8f5afd1b
 @dataclass
 class ImageBlock(Block):
     "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of floats 0..1."
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
-    cached: ClassVar[bool] = True
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
 
     def accepts(self, item: Any, getter: Callable) -> bool:

@@ -23,7 +23,7 @@ from .data import ImageBlock
 from .models import VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
 from .transforms import Normalize, Resize, fuse_tfms, imagenet_stats
 
-# %% ../../nbs/api/24_vlearner.ipynb #684bf0f3
+# %% ../../nbs/api/24_vlearner.ipynb #b2d72d7c
 def vision_learner(
     dls: DataLoaders,  # pictures in, anything with n_out numbers out
     arch: str | Callable,  # a function such as `resnet34`, or a name: of torchvision, of timm where that is installed, or "coursenet"
@@ -56,6 +56,8 @@ def vision_learner(
     n_out = dls.n_out if n_out is None else n_out
     if n_out is None:
         raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
+    if weights is not None and not pretrained:
+        raise ValueError(f"vision_learner: weights={weights!r} with pretrained=False; leave one of them out.")
     file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
     ps = (0.5 if pretrained else 0.1) if ps is None else ps  # a body that still has to learn needs the whole gradient
     spec = VisionModel(name, n_out, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range))

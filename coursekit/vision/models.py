@@ -28,7 +28,7 @@ from ..export import ModelSpec
 from ..layers import create_head
 from .transforms import imagenet_stats
 
-# %% ../../nbs/api/23_models.ipynb #eabd8d90
+# %% ../../nbs/api/23_models.ipynb #efb29cbc
 class ResBlock(nn.Module):
     "Two convolutions with a shortcut around them (He et al. 2015)."
 
@@ -40,8 +40,8 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         self.convs = nn.Sequential(*conv_bn(n_in, n_out, stride=stride), nn.ReLU(inplace=True), *conv_bn(n_out, n_out))
-        pool = [nn.AvgPool2d(2, ceil_mode=True)] if stride == 2 else []
-        self.shortcut = nn.Sequential(*pool, *conv_bn(n_in, n_out, size=1)) if n_in != n_out else nn.Identity()
+        pool = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
+        self.shortcut = nn.Sequential(*pool, *(conv_bn(n_in, n_out, size=1) if n_in != n_out else []))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, n_in, H, W) -> (N, n_out, H / stride, W / stride)
         return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
@@ -96,7 +96,7 @@ def arch_name(
     raise ValueError(f"vision_learner: no architecture {name!r} in {where}{suggest(name, [*known, *more]) or '.'} "
                      "torchvision.models.list_models() names all of torchvision.")
 
-# %% ../../nbs/api/23_models.ipynb #a76b3880
+# %% ../../nbs/api/23_models.ipynb #6b585813
 HEADS = ("avgpool", "classifier", "fc", "head", "heads")  # names of the first layer that is not part of a body
 
 
@@ -123,14 +123,16 @@ class TimmBody(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C)
         return self.net(x)
 
-    def __getitem__(self, i: int) -> list[nn.Parameter]:
-        "Parameter group 0 or 1: the earlier and the later half of the stages, as timm numbers them."
+    def groups(self) -> list[list[nn.Parameter]]:
+        "Two parameter groups: the earlier and the later half of the stages, as timm numbers them; of the tensors where it does not."
         from timm.models import group_parameters
 
-        stages = group_parameters(self.net, self.net.group_matcher(coarse=True))
-        order, named = sorted(stages), dict(self.net.named_parameters())
+        named = dict(self.net.named_parameters())
+        matcher = getattr(self.net, "group_matcher", None)
+        stages = group_parameters(self.net, matcher(coarse=True)) if matcher else {i: [name] for i, name in enumerate(named)}
+        order = sorted(stages)
         half = (len(order) + 1) // 2
-        return [named[key] for stage in (order[half:] if i else order[:half]) for key in stages[stage]]
+        return [[named[key] for stage in part for key in stages[stage]] for part in (order[:half], order[half:])]
 
 
 def create_body(
@@ -172,7 +174,7 @@ def body_shape(
     finally:
         body.train(training)
 
-# %% ../../nbs/api/23_models.ipynb #f07d7773
+# %% ../../nbs/api/23_models.ipynb #90f5e38b
 @dataclass
 class VisionModel(ModelSpec):
     "Recipe for a body of `create_body` with a new head; `build` makes it untrained."
@@ -198,9 +200,10 @@ def vision_groups(
     model: nn.Sequential,  # made by `VisionModel.build`
 ) -> list:  # early layers, late layers, head
     "The three parameter groups of a vision model."
-    return [model[0][0], model[0][1], model[1]]
+    body, head = model
+    return [*(body.groups() if isinstance(body, TimmBody) else body), head]
 
-# %% ../../nbs/api/23_models.ipynb #44cc2488
+# %% ../../nbs/api/23_models.ipynb #8f703772
 class WeightsError(RuntimeError):
     "Published weights that cannot be had."
 
@@ -253,10 +256,15 @@ def fetch_weights(
         if not Path(weights).is_file():
             raise FileNotFoundError(f"vision_learner: there is no file weights={show_path(weights)}.")
         return Path(weights)
+    if weights is not None and (name in OWN_ARCHS or name.startswith("timm/")):
+        raise ValueError(f"vision_learner: {name} has no weights={weights!r}; pass a file (.safetensors, .pth), or leave it out"
+                         + (" and put the tag into the name, as in timm.list_pretrained()." if "/" in name else "."))
     if name in OWN_ARCHS:
         return Path(str(importlib.resources.files("coursekit.vision") / f"{name}.safetensors"))
     if name.startswith("timm/"):
         url, cached, sha = timm_file(name)
+        if os.environ.get("COURSEKIT_MIRROR"):  # all of timm's files have one name on the Hub, so in a mirror they need their own
+            cached = Path(os.environ["COURSEKIT_MIRROR"]).expanduser() / f"{url.split('/')[4]}.safetensors"
     else:
         url = weights_entry(name, weights).url
         cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
@@ -264,11 +272,13 @@ def fetch_weights(
     if cached.is_file():
         return cached
     try:
+        if name.startswith("timm/") and os.environ.get("COURSEKIT_MIRROR"):
+            raise DownloadError(f"COURSEKIT_MIRROR has no {cached.name}")
         return fetch_file(url, f"weights/{name}" if name.startswith("timm/") else "weights", sha256_prefix=sha)
     except DownloadError as e:
         raise WeightsError(
             f"vision_learner: the weights of {name} are not on this machine and cannot be downloaded ({e}). Three ways "
-            f"on: put {cached.name} into {show_path(cached.parent)} from a machine that has it, or its folder into COURSEKIT_MIRROR; train "
+            f"on: put {cached.name} into {show_path(cached.parent)} from a machine that has it; train "
             "from scratch with pretrained=False; or use 'coursenet', whose weights are part of coursekit.") from e
 
 
@@ -294,9 +304,14 @@ def read_state(
     from safetensors.torch import load_file
 
     try:
-        return load_file(file) if str(file).endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
+        state = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # either reader raises nearly anything on a damaged file
         raise WeightsError(f"vision_learner: {show_path(file)} cannot be read ({str(e).splitlines()[0][:120]}); get it again.") from e
+    for key in ("state_dict", "model"):  # where many training programs put it
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise WeightsError(f"vision_learner: {show_path(file)} holds no weights by name; save model.state_dict().")
+    return state
 
 
 def load_body_weights(
@@ -310,11 +325,14 @@ def load_body_weights(
         given = [f"net.{k}" for k in body.net.state_dict()] if isinstance(body, TimmBody) else list(whole_net(name).state_dict())
     wanted = [k for k in own if not k.endswith("num_batches_tracked")]
     given = [k.removeprefix("net.") for k in given if not k.endswith("num_batches_tracked")][:len(wanted)]  # a body is a prefix of its network
-    if [own[w].shape for w in wanted] != [state[g].shape if g in state else None for g in given]:
-        raise WeightsError(f"vision_learner: {show_path(file)} does not fit {name}; delete it to download it again.")
+    for w, g in zip(wanted, given):
+        if g not in state or state[g].shape != own[w].shape:
+            has = f"is {list(state[g].shape)} there" if g in state else "is not there"
+            raise WeightsError(f"vision_learner: {show_path(file)} does not fit {name}: {g} should be {list(own[w].shape)} and {has}. If "
+                               "coursekit downloaded it, delete it, and it is fetched again.")
     body.load_state_dict({w: state[g] for w, g in zip(wanted, given)}, strict=False)
 
-# %% ../../nbs/api/23_models.ipynb #7cce65a7
+# %% ../../nbs/api/23_models.ipynb #c0854978
 def course_arch(
     *archs: str | Callable,  # architectures to wish for, best first
 ) -> str:  # the name of one whose weights are there
@@ -325,7 +343,7 @@ def course_arch(
             try:
                 print(f"{arch_name(arch)}: weights from {show_path(fetch_weights(arch))}")
                 return arch_name(arch)
-            except WeightsError as e:
+            except (WeightsError, ValueError) as e:  # a ValueError: an architecture that is not installed
                 why = str(e)
     print(f"coursenet, with the weights that come with coursekit ({why})")
     return "coursenet"

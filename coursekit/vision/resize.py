@@ -47,7 +47,7 @@ def _short_repr(self) -> str:
     fields = [f for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default]
     return f"{type(self).__name__}({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields)})"
 
-# %% ../../nbs/api/20a_resize.ipynb #29d37000
+# %% ../../nbs/api/20a_resize.ipynb #e5f79ca6
 _SPATIAL = ("image", "mask", "points")  # the kinds that geometry moves
 
 
@@ -76,7 +76,9 @@ def _cut(
         return F.interpolate(part[None, None], size, mode="nearest-exact")[0, 0]
     # a batch of one whose strides say "channels last", or PyTorch would sort the bytes anew before and after
     batch = part.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+    if batch.device.type == "cpu":
+        return F.interpolate(batch, size, mode="bilinear", antialias=True)[0]
+    return F.interpolate(batch.float(), size, mode="bilinear", antialias=True)[0].round_().byte()  # no other device does it in bytes
 
 
 def _cover(
@@ -90,7 +92,7 @@ def _cover(
     top, left = [(whole - n) // 2 for whole, n in zip(source, used)]
     return (left, top, left + used[1], top + used[0]), (inner[0], inner[1])
 
-# %% ../../nbs/api/20a_resize.ipynb #67d69978
+# %% ../../nbs/api/20a_resize.ipynb #8ac31b7e
 _PAD_MODES = ("reflection", "border", "zeros")
 
 
@@ -105,7 +107,7 @@ def _pad(
     left, top, right, bottom = margins
     how = {"reflection": "symmetric", "border": "edge", "zeros": "constant"}[pad_mode]
     pixels = value.permute(1, 2, 0) if value.ndim == 3 else value
-    padded = torch.from_numpy(np.pad(pixels.numpy(), ((top, bottom), (left, right)) + ((0, 0),) * (value.ndim - 2), mode=how))
+    padded = torch.from_numpy(np.pad(pixels.cpu().numpy(), ((top, bottom), (left, right)) + ((0, 0),) * (value.ndim - 2), mode=how)).to(value.device)
     return padded.permute(2, 0, 1) if value.ndim == 3 else padded
 
 # %% ../../nbs/api/20a_resize.ipynb #5ca416f8

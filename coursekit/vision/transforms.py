@@ -294,7 +294,7 @@ def _augment_bytes(
         cv2.LUT(old.reshape(new.shape), tables[i : i + 1], dst=new)
     return out.permute(0, 3, 1, 2)
 
-# %% ../../nbs/api/21_transforms.ipynb #d2d313e8
+# %% ../../nbs/api/21_transforms.ipynb #ddb11d18
 def _augment_images(
     x: torch.Tensor,  # (n, c, h, w), uint8 or float in 0..1
     draw: _Draw,
@@ -315,11 +315,10 @@ def _augment_images(
     for way, at in draw.groups(_pieces(x, out[0].numel())):
         at = at.to(x.device)
         piece = _scaled(x.index_select(0, at))
-        piece = torch.where(same[at], piece, _relight(piece, light[0, at], light[1, at]))
-        piece = piece if channels is None else _scaled(piece, *channels)
         piece = _flipped(piece, way) if way < 8 else \
             _sample(_shrink(piece, step), matrix[at], draw.size, mode=mode, pad_mode=pad_mode)
-        out.index_copy_(0, at, piece)
+        piece = torch.where(same[at], piece, _relight(piece, light[0, at], light[1, at]))
+        out.index_copy_(0, at, piece if channels is None else _scaled(piece, *channels))
     return out
 
 
