@@ -30,25 +30,25 @@ from coursekit.vision.all import (
 T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
 
 
-def train(make_dls, *, epochs, base_lr, scratch_lr, seed, weights):
+def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights):
     "Error and seconds of fine_tune(epochs) over the weights, or of one cycle of epochs + 1 without."
     start = time.perf_counter()
     learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, seed=seed)
     with learn.no_bar():
         if weights:
-            learn.fine_tune(epochs, base_lr)
+            learn.fine_tune(epochs, base_lr, lr_mult=lr_mult)
         else:
             learn.fit_one_cycle(epochs + 1, scratch_lr)
     return learn.recorder.final_record[-1], time.perf_counter() - start
 
 
-def compare(name, make_dls, seeds, *, epochs, base_lr, scratch_lr, what):
+def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what):
     "Rows for one data set."
     rows = []
     for start in what:
         runs = []
         for seed in range(seeds):
-            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, scratch_lr=scratch_lr, seed=seed, weights=start == "pretrained")
+            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed, weights=start == "pretrained")
             print(json.dumps({"data": name, "start": start, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
             runs.append((error, seconds))
         errors = [e for e, _ in runs]
@@ -63,7 +63,8 @@ def main():
     ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar"])
     ap.add_argument("--seeds", type=int, default=3, choices=sorted(T95))
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
-    ap.add_argument("--lr", type=float, default=4e-3, help="base_lr of fine_tune")
+    ap.add_argument("--lr", type=float, default=8e-3, help="base_lr of fine_tune")
+    ap.add_argument("--lr-mult", type=float, default=5, help="lr_mult of fine_tune")
     ap.add_argument("--bs", type=int, default=32)
     ap.add_argument("--only", choices=["pretrained", "scratch"])
     args = ap.parse_args()
@@ -74,17 +75,17 @@ def main():
         path = untar_data(URLs.DOGS)
         tfms = aug_transforms(min_scale=0.6, size=args.size)
         rows += compare(f"dogscats, {args.size} px", lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=tfms, **options), args.seeds,
-                        epochs=3, base_lr=args.lr, scratch_lr=5e-3, what=what)
+                        epochs=3, base_lr=args.lr, lr_mult=args.lr_mult, scratch_lr=5e-3, what=what)
     if "pets" in args.cases:
         files = get_image_files(untar_data(URLs.PETS) / "images")
         rows += compare(f"37 breeds, {len(files)} photos, {args.size} px", lambda seed: ImageDataLoaders.from_name_func(
             files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(), **{**options, "bs": 16}),
-            args.seeds, epochs=10, base_lr=args.lr, scratch_lr=5e-3, what=what)
+            args.seeds, epochs=10, base_lr=args.lr, lr_mult=args.lr_mult, scratch_lr=5e-3, what=what)
     if "paper" in args.cases:
         files = get_image_files(course_data(URLs.PETS) / "images")
         rows += compare("Paper Pets, 12 breeds, 64 px", lambda seed: ImageDataLoaders.from_name_func(
             files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(),
-            **{**options, "item_tfms": Resize(64)}), args.seeds, epochs=2, base_lr=args.lr, scratch_lr=5e-3, what=what)
+            **{**options, "item_tfms": Resize(64)}), args.seeds, epochs=2, base_lr=args.lr, lr_mult=args.lr_mult, scratch_lr=5e-3, what=what)
     if "cifar" in args.cases:
         learn = pretrained("cifar10")
         folder = untar_data(URLs.CIFAR) / "test"

@@ -53,7 +53,7 @@ def _from_bytes(
     flat = buffer[start:start + count].view(dtype)
     return flat.view(shape[1], shape[2], shape[0]).permute(2, 0, 1) if len(shape) == 3 else flat.view(shape)
 
-# %% ../../nbs/api/08a_cache.ipynb #862d4c42
+# %% ../../nbs/api/08a_cache.ipynb #b87b6e4d
 class Samples:
     "Samples laid out in a few large buffers."
 
@@ -96,7 +96,7 @@ def prepare_chunks(
     "Prepare samples on several threads (Pillow and PyTorch let each other run), and lay them out in order, with a bar where it takes long."
     from tqdm.auto import tqdm
 
-    with ThreadPoolExecutor(threads()) as pool, tqdm(total=n, desc="preparing", leave=False, disable=n < 200) as bar:
+    with ThreadPoolExecutor(threads()) as pool, tqdm(total=n, desc="preparing", leave=False, delay=2) as bar:
         for low in range(0, n, size):
             flats, rows, start = [], [], 0
             for parts in pool.map(make, range(low, min(low + size, n))):
