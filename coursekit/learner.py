@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LRFinder', 'Learner', 'Meter', 'channels_last', 'as_float', 'check_dls', 'load_weights', 'load_learner', 'learner_of']
 
-# %% ../nbs/api/16_learner.ipynb #6cc47b87
+# %% ../nbs/api/16_learner.ipynb #98b589ff
 import contextlib
 import math
 import os
@@ -30,7 +30,7 @@ from .export import Exported, read_export, read_tensors, write_export, write_ten
 from .layers import is_norm
 from .losses import as_loss
 from .metrics import Metric, as_metric
-from .preds import KeptPreds, Prediction, Preds
+from .preds import KeptPreds, Prediction, Preds, meddling
 from .optim import AdamW, make_optimizer, set_hyper, split_params
 from .progress import ProgressCallback, progress_bar
 from .schedule import SchedExp, lr_groups, one_cycle, valley
@@ -69,7 +69,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #0f0e6712
+# %% ../nbs/api/16_learner.ipynb #62745440
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -218,16 +218,11 @@ class Learner:
 
         self._run("train", CancelTrainException, batches)
 
-    def _meddling(self) -> bool:
-        "Whether a callback of the user's may change batches or outputs."
-        hooks = [h for event in ("before_batch", "after_pred") for h in self._hooks[event]]
-        return any(not type(getattr(h, "__self__", h)).__module__.startswith("coursekit.") for h in hooks)
-
     @torch.no_grad()
     def _validate(self, dl) -> None:
         self.model.eval()
         self.state.training, self.dl, self.state.metrics, self._kept = False, dl, [], None
-        meter, kept = Meter(self), KeptPreds(dl, self.model, plain=not self._meddling())
+        meter, kept = Meter(self), KeptPreds(dl, self.model, plain=not meddling(self._hooks))
 
         def batches() -> None:
             for batch in dl:

@@ -365,7 +365,7 @@ def _check_block_refuses(block: Block, unknown: Any) -> None:
     else:
         raise ContractError(f"{shown(block)}: refuses {unknown!r}, which it cannot encode.")
 
-# %% ../nbs/api/31_testing.ipynb #3403349c
+# %% ../nbs/api/31_testing.ipynb #fe35e210
 def check_item_transform(
     transform: ItemTransform,  # to be checked
     values: list,  # the parts of one sample, inputs first
@@ -379,8 +379,8 @@ def check_item_transform(
     def run(t: ItemTransform, seed: int, train: bool) -> list:
         passed, kept = copy.deepcopy(values), copy.deepcopy(values)
         out = t.run(passed, list(kinds), rng=random.Random(seed), train=train)
-        require(same(t.prepare(passed, list(kinds)), t.prepare(kept, list(kinds))), t, "prepares a sample the same way every time")
         require(same(passed, kept), t, "leaves the values passed in alone")
+        require(same(t.prepare(passed, list(kinds)), t.prepare(kept, list(kinds))), t, "prepares a sample the same way every time")
         return out
 
     require(isinstance(transform.order, (int, float)), transform, "has a number as its order", seen=transform.order)

@@ -8,11 +8,11 @@ __all__ = ['ABOUT_MODELS', 'ABOUT_DATA', 'ABOUT_TRAINING', 'ABOUT_RESULTS', 'QUI
 # %% ../../nbs/api/34_quiz_01.ipynb #f0c1e1b2
 from ..exercises import Question, Quiz
 
-# %% ../../nbs/api/34_quiz_01.ipynb #0891504b
+# %% ../../nbs/api/34_quiz_01.ipynb #c8a96012
 ABOUT_MODELS = (
     Question(
         "What is the architecture of a model?",
-        ("which operations follow each other", "It is fixed before training. Training fills in its numbers."),
+        ("which operations follow each other", "It is fixed before training. Training changes its numbers."),
         (
             (
                 "the numbers that training finds",
@@ -78,7 +78,7 @@ ABOUT_MODELS = (
         (
             (
                 "it has fewer layers than the nets that came before it",
-                "ResNets are deeper than most nets before them; 34 and 50 layers are the small ones.",
+                "ResNets are deeper than most nets before them; 18 and 34 layers are the small ones, and 152 were published.",
             ),
             (
                 "it remembers every training picture",
@@ -89,7 +89,7 @@ ABOUT_MODELS = (
     ),
 )
 
-# %% ../../nbs/api/34_quiz_01.ipynb #4e96e400
+# %% ../../nbs/api/34_quiz_01.ipynb #3d3585ec
 ABOUT_DATA = (
     Question(
         "What is the validation set for?",
@@ -112,7 +112,7 @@ ABOUT_DATA = (
         (
             (
                 "the training loss is lower than the validation loss at the end",
-                "That is so in nearly all good models. What counts is whether validation gets worse.",
+                "That happens in many good models, and the opposite as well. What counts is whether validation gets worse.",
             ),
             ("the validation loss falls slowly", "Slow progress is still progress; try more epochs or another rate."),
             ("the training loss rises", "Then training itself fails, mostly because the rate is too high."),
@@ -174,11 +174,10 @@ ABOUT_DATA = (
         ),
     ),
     Question(
-        "What does `Normalize` do to the numbers of a picture?",
+        "What does normalisation (`Normalize`) do to the numbers of a picture?",
         (
-            "it makes mean 0, deviation 1 of each channel",
-            "It subtracts a mean and divides by a deviation; pretrained nets expect those of the "
-            "pictures they were trained on.",
+            "it subtracts a fixed mean and divides by a fixed deviation, for each colour",
+            "Those of the pictures the net was trained on; the result lies around 0 with a spread of about 1, not exactly.",
         ),
         (
             (
