@@ -9,7 +9,6 @@ of its own, so that its peak memory can be told. --rounds takes turns several ti
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -114,19 +113,9 @@ def table(peer: dict, mine: dict) -> str:
     return "\n".join(lines)
 
 
-def processor() -> str:
-    "The machine in a few words."
-    try:
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    except OSError:
-        names = []
-    import torch
-
-    can = [k for k in ("avx512_bf16", "amx_bf16", "avx512", "avx2") if torch.cpu.get_capabilities().get(k)]
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor()} ({can[0] if can else platform.machine()})"
-
-
 def main() -> None:
+    from coursekit.cli import processor
+
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with dogscats.tgz or dogscats")
     ap.add_argument("--peer", default="/tmp/peer/bin/python", help="Python of the environment with fastai")
@@ -149,15 +138,17 @@ def main() -> None:
         mine: dict[tuple[str, str], list[float]] = {}
         for _ in range(args.rounds):
             for case in ("import", *CASES):
-                for side, command in ((peer, [args.peer, "-c", IMPORT.format("fastai")]), (mine, [sys.executable, "-c", IMPORT.format("coursekit")])) if case == "import" else ((peer, [args.peer, "-c", WRAP, str(args.script), str(data), case]),
-                                      (mine, [sys.executable, __file__, "--data", str(data), "--ours", case])):
+                commands = ([args.peer, "-c", WRAP, str(args.script), str(data), case], [sys.executable, __file__, "--data", str(data), "--ours", case])
+                if case == "import":
+                    commands = ([args.peer, "-c", IMPORT.format("fastai")], [sys.executable, "-c", IMPORT.format("coursekit")])
+                for side, command in zip((peer, mine), commands):
                     for key, value in run(command).items():
                         side.setdefault(key, []).append(value)
                         print("fastai  " if side is peer else "coursekit", *key, value, flush=True)
     found = subprocess.run([args.peer, "-c", "import fastai, torch; print(fastai.__version__, torch.__version__)"], capture_output=True, text=True, check=True)
     fastai, torch_version = found.stdout.split()
     text = table({k: median(v) for k, v in peer.items()}, {k: median(v) for k, v in mine.items()})
-    note = (f"Measured {time.strftime('%Y-%m-%d')} on {processor()}, {args.rounds} round(s): coursekit {version('coursekit')}, fastai {fastai}, "
+    note = (f"Measured {time.strftime('%Y-%m-%d')} on {processor()}; medians of {args.rounds} rounds: coursekit {version('coursekit')}, fastai {fastai}, "
             f"torch {version('torch').split('+')[0]} and {torch_version.split('+')[0]}, by `python benchmarks/vs_fastai.py --rounds {args.rounds}`.")
     args.out.write_text(f"{text}\n\n{note}\n")
     print(f"\n{text}\n\n{note}")

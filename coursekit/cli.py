@@ -6,7 +6,7 @@
 __all__ = ['package_versions', 'processor', 'precision_policy', 'memory_format', 'folder_size', 'caches', 'network',
            'device_name', 'advice', 'main', 'doctor']
 
-# %% ../nbs/api/35_cli.ipynb #a3c46276
+# %% ../nbs/api/35_cli.ipynb #eb9dfd4e
 import os
 import platform
 import re
@@ -20,9 +20,9 @@ from pathlib import Path
 import click
 
 from . import __version__
-from .core import coursekit_home, default_device, has_fast_bf16, plural, precision_dtype, reuse_memory, show_path
+from .core import coursekit_home, cpu_cores, default_device, has_fast_bf16, plural, precision_dtype, reuse_memory, show_path
 
-# %% ../nbs/api/35_cli.ipynb #b9cab8d5
+# %% ../nbs/api/35_cli.ipynb #8e75ac18
 def package_versions() -> str:
     "The versions that matter in a question or a bug report."
     def one(name: str) -> str:
@@ -39,7 +39,6 @@ def processor() -> str:
     "The CPU: cores this process may use, model, what it multiplies fastest."
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -47,7 +46,7 @@ def processor() -> str:
         model = platform.processor() or platform.machine()
     can = torch.cpu.get_capabilities()
     best = next((k for k in ("amx_bf16", "avx512_bf16", "avx512", "avx2") if can.get(k)), platform.machine())
-    return f"{plural(cores, 'core')} of {model}, {best}, {plural(torch.get_num_threads(), 'thread')}"
+    return f"{plural(cpu_cores(), 'core')} of {model}, {best}, {plural(torch.get_num_threads(), 'thread')}"
 
 
 def precision_policy() -> str:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['coursekit_home', 'show_path', 'suggest', 'check_range', 'plural', 'default_device', 'has_fast_bf16',
-           'precision_dtype', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
+           'precision_dtype', 'cpu_cores', 'atomic_file', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
 
-# %% ../nbs/api/00_core.ipynb #f4372642
+# %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
 import ctypes
 import difflib
@@ -14,9 +14,11 @@ import functools
 import importlib
 import os
 import sys
+import tempfile
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -116,6 +118,31 @@ def precision_dtype(
     if precision == "fp32" or (precision == "auto" and not has_fast_bf16(device)):
         return None
     return torch.bfloat16
+
+# %% ../nbs/api/00_core.ipynb #3d0066cd
+def cpu_cores() -> int:
+    "Cores that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# %% ../nbs/api/00_core.ipynb #c328215f
+@contextlib.contextmanager
+def atomic_file(
+    path: str | os.PathLike,  # where to; its folder is made when missing
+) -> Iterator[BinaryIO]:  # open for writing
+    "Inside, write to a file that gets its name at the end: it is there whole or not at all, also after a crash."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 # %% ../nbs/api/00_core.ipynb #164c11dd
 @functools.cache

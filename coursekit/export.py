@@ -6,14 +6,13 @@
 __all__ = ['SAFE_BASES', 'ModelSpec', 'to_spec', 'from_spec', 'atomic_write', 'tensors_hash', 'write_tensors', 'read_tensors',
            'Exported', 'write_export', 'read_export']
 
-# %% ../nbs/api/15_export.ipynb #c14467c7
+# %% ../nbs/api/15_export.ipynb #43d9d222
 import dataclasses
 import hashlib
 import importlib
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .core import show_path
+from .core import atomic_file, show_path
 from .data.block import BatchTransform, Block, ItemTransform
 from .losses import Loss
 
@@ -85,26 +84,15 @@ def from_spec(
     except TypeError as e:
         raise ValueError(f"load: {name!r} of this version does not take {sorted(spec['fields'])}: {e}.") from e
 
-# %% ../nbs/api/15_export.ipynb #9ff5c5d6
+# %% ../nbs/api/15_export.ipynb #f2fd56d5
 def atomic_write(
     path: str | os.PathLike,  # where to
     data: bytes,  # what
 ) -> Path:  # the path
     "Write a file so that it is there whole or not at all, also after a crash."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    with atomic_file(path) as f:
+        f.write(data)
+    return Path(path)
 
 # %% ../nbs/api/15_export.ipynb #57777c71
 def tensors_hash(

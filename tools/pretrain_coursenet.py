@@ -44,24 +44,22 @@ TINY, CIFAR = 200, 10  # classes of the two sets; CIFAR's come after
 WEIGHTS = Path(coursekit.vision.models.__file__).with_name("coursenet.safetensors")
 
 
-class PixelBlock(ImageBlock):
-    "Pictures that are (3, 32, 32) tensors of bytes already."
+class Ready:
+    "Makes a block of values that are encoded already."
 
     def encode(self, value):
         return value
 
     def collate(self, values):
-        return torch.stack(list(values))
+        return torch.stack(list(values)) if isinstance(values[0], torch.Tensor) else torch.tensor(list(values))
 
 
-class ClassBlock(CategoryBlock):
-    "Classes that are numbers already."
+class PixelBlock(Ready, ImageBlock):
+    "Pictures as (3, 32, 32) tensors of bytes."
 
-    def encode(self, value):
-        return value
 
-    def collate(self, values):
-        return torch.tensor(list(values))
+class ClassBlock(Ready, CategoryBlock):
+    "Classes as numbers."
 
 
 def read_pictures(folder, first_class, vocab):
@@ -167,7 +165,7 @@ def main():
     log, state_file = args.work / "log.jsonl", args.work / "state.json"
     state = json.loads(state_file.read_text()) if state_file.exists() else {"epochs": 0}
     done = state["epochs"]
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "publish")}
+    settings = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("work", "publish")}
 
     def say(**row):
         print(json.dumps(row), flush=True)
@@ -216,7 +214,7 @@ def publish(model, data, args):
     weight, bias = state.pop("fc.weight"), state.pop("fc.bias")
     heads = {"heads.cifar10.weight": weight[TINY:], "heads.cifar10.bias": bias[TINY:]}
     state = {k: (v.half() if v.ndim > 1 else v.float()).contiguous() for k, v in (state | heads).items()}
-    save_file(state, WEIGHTS, {"made by": "tools/pretrain_coursenet.py", "settings": json.dumps({k: str(v) for k, v in vars(args).items() if k != "work"})})
+    save_file(state, WEIGHTS, {"made by": "tools/pretrain_coursenet.py", "settings": json.dumps({k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "work"})})
     model.load_state_dict({**{k: v.float() for k, v in state.items() if not k.startswith("heads.")}, "fc.weight": weight.half().float(), "fc.bias": bias}, strict=False)
     learn = Learner(make_dls(data, 64, args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
     learn.channels_last, tests = True, {}

@@ -6,14 +6,13 @@
 __all__ = ['MAGIC', 'KINDS', 'Samples', 'threads', 'prepare_chunks', 'DiskSamples', 'write_cache', 'read_header', 'cache_limit',
            'cache_files', 'trim_cache', 'Cache', 'cache_key', 'file_source', 'free_memory', 'check_room']
 
-# %% ../../nbs/api/08a_cache.ipynb #573bc8a3
+# %% ../../nbs/api/08a_cache.ipynb #ef0238bc
 import contextlib
 import ctypes
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 import threading
 import time
 import zlib
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..core import coursekit_home, plural, show_path
+from ..core import atomic_file, coursekit_home, cpu_cores, plural, show_path
 
 # %% ../../nbs/api/08a_cache.ipynb #23b2309c
 _DTYPES = (torch.uint8, torch.float32, torch.int64)  # what a part may hold, by its number in the index
@@ -53,7 +52,7 @@ def _from_bytes(
     flat = buffer[start:start + count].view(dtype)
     return flat.view(shape[1], shape[2], shape[0]).permute(2, 0, 1) if len(shape) == 3 else flat.view(shape)
 
-# %% ../../nbs/api/08a_cache.ipynb #b87b6e4d
+# %% ../../nbs/api/08a_cache.ipynb #cf72c2c9
 class Samples:
     "Samples laid out in a few large buffers."
 
@@ -85,7 +84,7 @@ class Samples:
 
 def threads() -> int:
     "How many threads prepare samples: one a core, at most 16."
-    return max(1, min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    return min(16, cpu_cores())
 
 
 def prepare_chunks(
@@ -111,7 +110,7 @@ def prepare_chunks(
             yield torch.cat(flats), np.array(rows, dtype=np.int64).reshape(len(rows), -1, _FIELDS)
             bar.update(len(rows))
 
-# %% ../../nbs/api/08a_cache.ipynb #f78b15b6
+# %% ../../nbs/api/08a_cache.ipynb #9d8defdf
 MAGIC = b"coursekit cache 1\n"
 
 
@@ -153,28 +152,19 @@ def write_cache(
     chunks: Iterator[tuple[Tensor, np.ndarray]],  # from `prepare_chunks`
 ) -> None:
     "Write a cache file, whole or not at all."
-    path, start, rows, sums = Path(path), 0, [], []
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            for data, index in chunks:
-                edges = [*index[:, 0, 1].tolist(), data.numel()]
-                sums += [zlib.crc32(data[a:b].numpy()) for a, b in zip(edges, edges[1:])]
-                index[..., 1] += start
-                rows.append(index)
-                start += data.numel()
-                f.write(data.numpy().data)
-            index = np.concatenate(rows)
-            f.write(index.tobytes())
-            line = json.dumps({"key": key, "data": start, "shape": index.shape, "sums": sums}).encode()
-            f.write(line + hashlib.sha256(index.tobytes() + line).digest() + len(line).to_bytes(8, "little") + MAGIC)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    start, rows, sums = 0, [], []
+    with atomic_file(path) as f:
+        for data, index in chunks:
+            edges = [*index[:, 0, 1].tolist(), data.numel()]
+            sums += [zlib.crc32(data[a:b].numpy()) for a, b in zip(edges, edges[1:])]
+            index[..., 1] += start
+            rows.append(index)
+            start += data.numel()
+            f.write(data.numpy().data)
+        index = np.concatenate(rows)
+        f.write(index.tobytes())
+        line = json.dumps({"key": key, "data": start, "shape": index.shape, "sums": sums}).encode()
+        f.write(line + hashlib.sha256(index.tobytes() + line).digest() + len(line).to_bytes(8, "little") + MAGIC)
 
 
 def read_header(

@@ -22,7 +22,7 @@ from .cache import Cache, file_source
 if TYPE_CHECKING:
     from coursekit.data.block import Block, ItemTransform
 
-# %% ../../nbs/api/09a_dataset.ipynb #8b724b29
+# %% ../../nbs/api/09a_dataset.ipynb #1c113f69
 CACHED = ("image", "mask", "points")  # the kinds that a cache keeps; the others are small
 
 
@@ -95,14 +95,11 @@ class Dataset(torch.utils.data.Dataset):
 
         def make(i: int) -> list:
             sample = self.prepared(i)
-            for p, value in enumerate(sample if i == 0 else ()):
-                if p not in parts and self.item_tfms and str(value) != str(self.encode_part(0, p)):
-                    raise refusal(p)
+            for p, kind in enumerate(self.kinds if i == 0 and self.item_tfms else ()):
+                if p not in parts and str(sample[p]) != str(self.encode_part(0, p)):  # such a part is encoded anew each time
+                    raise ValueError(f"cache={self.cache.kind!r}: {self.item_tfms[0]!r} changes a part of kind {kind!r}, and only "
+                                     f"{', '.join(CACHED)} are cached; pass cache=None.")
             return [sample[p] for p in parts]
-
-        def refusal(p: int) -> ValueError:
-            return ValueError(f"cache={self.cache.kind!r}: {self.item_tfms[0]!r} changes a part of kind {self.kinds[p]!r}, and only "
-                                 f"{', '.join(CACHED)} are cached; pass cache=None.")
 
         self.cache.fill(len(self), make, sources=lambda: self.sources(parts), device=device)
 

@@ -6,7 +6,7 @@
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'Collate', 'DataLoader', 'PlainLoader',
            'ordered', 'resized', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #7d764181
+# %% ../../nbs/api/09_load.ipynb #ac8565fc
 import copy
 import os
 import sys
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import default_device, plural, reuse_memory
+from ..core import cpu_cores, default_device, plural, reuse_memory
 from .cache import threads
 from ..show import figure_grid, finish
 
@@ -124,13 +124,13 @@ class EpochSampler(torch.utils.data.Sampler):
         for k in range(len(self)):
             yield [(i, derive_seed(self.seed, self.epoch, i)) for i in order[k * self.bs:(k + 1) * self.bs]]
 
-# %% ../../nbs/api/09_load.ipynb #3f019aaf
+# %% ../../nbs/api/09_load.ipynb #fa55c2e4
 def default_workers() -> int:  # 0 on machines with one or two cores, else the cores, at most 16
     """Processes that prepare batches: none where they would only take turns with the training itself, and none where a new
     process cannot be forked (macOS, Windows): there a label function written in a notebook could not be sent to it."""
     if torch.multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or sys.platform in ("darwin", "win32"):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cpu_cores()
     return 0 if cores <= 2 else min(16, cores)
 
 # %% ../../nbs/api/09_load.ipynb #33a3c814
