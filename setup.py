@@ -46,11 +46,11 @@ setup(
         *(f"Programming Language :: Python :: {v}" for v in PYTHONS),
     ],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={"": ["*.safetensors", "*.json", "*.txt", "py.typed"]},
+    package_data={"": ["*.safetensors", "*.json", "*.txt", "*.ipynb", "py.typed"]},
     include_package_data=True,
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=runtime,
-    extras_require={"course": course, "timm": cfg["timm_requirements"].split(), "dev": [*course, *dev]},
+    extras_require={"course": course, **{extra: cfg[f"{extra}_requirements"].split() for extra in ("timm", "hub", "onnx")}, "dev": [*course, *dev]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

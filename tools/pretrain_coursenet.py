@@ -129,7 +129,9 @@ def make_dls(data, size, args, every=1):
     blocks = [PixelBlock(), ClassBlock(vocab=list(range(TINY + CIFAR)))]
     valid = list(range(0, len(data["valid_y"]), every))
     x, y = data["valid_x"][valid], data["valid_y"][valid].tolist()
-    train = Dataset(range(len(data["train_y"])), blocks, [None, None], train=True, values=[data["train_x"], data["train_y"].tolist()])
+    mine = torch.arange(len(data["train_y"]))  # every picture once, those of CIFAR-10 so many times
+    mine = mine.repeat_interleave(torch.where(data["train_y"] >= TINY, args.cifar, 1))
+    train = Dataset(range(len(mine)), blocks, [None, None], train=True, values=[data["train_x"][mine], data["train_y"][mine].tolist()])
     held = Dataset(range(len(y)), blocks, [None, None], values=[x, y])
     tfms = [*aug_transforms(size=size, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=0.1, max_lighting=0.3, p_affine=0.5),
             Normalize.from_stats(*imagenet_stats)]
@@ -155,6 +157,7 @@ def main():
     ap.add_argument("--wd", type=float, default=5e-4)
     ap.add_argument("--bs", type=int, default=128)
     ap.add_argument("--min-scale", type=float, default=0.35, help="smallest share of the area that is cut out")
+    ap.add_argument("--cifar", type=int, default=2, help="times that an epoch shows each picture of CIFAR-10, of which there are half as many")
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--start", type=Path, help="begin with the weights of this file (written by --publish)")
