@@ -23,6 +23,7 @@ readme = ROOT / "README.md"
 runtime = cfg["requirements"].split()
 course = cfg["course_requirements"].split()
 dev = cfg["dev_requirements"].split()
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("timm", "hub", "onnx")}
 
 setup(
     name=cfg["lib_name"],
@@ -51,6 +52,6 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=runtime,
-    extras_require={"course": course, **{extra: cfg[f"{extra}_requirements"].split() for extra in ("timm", "hub", "onnx")}, "dev": [*course, *dev]},
+    extras_require={"course": course, **extras, "dev": [*course, *dev]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )
