@@ -6,10 +6,9 @@
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'Collate', 'DataLoader', 'PlainLoader',
            'ordered', 'resized', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #ac8565fc
+# %% ../../nbs/api/09_load.ipynb #b597f46b
 import copy
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -124,11 +123,12 @@ class EpochSampler(torch.utils.data.Sampler):
         for k in range(len(self)):
             yield [(i, derive_seed(self.seed, self.epoch, i)) for i in order[k * self.bs:(k + 1) * self.bs]]
 
-# %% ../../nbs/api/09_load.ipynb #fa55c2e4
+# %% ../../nbs/api/09_load.ipynb #4ce1bc4c
 def default_workers() -> int:  # 0 on machines with one or two cores, else the cores, at most 16
     """Processes that prepare batches: none where they would only take turns with the training itself, and none where a new
-    process cannot be forked (macOS, Windows): there a label function written in a notebook could not be sent to it."""
-    if torch.multiprocessing.get_start_method(allow_none=True) not in (None, "fork") or sys.platform in ("darwin", "win32"):
+    process is not forked (macOS, Windows, Python 3.14): there a label function written in a notebook could not be sent to it."""
+    method = torch.multiprocessing.get_start_method(allow_none=True)  # None until someone asks; then it is the first of the list
+    if (method or torch.multiprocessing.get_all_start_methods()[0]) != "fork":
         return 0
     cores = cpu_cores()
     return 0 if cores <= 2 else min(16, cores)
