@@ -1,19 +1,22 @@
 """What `coursenet`'s weights are worth: the same net with and without them, with the same budget, three seeds each.
 
-    COURSEKIT_MIRROR=../shared/data python benchmarks/transfer.py dogscats pets paper cifar
+    COURSEKIT_MIRROR=../shared/data python benchmarks/transfer.py dogscats pets paper cifar photos
 
 dogscats: 2,000 photos to learn from, 2,000 held out. pets: the 37 breeds of the mirror's 370 Oxford-IIIT Pets photos, a fifth held out.
-paper: Paper Pets, 12 drawn breeds. cifar: `pretrained("cifar10")` on CIFAR-10's 10,000 test pictures. Prints a Markdown table.
+paper: Paper Pets, 12 drawn breeds. cifar: `pretrained("cifar10")` on CIFAR-10's 10,000 test pictures. photos: ten photos
+and what it calls them, as thumbnails in cifar10_photos.jpg beside this file. Prints a Markdown table.
 """
 import argparse
 import json
 import time
+from pathlib import Path
 from statistics import mean, stdev
 
 import torch
 
 from coursekit.vision.all import (
     ImageDataLoaders,
+    PILImage,
     RegexLabeller,
     Resize,
     URLs,
@@ -22,6 +25,7 @@ from coursekit.vision.all import (
     coursenet,
     error_rate,
     get_image_files,
+    plt,
     pretrained,
     untar_data,
     vision_learner,
@@ -58,9 +62,28 @@ def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what
     return rows
 
 
+def show_photos(learn):
+    "Ten photos, chosen by number and not by result: five of pets, three from the other archive of pets, two streets."
+    dogs, pets, streets = untar_data(URLs.DOGS) / "valid", untar_data(URLs.PETS) / "images", untar_data(URLs.CAMVID) / "images"
+    files = [get_image_files(folder)[k] for folder, ks in ((dogs / "cats", (100, 300)), (dogs / "dogs", (100, 300, 500)),
+                                                           (pets, (50, 150, 250)), (streets, (100, 500))) for k in ks]
+    said = [learn.predict(f) for f in files]
+    rows = [(f.name, a.label, float(a.probabilities.max())) for f, a in zip(files, said)]
+    fig, axes = plt.subplots(2, 5, figsize=(7.5, 3.4), layout="constrained")
+    for ax, f, (_, label, sure) in zip(axes.flat, files, rows):
+        small = PILImage.create(f, draft_size=160)
+        small.thumbnail((160, 160))
+        ax.imshow(small)
+        ax.set_title(f"{label} {sure:.0%}", fontsize=9)
+        ax.axis("off")
+    fig.savefig(Path(__file__).with_name("cifar10_photos.jpg"), dpi=90, pil_kwargs={"quality": 80})
+    for name, label, sure in rows:
+        print(f"{name:40} {label:12} {sure:.0%}")
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar"])
+    ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar", "photos"])
     ap.add_argument("--seeds", type=int, default=3, choices=sorted(T95))
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
     ap.add_argument("--lr", type=float, default=8e-3, help="base_lr of fine_tune")
@@ -95,6 +118,8 @@ def main():
             preds, _ = learn.get_preds(learn.dls.test_dl(files, bs=100))
         wrong = [learn.dls.vocab[k] != f.parent.name for k, f in zip(preds.argmax(1).tolist(), files)]
         rows.append((f"CIFAR-10, {len(files):,} test pictures", 'pretrained("cifar10")', mean(map(float, wrong)), 0.0, time.perf_counter() - start))
+    if "photos" in args.cases:
+        show_photos(pretrained("cifar10"))
     print(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.seeds} seeds\n")
     print("| data | start | error, mean and 95% interval | seconds a seed, at most |\n|---|---|---|---|")
     for name, start, error, half, seconds in rows:
