@@ -6,7 +6,7 @@
 __all__ = ['BROKEN', 'EXERCISES', 'run_cells', 'judge_cells', 'judge_batch', 'judge_training_time', 'grey_pictures',
            'judge_brightness', 'judge_softmax', 'judge_own_picture']
 
-# %% ../../nbs/api/32a_exercises_00.ipynb #928adacf
+# %% ../../nbs/api/32a_exercises_00.ipynb #5bff5290
 import math
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..core import seeded
 from ..exercises import Exercise, Hint, call_answer, close, number, numbers
 
 # %% ../../nbs/api/32a_exercises_00.ipynb #aa19b915
@@ -155,7 +156,7 @@ def judge_softmax(
         raise Hint("They add up to 1 and are in order. But a score higher by 1 should get a probability 2.718 times as large.")
     return "Taking the largest score from all of them changes no ratio, and nothing overflows: PyTorch's own does the same."
 
-# %% ../../nbs/api/32a_exercises_00.ipynb #97dda268
+# %% ../../nbs/api/32a_exercises_00.ipynb #d28a1a62
 def judge_own_picture(
     answer: Any,  # a picture, and what `pretrained("cifar10").predict` said about it
 ) -> str:
@@ -175,14 +176,15 @@ def judge_own_picture(
         raise Hint("The second thing should be all that `namer.predict` returns, not only a part of it.")
     from coursekit.vision.learner import pretrained
 
-    expected = pretrained("cifar10").predict(picture)
+    with seeded(0):  # a new learner draws its seed from the global generator
+        expected = pretrained("cifar10").predict(picture)
     given = prediction.probabilities.float().cpu()
     if given.shape != expected.probabilities.shape or not torch.allclose(given, expected.probabilities.cpu(), atol=0.02):
         raise Hint("This answer belongs to another picture, or to another model. Ask again after the last change.")
     first, second = expected.probabilities.topk(2).values.tolist()
     return (
         f"The model says {expected.label}, with {first:.0%}; its second choice has {second:.0%}. Whether it is right, you "
-        "know better. What would you have to change for the second choice to win?"
+        "know better. Now find what you have to change for the second choice to win."
     )
 
 # %% ../../nbs/api/32a_exercises_00.ipynb #973ad181
