@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ResizeReport', 'resize_images', 'Download', 'DownloadReport', 'download_images']
 
-# %% ../../nbs/api/20b_collect.ipynb #55fbab25
+# %% ../../nbs/api/20b_collect.ipynb #962e1716
+import contextlib
 import csv
 import hashlib
 import http.client
@@ -207,7 +208,7 @@ def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
         raise ValueError(f"download_images: {where} no address; pass some, each starting with https://.")
     return list(dict.fromkeys(found))
 
-# %% ../../nbs/api/20b_collect.ipynb #a6ff950e
+# %% ../../nbs/api/20b_collect.ipynb #0e20d8d8
 class _Refused(Exception):
     "A picture that cannot be had; the text says why."
 
@@ -250,10 +251,8 @@ def _shut(sockets: list, late: threading.Event) -> None:
     "End the connections, so that whoever waits for them goes on."
     late.set()
     for s in sockets:
-        try:
+        with contextlib.suppress(OSError):
             socket.socket.shutdown(s, socket.SHUT_RDWR)  # not the method of SSLSocket, which a reading thread may be in
-        except OSError:
-            pass
 
 # %% ../../nbs/api/20b_collect.ipynb #5dd85cef
 def _read_all(answer, max_bytes: int) -> bytes:
