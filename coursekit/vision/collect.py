@@ -437,7 +437,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[
         for future in waiting:  # Ctrl-C
             future.cancel()
 
-# %% ../../nbs/api/20b_collect.ipynb #8daadbd6
+# %% ../../nbs/api/20b_collect.ipynb #ac414e56
 def download_images(
     urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one a line, or a CSV file with a column of them
     dest: str | os.PathLike,  # the folder to save in; made when missing
@@ -468,8 +468,7 @@ def download_images(
             return str(e)
 
     used: set[str] = set()
-    with ThreadPoolExecutor(n_workers) as pool:
-        results = _in_order(pool, work, found, 2 * n_workers)
+    with ThreadPoolExecutor(n_workers) as pool, contextlib.closing(_in_order(pool, work, found, 2 * n_workers)) as results:
         for url, result in zip(found, _watched(results, len(found), "fetching pictures")):
             row = Download(url, "failed", reason=result) if isinstance(result, str) and result else _keep(url, result, log, dest, used)
             report.rows.append(row)
