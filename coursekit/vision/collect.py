@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResizeReport', 'resize_images', 'Download', 'DownloadReport', 'download_images']
 
-# %% ../../nbs/api/20b_collect.ipynb #962e1716
+# %% ../../nbs/api/20b_collect.ipynb #462ba866
 import contextlib
 import csv
 import hashlib
@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -399,7 +399,7 @@ class DownloadReport:
     def _repr_html_(self) -> str | None:
         return self.table("failed")._repr_html_() if self.failed else None
 
-# %% ../../nbs/api/20b_collect.ipynb #e100384f
+# %% ../../nbs/api/20b_collect.ipynb #72283a42
 class _Log:
     "Which address gave which file: a line each in a hidden file, so that a second call goes on where the first one stopped."
 
@@ -423,7 +423,7 @@ class _Log:
             f.write(json.dumps({"url": url, "file": name, "size": size}) + "\n")
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[str], ahead: int) -> Iterator[Any]:
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[str], ahead: int) -> Generator[Any, None, None]:
     "Results in the order of `items`, with at most `ahead` waiting in memory."
     waiting: deque = deque()
     try:
