@@ -191,16 +191,19 @@ def target_index(
     names = f" or a class{suggest(str(target), map(str, vocab)) or ' of the vocab'}" if vocab is not None else ""
     raise ValueError(f"{who}: target={target!r} is not known; pass an index from 0 to {n_out - 1}{names}")
 
-# %% ../nbs/api/16a_hooks.ipynb #23421c97
+# %% ../nbs/api/16a_hooks.ipynb #b7597e57
 def heat_maps(
     learn: Learner,  # a trained learner
     batch: Batch,  # of a loader of its data
     *,
     targets: Sequence | None = None,  # a class name or index for each item; None: each one's largest output
+    against: Any = None,  # a class name or index that the target is compared with; None: the target's score alone
     layer: nn.Module | str | None = None,  # whose maps; None: the last one that has any
     elementwise: bool = False,  # False: Grad-CAM; True: gradients times activations
 ) -> list[HeatMap]:  # one for each item
     "Heat maps of a whole batch in one pass; model, gradients and hooks are left as they were."
+    if targets is not None and len(targets) != batch.size:
+        raise ValueError(f"heat_maps: {len(targets)} targets for {batch.size} items; pass one for each.")
     model, xs = learn.model, learn._inputs(batch)
     with looked_at(model), torch.inference_mode(False), torch.enable_grad():
         name, module = _layer_of(model, xs, layer)
@@ -210,10 +213,13 @@ def heat_maps(
             raise ValueError(f"heat_maps: the model puts out {list(getattr(out, 'shape', []))}, not a row of numbers an item; heat maps explain one number.")
         who, vocab = "heat_maps", getattr(learn.dls, "vocab", None)
         picks = out.argmax(1).tolist() if targets is None else [target_index(vocab, t, out.shape[1], who=who) for t in targets]
+        score = out[range(len(picks)), picks].sum()
+        if against is not None:
+            score = score - out[:, target_index(vocab, against, out.shape[1], who=who)].sum()
         acts = seen.tensor
         if acts is None or acts.ndim != 4:
             raise ValueError(f"heat_maps: layer {name!r} puts out {list(getattr(acts, 'shape', []))}, not maps (N, C, H, W); choose another.")
-        grads = torch.autograd.grad(out[range(len(picks)), picks].sum(), acts, allow_unused=True)[0]
+        grads = torch.autograd.grad(score, acts, allow_unused=True)[0]
     if grads is None:
         raise ValueError(f"heat_maps: the model's output does not depend on layer {name!r}; choose a layer that it goes through.")
     acts = acts.detach()
@@ -246,16 +252,17 @@ def _images(learn: Learner, batch: Batch) -> list:
     except AttributeError:
         return [None] * batch.size
 
-# %% ../nbs/api/16a_hooks.ipynb #773cdbed
+# %% ../nbs/api/16a_hooks.ipynb #53c5e1b7
 def grad_cam(
     learn: Learner,  # a trained learner
     item: Any,  # as `learn.predict` takes it: a file, bytes, an array, a PIL image, an upload
     *,
     target: Any = None,  # a class name, or the index of an output; None: the largest output, for a classifier the predicted class
+    against: Any = None,  # another class or output: what speaks for the target rather than for this one; None: for the target at all
     layer: nn.Module | str | None = None,  # whose maps; None: the last one that has any
 ) -> HeatMap:
     "Grad-CAM (Selvaraju et al. 2017): the layer's maps, each weighted by the mean of the score's gradient over it."
-    return _one(learn, item, target, layer, elementwise=False)
+    return _one(learn, item, target, against, layer, elementwise=False)
 
 
 def cam(
@@ -263,14 +270,16 @@ def cam(
     item: Any,  # as `learn.predict` takes it: a file, bytes, an array, a PIL image, an upload
     *,
     target: Any = None,  # a class name, or the index of an output; None: the largest output, for a classifier the predicted class
+    against: Any = None,  # another class or output: what speaks for the target rather than for this one; None: for the target at all
     layer: nn.Module | str | None = None,  # whose maps; None: the last one that has any
 ) -> HeatMap:
     """Gradients times activations, pixel by pixel (HiResCAM, Draelos & Carin 2020). Where mean pooling and one linear layer follow, it is the
     class activation map of Zhou et al. 2016 divided by the number of pixels."""
-    return _one(learn, item, target, layer, elementwise=True)
+    return _one(learn, item, target, against, layer, elementwise=True)
 
 
-def _one(learn: Learner, item: Any, target: Any, layer: nn.Module | str | None, *, elementwise: bool) -> HeatMap:
+def _one(learn: Learner, item: Any, target: Any, against: Any, layer: nn.Module | str | None, *, elementwise: bool) -> HeatMap:
     "The heat map of one item, prepared as for a prediction."
     batch = next(iter(learn.dls.test_dl([item])))
-    return heat_maps(learn, batch, targets=None if target is None else [target], layer=layer, elementwise=elementwise)[0]
+    targets = None if target is None else [target]
+    return heat_maps(learn, batch, targets=targets, against=against, layer=layer, elementwise=elementwise)[0]
