@@ -304,7 +304,7 @@ def test_gigantic_networks_take_no_memory(model_ck: Path, tmp_path: Path) -> Non
                "except ValueError as e: print(e); print(peak() - before)")  # fmt: skip
     *said, mib = run([sys.executable, "-c", program, str(file)]).stdout.splitlines()
     assert "far larger than the weights in the file" in said[-1]
-    assert sys.platform != "linux" or int(mib) < 400, mib  # 60,000 x 60,000 numbers are 14 GB
+    assert sys.platform != "linux" or int(mib) < 800, mib  # 60,000 x 60,000 numbers are 14 GB
 
 
 # ---- addresses
