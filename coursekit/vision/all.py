@@ -41,6 +41,7 @@ from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups
 from coursekit.vision.transforms import (Augment, Normalize, RandomResizedCrop, Resize, aug_transforms, cifar_stats, imagenet_stats,
                                          mnist_stats)
+from coursekit.widgets import ImageClassifierCleaner, lr_explorer, read_edits, upload_and_predict
 
 pd = lazy_module("pandas")
 plt = lazy_module("matplotlib.pyplot")
