@@ -142,7 +142,7 @@ def test_the_map_is_made_of_the_picture_that_predict_sees_also_after_an_export(t
     loaded = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
     loaded.progress = False
     assert torch.allclose(grad_cam(loaded, item).raw, heat.raw, atol=1e-4)
-    assert repr(heat).startswith(f"HeatMap('{heat.label}', 64 x 64 from 2 x 2 of layer ")
+    assert repr(heat).startswith(f"HeatMap('{heat.label}', 64 x 64 from 4 x 4 of layer ")
 
 
 FAMILIES = {
@@ -157,10 +157,10 @@ def test_plain_networks_of_every_family(name: str) -> None:
     part, linear = FAMILIES[name]
     with seeded(0):
         net = models.get_model(name, weights=None, num_classes=2).eval()
-    learn = quiet(loaders(80), net)
+    learn = quiet(loaders(128), net)
     heat = cam(learn, PICTURES[0], target="b")
     assert heat.layer.split(".")[0] == part and min(heat.raw.shape) > 1
-    assert heat.map.shape == (80, 80) and torch.isfinite(heat.raw).all() and heat.raw.abs().max() > 0
+    assert heat.map.shape == (128, 128) and torch.isfinite(heat.raw).all() and heat.raw.abs().max() > 0
     if linear:  # mean pooling and a linear layer follow: the closed form again, computed from another side
         x = next(iter(learn.dls.test_dl([PICTURES[0]]))).x
         head = getattr(net, linear)
@@ -170,13 +170,13 @@ def test_plain_networks_of_every_family(name: str) -> None:
 
 @pytest.mark.parametrize("arch", ["coursenet", "densenet121", "vgg11_bn", "mobilenet_v2"])
 def test_learners_of_body_and_head_look_at_the_end_of_the_body(arch: str) -> None:
-    learn = vision_learner(loaders(80), arch, pretrained=False, seed=0)
+    learn = vision_learner(loaders(128), arch, pretrained=False, seed=0)
     learn.progress = False
     heat = grad_cam(learn, PICTURES[0])
     assert heat.layer.startswith("0")
     with torch.no_grad():
-        shape = learn.model.eval()[0](torch.zeros(1, 3, 80, 80)).shape[2:]
-    assert heat.raw.shape == ((5, 5) if arch == "vgg11_bn" else shape)  # VGG's body ends with a pooling layer, which is passed over
+        shape = learn.model.eval()[0](torch.zeros(1, 3, 128, 128)).shape[2:]
+    assert heat.raw.shape == ((8, 8) if arch == "vgg11_bn" else shape)  # VGG's body ends with a pooling layer, which is passed over
 
 
 def test_nets_and_outputs_that_have_no_heat_map_say_so() -> None:
