@@ -19,7 +19,7 @@ from typing import Any
 from .common import load_model, printable, require
 from ..core import show_path
 
-# %% ../../nbs/api/35i_app.ipynb #f278301f
+# %% ../../nbs/api/35i_app.ipynb #108318e0
 MODEL_VARIABLE = "COURSEKIT_APP_MODEL"  # what the kernel of a page reads
 
 
@@ -33,12 +33,11 @@ def app_page() -> None:
         name = os.environ.get(MODEL_VARIABLE, "")
         if not name:
             raise ValueError(f"{MODEL_VARIABLE} is not set; start the page with `coursekit app model.ck`.")
-        shown = upload_and_predict(load_model(name))
+        page = upload_and_predict(load_model(name))
     except Exception as e:  # a visitor gets no traceback
         display(HTML(f"<p role='alert'>This page cannot start: {html.escape(printable(e, width=400))}</p>"))
     else:
-        if shown is not None:
-            display(shown)
+        display(page)
 
 
 def page_notebook(
