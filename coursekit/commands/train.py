@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['check_out', 'Recipe', 'metrics_for', 'result_lines', 'next_command', 'train_model']
 
-# %% ../../nbs/api/35h_train.ipynb #29d768ca
+# %% ../../nbs/api/35h_train.ipynb #930b3c9f
 import os
 import shlex
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..vision.models import arch_name
 from ..vision.own import DataPlan
 from ..vision.transforms import aug_transforms
 
-# %% ../../nbs/api/35h_train.ipynb #8cb8aef1
+# %% ../../nbs/api/35h_train.ipynb #eda5ee04
 def check_out(
     out: str | os.PathLike,  # the model file to be written
     *,
@@ -38,9 +39,11 @@ def check_out(
         raise ValueError(f"{show_path(path)} is there already; pass another name, or --overwrite.")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {show_path(path.parent)}; make it first, or write elsewhere.")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{show_path(path.parent)} cannot be written to; write elsewhere.")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):  # what permissions say is not all
+            return path
+    except OSError as e:
+        raise ValueError(f"{show_path(path.parent)} cannot be written to ({e.strerror}); write elsewhere.") from None
 
 # %% ../../nbs/api/35h_train.ipynb #7b2c3e2c
 @dataclass(frozen=True)
