@@ -6,14 +6,17 @@
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'ImageError', 'to_uint8_tensor', 'to_pil', 'load_image', 'PILImage', 'PILMask',
            'check_images', 'verify_images']
 
-# %% ../../nbs/api/20_images.ipynb #ea180aa1
+# %% ../../nbs/api/20_images.ipynb #97c526c3
 import contextlib
+import ctypes
+import functools
 import io
+import logging
 import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +83,8 @@ def _too_many_bytes(name: str | Path, size: int, max_bytes: int) -> ImageError:
     has, allowed = f"{size / 1e6:,.1f} MB", f"{max_bytes / 1e6:,.1f} MB"
     return _bad(name, f"has {has}, more than the {allowed} allowed", "make it smaller, or pass a larger max_bytes")
 
-# %% ../../nbs/api/20_images.ipynb #6217a98c
-def _one_upload(source) -> tuple[bytes, str] | None:  # content and name, or None where source is no upload
+# %% ../../nbs/api/20_images.ipynb #c2e4a453
+def _one_upload(source) -> tuple[bytes | memoryview, str] | None:  # content and name, or None where source is no upload
     "The content and name of an upload: a FileUpload widget, its value, or one entry of it."
     if hasattr(source, "value") and hasattr(source, "observe"):  # a widget, without importing ipywidgets
         source = source.value
@@ -95,9 +98,9 @@ def _one_upload(source) -> tuple[bytes, str] | None:  # content and name, or Non
         return None
     if "content" not in source:
         raise _bad("The upload", f"has no 'content' but {sorted(map(str, source))}", "pass upload.value[0]")
-    return bytes(source["content"]), str(source.get("name") or "the upload")
+    return source["content"], str(source.get("name") or "the upload")
 
-# %% ../../nbs/api/20_images.ipynb #b7786dd9
+# %% ../../nbs/api/20_images.ipynb #5249e159
 def _read_source(
     source,  # path, bytes, memoryview, file object or upload
     max_bytes: int,
@@ -115,16 +118,16 @@ def _read_source(
     if upload:
         data, name = upload
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        data, name = bytes(source), "The picture"
+        data, name = source, "The picture"
     elif callable(getattr(source, "read", None)):
         data, name = source.read(max_bytes + 1), str(getattr(source, "name", "The picture"))
         if not isinstance(data, bytes):
             raise _bad(name, "was opened as text", "open it with open(path, 'rb')")
     else:
         raise _bad(f"A {type(source).__name__}", "is no picture", "pass a path, bytes, a file, an array, a tensor or an upload")
-    if len(data) > max_bytes:
-        raise _too_many_bytes(name, len(data), max_bytes)
-    return data, name
+    if (size := memoryview(data).nbytes) > max_bytes:  # before it is copied
+        raise _too_many_bytes(name, size, max_bytes)
+    return bytes(data), name
 
 # %% ../../nbs/api/20_images.ipynb #e87c93ce
 _SIGNATURES = {  # how files start that people take for pictures
@@ -152,12 +155,26 @@ def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no kno
         return "a web page or XML"
     return "plain text" if head and all(32 <= c < 127 or c in b"\r\n\t" for c in head) else "of no known kind"
 
-# %% ../../nbs/api/20_images.ipynb #bf22be47
+# %% ../../nbs/api/20_images.ipynb #020f6647
+@functools.cache
+def _set_tiff_errors() -> Callable | None:  # takes and gives the address of a C function; None where it cannot be reached
+    "The function of libtiff that says who hears about errors."
+    from PIL import _imaging
+
+    try:
+        function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):  # Windows, or a Pillow without libtiff
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return function
+
+
 class _Hush:
     "A scope without Pillow's warnings, that many threads may be in at the same time."
 
     def __init__(self):
-        self.lock, self.inside, self.saved = threading.Lock(), 0, None
+        self.lock, self.inside, self.saved, self.tiff = threading.Lock(), 0, None, None
+        self.log = logging.getLogger("PIL.TiffImagePlugin")
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -167,6 +184,8 @@ class _Hush:
                 self.saved = warnings.catch_warnings()
                 self.saved.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+                self.log.disabled, quiet = True, _set_tiff_errors()
+                self.tiff = quiet(None) if quiet else None
         try:
             yield
         finally:
@@ -174,6 +193,9 @@ class _Hush:
                 self.inside -= 1
                 if self.inside == 0:
                     self.saved.__exit__(None, None, None)
+                    self.log.disabled, quiet = False, _set_tiff_errors()
+                    if quiet:
+                        quiet(self.tiff)
 
 
 _hush = _Hush()
