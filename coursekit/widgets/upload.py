@@ -50,7 +50,7 @@ class Seen:
         return (f'<figure class="ck ck-result">{img_tag(shown, alt)}<figcaption><div class="ck-name">{html.escape(self.name)}</div>'
                 f"{prediction_html(self.prediction, vocab, top)}{note}</figcaption></figure>")
 
-# %% ../../nbs/api/18b_upload.ipynb #7cd8e55b
+# %% ../../nbs/api/18b_upload.ipynb #25b664b1
 def heat_picture(
     learn: Learner,  # an image classifier
     img: Image.Image,  # a picture
@@ -59,9 +59,9 @@ def heat_picture(
     from coursekit.hooks import grad_cam
 
     heat = grad_cam(learn, img)
-    return overlay(heat.image, heat.map)
+    return overlay(img if heat.image is None else heat.image, heat.map)
 
-# %% ../../nbs/api/18b_upload.ipynb #24e62e70
+# %% ../../nbs/api/18b_upload.ipynb #17fd39b6
 class UploadAndPredict:
     "The widget that `upload_and_predict` makes; `widget` is the ipywidgets box to put into other boxes."
 
@@ -97,8 +97,8 @@ class UploadAndPredict:
         name = "".join(c if c.isprintable() else "?" for c in name) or "the picture"
         self.say(f"Looking at {name} ...")
         try:
-            img = load_image({"name": name, "content": data}, max_bytes=self.max_bytes)
-            found = Seen(name, self.learn.predict(img), jpeg(img, SHOWN))
+            img = load_image({"name": name, "content": data}, max_bytes=self.max_bytes, draft_size=SHOWN)
+            found = Seen(name, self.learn.predict(data), jpeg(img, SHOWN))  # from the file, as predict(path) would
             self._add(found, self._draw(found))
         except ImageError as e:
             self.refuse(str(e))
@@ -150,7 +150,11 @@ class UploadAndPredict:
         if not files:
             return
         for file in files:
-            self.take(str(file.get("name") or "the picture"), bytes(file["content"]))
+            name, content = str(file.get("name") or "the picture"), memoryview(file["content"])
+            if content.nbytes > self.max_bytes:
+                self.refuse(f"{name} has {content.nbytes / 1e6:,.1f} MB, more than the {self.max_bytes / 1e6:,.1f} MB allowed.")
+            else:
+                self.take(name, bytes(content))
         self.uploader.value = ()  # so that the same file can be chosen again
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
