@@ -6,20 +6,22 @@
 __all__ = ['package_versions', 'processor', 'precision_policy', 'memory_format', 'folder_size', 'caches', 'network',
            'device_name', 'advice', 'report']
 
-# %% ../nbs/api/35a_doctor.ipynb #66b7e176
+# %% ../nbs/api/35a_doctor.ipynb #f1c9c420
+import contextlib
 import os
 import platform
 import re
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .core import coursekit_home, cpu_cores, default_device, has_fast_bf16, plural, precision_dtype, reuse_memory, show_path
 
-# %% ../nbs/api/35a_doctor.ipynb #051126ea
+# %% ../nbs/api/35a_doctor.ipynb #9c9aa5a4
 def package_versions() -> str:
     "The versions that matter in a question or a bug report."
     def one(name: str) -> str:
@@ -77,11 +79,16 @@ def network(
     timeout: float = 3.0,  # seconds
 ) -> bool:  # whether it answers
     "Whether downloads can work."
-    try:
-        with socket.create_connection((host, 443), timeout=timeout):
-            return True
-    except OSError:
-        return False
+    answered = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, 443), timeout=timeout):
+            answered.append(True)
+
+    thread = threading.Thread(target=ask, daemon=True)  # looking up a name takes as long as it likes: nobody waits for it to end
+    thread.start()
+    thread.join(timeout)
+    return bool(answered)
 
 
 def device_name() -> str:

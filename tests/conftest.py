@@ -50,10 +50,14 @@ def mirror() -> Path:
     return folder
 
 
+def find_browser() -> str | None:
+    return os.environ.get("CHROMIUM") or next((p for p in map(shutil.which, BROWSERS) if p), None)
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """Where a Chromium is; CHROMIUM overrides."""
-    found = os.environ.get("CHROMIUM") or next((p for p in map(shutil.which, BROWSERS) if p), None)
+    found = find_browser()
     if not found:
         missing(f"no browser: none of {', '.join(BROWSERS)} on PATH (Debian: apt-get install chromium)", must=CI)
     return str(found)

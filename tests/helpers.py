@@ -66,3 +66,22 @@ def tool(name: str) -> str:
 
 def python_fences(markdown: str) -> list[str]:
     return re.findall(r"(?ms)^```python\n(.*?)^```", markdown)
+
+
+def real_photo(folder: Path) -> Path:
+    """A photo of the mirror where that is beside the repository, else a drawn pet."""
+    import tarfile
+
+    archive = (ROOT / ".." / "shared" / "data" / "oxford-iiit-pet.tgz").resolve()
+    if archive.is_file():
+        with tarfile.open(archive) as tar:
+            member = next(m for m in tar if m.name.endswith("_1.jpg") or m.name.endswith("0.jpg"))
+            file = tar.extractfile(member)
+            assert file is not None
+            path = folder / Path(member.name).name
+            path.write_bytes(file.read())
+            return path
+    from coursekit.data.external import URLs, course_data
+    from coursekit.data.items import get_image_files
+
+    return get_image_files(course_data(URLs.PETS) / "images")[0]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from browser import FLAGS, free_port
-from helpers import ROOT, tool
+from helpers import real_photo, tool
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -120,22 +120,3 @@ def fetch(url: str) -> tuple[int, str]:
             return int(reply.status), reply.read().decode(errors="replace")
     except urllib.error.HTTPError as e:
         return e.code, ""
-
-
-def real_photo(folder: Path) -> Path:
-    """A photo of the mirror where that is beside the repository, else a drawn pet."""
-    import tarfile
-
-    archive = (ROOT / ".." / "shared" / "data" / "oxford-iiit-pet.tgz").resolve()
-    if archive.is_file():
-        with tarfile.open(archive) as tar:
-            member = next(m for m in tar if m.name.endswith("_1.jpg") or m.name.endswith("0.jpg"))
-            file = tar.extractfile(member)
-            assert file is not None
-            path = folder / Path(member.name).name
-            path.write_bytes(file.read())
-            return path
-    from coursekit.data.external import URLs, course_data
-    from coursekit.data.items import get_image_files
-
-    return get_image_files(course_data(URLs.PETS) / "images")[0]
