@@ -35,10 +35,12 @@ from coursekit.optim import SGD, Adam, AdamW, RMSProp
 from coursekit.schedule import (SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle,
                                 slide, steep, valley)
 from coursekit.show import display_table, finish, show_grid, show_image
+from coursekit.vision.collect import DownloadReport, download_images, resize_images
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups
+from coursekit.vision.own import DataPlan, plan_data
 from coursekit.vision.transforms import (Augment, Normalize, RandomResizedCrop, Resize, aug_transforms, cifar_stats, imagenet_stats,
                                          mnist_stats)
 

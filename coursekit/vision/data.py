@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ImageBlock', 'grey_levels', 'ImageDataLoaders', 'NameFunc', 'ItemPart', 'target_block']
 
-# %% ../../nbs/api/22_data.ipynb #74dc8371
+# %% ../../nbs/api/22_data.ipynb #d9158f91
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ from ..data.items import (ColReader, ColSplitter, GrandparentSplitter, RandomSpl
                                   get_image_files, parent_label)
 from ..data.load import DataLoaders
 from ..show import show_image
-from .images import load_image, to_pil, to_uint8_tensor
+from .images import _hush, load_image, to_pil, to_uint8_tensor
 from .transforms import ToFloat
 
-# %% ../../nbs/api/22_data.ipynb #8f5afd1b
+# %% ../../nbs/api/22_data.ipynb #1fd8a202
 @dataclass
 class ImageBlock(Block):
     "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of floats 0..1."
@@ -43,7 +44,7 @@ class ImageBlock(Block):
 
     def inspect(self, value: Any) -> None:
         if isinstance(value, (str, os.PathLike)):
-            with Image.open(value) as opened:  # it can be read: encode was called before
+            with _hush(), Image.open(value) as opened:  # it can be read: encode was called before
                 levels = grey_levels(opened)
         else:
             levels = grey_levels(value) if isinstance(value, Image.Image) else []
@@ -71,16 +72,16 @@ class ImageBlock(Block):
     def show(self, value: Image.Image, ax) -> None:
         show_image(value, ax=ax)
 
-# %% ../../nbs/api/22_data.ipynb #b77421c2
+# %% ../../nbs/api/22_data.ipynb #5ad50c9c
 def grey_levels(
     img: Image.Image,  # any picture
 ) -> list[int]:  # the different values of a grey or colourless palette picture; empty for colour
     "Which numbers a one-channel picture holds."
-    if img.mode not in ("L", "P") or (img.mode == "P" and len(set(img.convert("RGB").getdata())) > 1):
+    if img.mode not in ("L", "P") or (img.mode == "P" and img.convert("RGB").getcolors(1) is None):
         return []
     return [v for v, n in enumerate(img.histogram()) if n]
 
-# %% ../../nbs/api/22_data.ipynb #166f3d94
+# %% ../../nbs/api/22_data.ipynb #601ce244
 class ImageDataLoaders(DataLoaders):
     "Loaders of labelled pictures, one constructor for each way in which labels are kept."
 
@@ -131,6 +132,37 @@ class ImageDataLoaders(DataLoaders):
         block = DataBlock(blocks=(ImageBlock, CategoryBlock(vocab=vocab)), get_items=get_items, splitter=splitter,
                           get_y=parent_label, item_tfms=item_tfms, batch_tfms=batch_tfms)
         return cls.from_dblock(block, path, path, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, seed=seed, cache=cache)
+
+    @classmethod
+    def from_path(
+        cls,
+        source: str | os.PathLike,  # a folder, a zip or tar archive, or a CSV file with file names and labels
+        *,
+        size: int | tuple[int, int] = 224,  # pixels of the pictures, where item_tfms says nothing else
+        dest: str | os.PathLike | None = None,  # where to unpack an archive; None: below `coursekit_home()`
+        images: str | os.PathLike | None = None,  # the folder that a CSV file's names are in; None: the CSV file's own
+        pat: str | None = None,  # regular expression whose first group is the class in a file name; None: found
+        fn_col: str | None = None,  # a table's column of file names; None: found
+        label_col: str | None = None,  # its column of labels; None: found
+        label_delim: str | None = None,  # what separates several labels; "": each cell is one label; None: found
+        valid_col: str | None = None,  # its column that tells training from validation; None: found
+        valid_pct: float = 0.2,  # share 0..1 held out where the source has no split
+        seed: int = 42,  # of the split, shuffling and augmentation
+        item_tfms: ItemTransform | Sequence[ItemTransform] | None = None,  # each picture; None: Resize(size)
+        batch_tfms: BatchTransform | Sequence[BatchTransform] | None = None,  # each batch
+        bs: int = 64,  # pictures a training batch
+        val_bs: int | None = None,  # pictures a validation batch
+        num_workers: int | None = None,  # processes that prepare batches
+        device: torch.device | str | None = None,  # None: `default_device()`
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
+    ) -> "ImageDataLoaders":
+        "Find out how a source is labelled, show the plan, and load what can be used: `plan_data` in one call."
+        own = importlib.import_module("coursekit.vision.own")  # it stands on this module
+        plan = own.plan_data(source, dest=dest, images=images, pat=pat, fn_col=fn_col, label_col=label_col, label_delim=label_delim,
+                             valid_col=valid_col, valid_pct=valid_pct, seed=seed)
+        plan.show()
+        return plan.dataloaders(size=size, bs=bs, val_bs=val_bs, item_tfms=item_tfms, batch_tfms=batch_tfms,
+                                num_workers=num_workers, device=device, cache=cache)
 
     @classmethod
     def from_path_func(
