@@ -6,14 +6,17 @@
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'ImageError', 'to_uint8_tensor', 'to_pil', 'load_image', 'PILImage', 'PILMask',
            'check_images', 'verify_images']
 
-# %% ../../nbs/api/20_images.ipynb #ea180aa1
+# %% ../../nbs/api/20_images.ipynb #97c526c3
 import contextlib
+import ctypes
+import functools
 import io
+import logging
 import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -152,12 +155,26 @@ def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no kno
         return "a web page or XML"
     return "plain text" if head and all(32 <= c < 127 or c in b"\r\n\t" for c in head) else "of no known kind"
 
-# %% ../../nbs/api/20_images.ipynb #bf22be47
+# %% ../../nbs/api/20_images.ipynb #020f6647
+@functools.cache
+def _set_tiff_errors() -> Callable | None:  # takes and gives the address of a C function; None where it cannot be reached
+    "The function of libtiff that says who hears about errors."
+    from PIL import _imaging
+
+    try:
+        function = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):  # Windows, or a Pillow without libtiff
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return function
+
+
 class _Hush:
     "A scope without Pillow's warnings, that many threads may be in at the same time."
 
     def __init__(self):
-        self.lock, self.inside, self.saved = threading.Lock(), 0, None
+        self.lock, self.inside, self.saved, self.tiff = threading.Lock(), 0, None, None
+        self.log = logging.getLogger("PIL.TiffImagePlugin")
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
@@ -167,6 +184,8 @@ class _Hush:
                 self.saved = warnings.catch_warnings()
                 self.saved.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+                self.log.disabled, quiet = True, _set_tiff_errors()
+                self.tiff = quiet(None) if quiet else None
         try:
             yield
         finally:
@@ -174,6 +193,9 @@ class _Hush:
                 self.inside -= 1
                 if self.inside == 0:
                     self.saved.__exit__(None, None, None)
+                    self.log.disabled, quiet = False, _set_tiff_errors()
+                    if quiet:
+                        quiet(self.tiff)
 
 
 _hush = _Hush()
