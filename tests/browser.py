@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-dev-shm-usage"]
+         "--disable-dev-shm-usage", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # a camera that needs none
 # Every cell is drawn, in view or not; no news, no update checks.
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
@@ -98,13 +98,13 @@ def lab_server(folder: Path, *, timeout: float = 90) -> Iterator[Lab]:
 
 
 @contextmanager
-def lab_page(chromium: str, lab: Lab, notebook: str, *, timeout: float = 90) -> Iterator[Any]:
+def lab_page(chromium: str, lab: Lab, notebook: str, *, timeout: float = 90, width: int = 1200) -> Iterator[Any]:
     """A Playwright page with the notebook open and its kernel ready."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 1400})
+        page = browser.new_page(viewport={"width": width, "height": 1400})
         page.set_default_timeout(timeout * 1000)
         try:
             page.goto(lab.address(notebook), wait_until="domcontentloaded")
@@ -168,6 +168,28 @@ class LabNotebook:
         with self.page.expect_file_chooser() as chooser:
             button.click()
         chooser.value.set_files([str(f) for f in files])
+
+    def choose(self, *files: Path | str, index: int = 0) -> None:
+        """Click the index-th drop zone's button and choose these files in the dialogue."""
+        button = self.page.locator(".ck-drop").nth(index).get_by_text("Choose pictures")
+        button.scroll_into_view_if_needed()
+        with self.page.expect_file_chooser() as chooser:
+            button.click()
+        chooser.value.set_files([str(f) for f in files])
+
+    def drop(self, name: str, *, content: str = "", size: int = 0, index: int = 0) -> None:
+        """Drop a file on the index-th drop zone: this text, or `size` zeros that take no room on the disk."""
+        make = """([name, text, size]) => {
+            const data = new DataTransfer();
+            const block = new Uint8Array(1 << 20);
+            const parts = text ? [text] : Array(Math.ceil(size / block.length)).fill(block);
+            data.items.add(new File(parts, name));
+            return data;
+        }"""
+        data = self.page.evaluate_handle(make, [name, content, size])
+        zone = self.page.locator(".ck-drop").nth(index)
+        for event in ("dragenter", "dragover", "drop"):
+            zone.dispatch_event(event, {"dataTransfer": data})
 
     def click(self, text: str) -> None:
         """Click the widget button that carries this text."""

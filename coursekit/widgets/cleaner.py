@@ -328,7 +328,7 @@ class CleanerView:
         lines += [message_html(f"{show_path(o.file)}: {o.problem}.") for o in outcomes if o.problem]
         self.said.value = "".join(lines)
 
-# %% ../../nbs/api/18d_cleaner.ipynb #d1dc51e7
+# %% ../../nbs/api/18d_cleaner.ipynb #f2b4bfa3
 class Card:
     "One picture of the page: it is filled anew when the page is turned, so that no widgets pile up."
 
@@ -373,4 +373,5 @@ class Card:
         if not self.view.busy:  # somebody chose, and not this program
             c, k, i = self.view.cleaner, change["new"], self.view.shown[self.place]
             choice = None if not k else (DELETE, None) if k == 1 else ("change", self.options[k][1])
-            self.view.guarded(lambda: (c.choices.choose(i, None if choice == ("change", c.files.labels[i]) else choice), c.refresh()))
+            c.choices.choose(i, None if choice == ("change", c.files.labels[i]) else choice)
+            self.view.guarded(c.refresh)
