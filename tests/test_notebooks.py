@@ -8,6 +8,8 @@ import notebooks as nbtool
 import pytest
 from helpers import NBS, ROOT, name_of, notebooks, run, tool
 
+from coursekit.commands.notebooks import DIRECTIVE
+
 API = notebooks("api")
 LESSONS = notebooks("lessons")
 SOLUTIONS = notebooks("solutions")
@@ -53,7 +55,7 @@ def test_notebook_is_committed_clean(path: Path) -> None:
 
 @of(LESSONS + SOLUTIONS)
 def test_lesson_exports_nothing(path: Path) -> None:
-    found = [c.id for c in nbtool.read(path).cells for name, _ in nbtool.DIRECTIVE.findall(c.source)
+    found = [c.id for c in nbtool.read(path).cells for name, _ in DIRECTIVE.findall(c.source)
              if c.cell_type == "code" and name in ("export", "exports", "exporti", "default_exp")]
     assert not found, f"cells {found} export; only nbs/api makes modules"
 

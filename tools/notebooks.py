@@ -9,6 +9,7 @@
 Every notebook gets a kernel of its own and prints one line a code cell while it runs. Cells tagged `results` hold
 a lesson's final numbers; they are printed again at the end. A cell that is meant to fail is tagged `raises-exception`.
 Cells that start with `#| eval: false`, `#| notest` or `#| slow` are left as they are (`--slow` runs the last kind).
+The running itself is `coursekit.commands.notebooks`, as in `coursekit run`.
 """
 
 from __future__ import annotations
@@ -20,85 +21,30 @@ import os
 import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from coursekit.commands.notebooks import (
+    NotebookFailed,
+    alt_text,
+    execute_notebook,
+    first_line,
+    has_tag,
+    output_text,
+    results,
+    shorten,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELSPEC = {"display_name": "python3", "language": "python", "name": "python3"}
 CELL_METADATA = ("tags", "slideshow")
 WIDGET = "application/vnd.jupyter.widget-view+json"
-ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)$", re.M)
 PROGRESS = re.compile(r"\d+%\|.*\|\s*\d+|\d+(?:\.\d+)?\s?(?:it|s|B|img)/(?:s|it)\b|\?it/s")
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-fA-F]{6,}|(?<=object at )0x[0-9a-fA-F]+")
 KERNEL_FILE = re.compile(r"(?:/[\w.+-]+)*/ipykernel_\d+/\d+\.py")
 MACHINE_PATH = re.compile(r"(?<![\w.~:/-])/(?:root|home/\w+|Users/\w+|work|tmp|private|var/folders)/[\w.-]+")
 MAX_LESSON_CELLS, MAX_LESSON_BYTES = 100, 1_000_000
-
-
-class NotebookFailed(RuntimeError):
-    """A cell raised, the kernel died or time ran out. The message is short and meant for people."""
-
-
-# ------------------------------------------------------------------------------------------------ small pieces
-
-
-def first_line(source: str) -> str:
-    """The first line of a cell that says what it does: directives, comments and blank lines are passed over."""
-    lines = [line.strip() for line in source.splitlines() if line.strip() and not DIRECTIVE.match(line)]
-    return next((line for line in lines if not line.startswith("#")), lines[0] if lines else "")
-
-
-def shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def output_text(output: dict[str, Any]) -> str:
-    """The plain text of one output; a figure is named by its alternative text."""
-    if output["output_type"] == "stream":
-        return "".join(output["text"])
-    if output["output_type"] == "error":
-        return f"{output['ename']}: {output['evalue']}"
-    data = output.get("data", {})
-    mime = next((m for m in data if m.startswith("image/")), None)
-    if mime:
-        return f"[figure: {alt_text(output, mime) or 'without alternative text'}]"
-    return "".join(data.get("text/plain", ""))
-
-
-def last_output_line(cell: dict[str, Any]) -> str:
-    for output in reversed(cell.get("outputs", [])):
-        lines = [line.strip() for line in output_text(output).splitlines() if line.strip()]
-        if lines:
-            return ANSI.sub("", lines[-1])
-    return ""
-
-
-def alt_text(output: dict[str, Any], mime: str) -> str:
-    meta = output.get("metadata", {})
-    alt = meta.get(mime, {}).get("alt") if isinstance(meta.get(mime), dict) else None
-    if not alt:
-        alt = meta.get("alt")
-    if not alt and "text/html" in output.get("data", {}):
-        found = re.search(r"<img\b[^>]*\balt=\"([^\"]+)\"", "".join(output["data"]["text/html"]))
-        alt = found.group(1) if found else None
-    return alt or ""
-
-
-def is_left_alone(source: str, *, slow: bool = False) -> bool:
-    """Whether a cell's directives ask not to be run, as nbdev's own test runner reads them."""
-    for name, value in DIRECTIVE.findall(source):
-        if name == "eval" and value.strip().lower() == "false":
-            return True
-        if name == "notest" or (name == "slow" and not slow):
-            return True
-    return False
-
-
-def has_tag(cell: dict[str, Any], tag: str) -> bool:
-    return tag in cell.get("metadata", {}).get("tags", [])
 
 
 # ---------------------------------------------------------------------------------------------------- cleaning
@@ -230,73 +176,9 @@ def write(nb: Any, path: Path | str) -> None:
 # ----------------------------------------------------------------------------------------------------- running
 
 
-def kernel_env() -> dict[str, str]:
-    """The environment of a kernel: inline figures whatever the caller's backend, no colour, warnings as they come."""
-    env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "PYTEST_CURRENT_TEST")}
-    env.setdefault("PYTHONHASHSEED", "0")
-    env["NO_COLOR"] = "1"
-    bin_folder = str(Path(sys.executable).parent)
-    if bin_folder not in env.get("PATH", "").split(os.pathsep):
-        env["PATH"] = bin_folder + os.pathsep + env.get("PATH", "")
-    return env
-
-
-def describe_failure(path: Path, nb: Any, index: int, error: BaseException, seconds: float) -> str:
-    code = [i for i, c in enumerate(nb.cells) if c.cell_type == "code"]
-    number = code.index(index) + 1 if index in code else 0
-    where = f"code cell {number} of {len(code)}" if number else "before the first cell"
-    lines = [f"FAILED {relative(path)}: {where}, after {seconds:.1f} s"]
-    cell = nb.cells[index] if 0 <= index < len(nb.cells) else {}
-    source = cell.get("source", "").strip().splitlines()
-    lines += [f"    | {line}" for line in source[:12]] + (["    | …"] if len(source) > 12 else [])
-    shown = next((o for o in reversed(cell.get("outputs", [])) if o["output_type"] == "error"), None)
-    if isinstance(error, TimeoutError):
-        lines.append("  CellTimeoutError: the cell took longer than --timeout allows")
-    elif shown is not None:
-        trace = ANSI.sub("", "\n".join(shown["traceback"])).strip().splitlines()
-        lines += trace if len(trace) <= 30 else ["  …", *trace[-30:]]
-    else:
-        lines.append(f"  {type(error).__name__}: {ANSI.sub('', str(error)).strip()[-1500:]}")
-    return "\n".join(lines)
-
-
 def relative(path: Path | str) -> str:
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
-
-
-def make_client(nb: Any, *, timeout: float, cwd: Path, slow: bool, say: Callable[[str], None]) -> Any:
-    """An nbclient that leaves `#| eval: false` cells alone and prints one line a code cell."""
-    from nbclient import NotebookClient
-
-    total = sum(c.cell_type == "code" for c in nb.cells)
-
-    class Client(NotebookClient):
-        count, running = 0, -1
-
-        async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
-            if cell.cell_type != "code":
-                return cell
-            self.count += 1
-            self.running = cell_index
-            label = f"[{self.count:{len(str(total))}}/{total}] {shorten(first_line(cell.source), 60):60}"
-            if is_left_alone(cell.source, slow=slow) or not cell.source.strip():
-                say(f"{label}       left alone\n")
-                return cell
-            say(label)
-            start = time.perf_counter()
-            try:
-                done = await super().async_execute_cell(cell, cell_index, *args, **kwargs)
-            except BaseException:
-                say(f" {time.perf_counter() - start:6.1f} s  FAILED\n")
-                raise
-            last = last_output_line(cell)
-            say(f" {time.perf_counter() - start:6.1f} s{'  ' + shorten(last, 70) if last else ''}\n")
-            return done
-
-    # What kernels log about their transport is nothing to act upon; errors and Python's warnings are shown.
-    return Client(nb, timeout=timeout, kernel_name="python3", record_timing=False,
-                  extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(cwd)}})
 
 
 def run_notebook(
@@ -314,40 +196,22 @@ def run_notebook(
     The executed copy goes to the folder `out`, which is also where the notebook's own files land; with `inplace` it
     replaces the source, and the kernel runs beside it. `timeout` is in seconds a cell. Raises NotebookFailed.
     """
-    from nbclient.exceptions import CellControlSignal, CellTimeoutError, DeadKernelError
-
     path, nb = Path(path).resolve(), read(path)
     target = path if inplace else (Path(out).resolve() / path.name if out else None)
     where = Path(cwd) if cwd else (target.parent if target else path.parent)
     where.mkdir(parents=True, exist_ok=True)
-    for cell in nb.cells:
-        if cell.cell_type == "code" and not is_left_alone(cell.source, slow=slow):
-            cell.outputs, cell.execution_count = [], None
-    client = make_client(nb, timeout=timeout, cwd=where, slow=slow, say=say or (lambda text: None))
-    start = time.perf_counter()
     try:
-        client.execute(env=kernel_env())
-    except (CellControlSignal, CellTimeoutError, DeadKernelError, RuntimeError) as error:
-        message = describe_failure(path, nb, client.running, error, time.perf_counter() - start)
+        seconds = execute_notebook(nb, name=relative(path), cwd=where, timeout=timeout, slow=slow, say=say)
+    except NotebookFailed as error:
+        message = str(error)
         if target is not None and not inplace:
             write(clean_notebook(nb), target)
             message += f"\nexecuted so far: {relative(target)}"
         raise NotebookFailed(message) from None
-    seconds = time.perf_counter() - start
     clean_notebook(nb, paths=[(str(where.resolve()), ".")])
     if target is not None:
         write(nb, target)
     return nb, seconds
-
-
-def results(nb: Any) -> list[str]:
-    """The printed lines of the cells tagged `results`: a lesson's final numbers."""
-    lines: list[str] = []
-    for cell in nb.cells:
-        if cell.cell_type == "code" and has_tag(cell, "results"):
-            for output in cell.outputs:
-                lines += [line.rstrip() for line in ANSI.sub("", output_text(output)).splitlines() if line.strip()]
-    return lines
 
 
 # ---------------------------------------------------------------------------------------------------- checking

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from notebooks import ANSI, DIRECTIVE, ROOT, alt_text, has_tag, read
+from notebooks import ROOT, read
+
+from coursekit.commands.notebooks import ANSI, DIRECTIVE, alt_text, has_tag
 
 IMAGES = "nbs/images"
 NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->"

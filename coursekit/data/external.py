@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAND_INS', 'DownloadError', 'MirrorError', 'URLs', 'Digest', 'Check', 'published_check', 'download_url',
-           'fetch_file', 'untar_data', 'data_mode', 'course_data']
+           'fetch_file', 'archive_name', 'untar_data', 'data_mode', 'stand_in_title', 'course_data']
 
 # %% ../../nbs/api/07_external.ipynb #41f7357c
 import hashlib
@@ -530,8 +530,8 @@ def fetch_file(
     check = Check(size=size, md5=md5, sha256=sha256, sha256_prefix=sha256_prefix)
     return _obtain(url, coursekit_home() / subdir, mirrored=check, public=check)[0]
 
-# %% ../../nbs/api/07_external.ipynb #777dad9d
-def _data_name(url: str) -> str:
+# %% ../../nbs/api/07_external.ipynb #b6f72774
+def archive_name(url: str) -> str:
     "The name of the folder that an archive becomes"
     name = _file_name(url)
     short = re.sub(r"\.(tgz|zip|tar|tar\.(gz|bz2|xz))$", "", name)
@@ -572,7 +572,7 @@ def untar_data(
 ) -> Path:  # the folder with the data
     "Get an archive from the mirror or the network, check it, unpack it, once; gives the folder"
     base = coursekit_home() if base is None else Path(base)
-    name = _data_name(url)
+    name = archive_name(url)
     dest, note = base / "data" / name, base / "data" / f".{name}.json"
     if not force_download and _usable(url, dest, note):
         return dest
@@ -591,7 +591,7 @@ def untar_data(
         _clean(dest.parent, name)
     return dest
 
-# %% ../../nbs/api/07_external.ipynb #cb2410bc
+# %% ../../nbs/api/07_external.ipynb #dba40d9a
 STAND_INS = {  # archive -> the function that makes its stand-in, called with an empty folder
     "oxford-iiit-pet": "coursekit.samples.pets:make_paper_pets",
 }
@@ -608,13 +608,21 @@ def data_mode() -> str:  # "sample" or "full"
     return mode
 
 
+def stand_in_title(
+    name: str,  # a key of `STAND_INS`
+) -> str:  # such as "Paper Pets"
+    "What a stand-in is called"
+    module, _, function = STAND_INS[name].partition(":")
+    return getattr(importlib.import_module(module), "TITLE", function.removeprefix("make_").replace("_", " ").title())
+
+
 def course_data(
     url: str,  # address of an archive, such as URLs.PETS
 ) -> Path:  # a folder laid out as the archive is
     "The data of a lesson: a stand-in made on this machine, or with `COURSEKIT_DATA=full` the real archive"
     if data_mode() == "full":
         return untar_data(url)
-    name = _data_name(url)
+    name = archive_name(url)
     if name not in STAND_INS:
         raise DownloadError(
             f"course_data: there is no stand-in for {name}, only for {', '.join(STAND_INS)}. Ways on: set COURSEKIT_DATA=full "
@@ -623,9 +631,8 @@ def course_data(
     module, _, function = STAND_INS[name].partition(":")
     maker = importlib.import_module(module)
     dest = coursekit_home() / "samples" / f"{name}-v{getattr(maker, 'VERSION', 1)}"
-    title = getattr(maker, "TITLE", function.removeprefix("make_").replace("_", " ").title())
     print(
-        f"{title}, generated on this machine in place of {name} (COURSEKIT_DATA=full gets the real one): {show_path(dest)}"
+        f"{stand_in_title(name)}, generated on this machine in place of {name} (COURSEKIT_DATA=full gets the real one): {show_path(dest)}"
     )
     if not dest.is_dir():
         with _locked(dest):
