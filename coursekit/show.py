@@ -167,7 +167,7 @@ def text_table(
     return "\n".join("  ".join(c.ljust(w) if to_left else c.rjust(w)
                                for c, w, to_left in zip(r, widths, left)).rstrip() for r in table)
 
-# %% ../nbs/api/01_show.ipynb #50501568
+# %% ../nbs/api/01_show.ipynb #1941c0e1
 class Table:
     "Rows and headers that show as an HTML table in a notebook and as aligned text elsewhere."
 
@@ -177,8 +177,15 @@ class Table:
         headers: Sequence[str],  # column names
         *,
         caption: str = "",  # above the table
+        values: Sequence[Sequence] | None = None,  # the numbers behind the cells, for `to_df`; None: the cells
     ):
-        self.rows, self.headers, self.caption = rows, headers, caption
+        self.rows, self.headers, self.caption, self.values = rows, headers, caption, rows if values is None else values
+
+    def to_df(self):  # pandas.DataFrame
+        "The table for further computing: numbers that the cells show rounded are whole here."
+        import pandas as pd
+
+        return pd.DataFrame([list(r) for r in self.values], columns=list(self.headers))
 
     def _repr_html_(self) -> str:
         return html_table(self.rows, self.headers, caption=self.caption)

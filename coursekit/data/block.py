@@ -151,7 +151,7 @@ class MultiCategoryBlock(Block):
     def loss(self) -> Loss:
         return BCEWithLogitsLossFlat(thresh=self.thresh)
 
-# %% ../../nbs/api/10_block.ipynb #ebdb5ebf
+# %% ../../nbs/api/10_block.ipynb #0430d214
 @dataclass
 class RegressionBlock(Block):
     "One or several numbers."
@@ -174,6 +174,10 @@ class RegressionBlock(Block):
 
     def decode(self, value: Tensor) -> Any:
         return value.item() if value.numel() == 1 else value
+
+    def show_result(self, actual: Any, predicted: Any, ax) -> None:
+        both = [", ".join(f"{v:.4g}" for v in torch.as_tensor(value).flatten().tolist()) for value in (actual, predicted)]
+        ax.set_title("\n".join(both), fontsize=10)  # numbers are never quite equal: none is marked as wrong
 
     @property
     def n_out(self) -> int | None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKGROUNDS', 'LIGHTS', 'POSES', 'FRAMES', 'XML', 'LIST_HEAD', 'README', 'Picture', 'draw_pet', 'trimap_of',
-           'make_paper_pets', 'BREEDS', 'Breed', 'twins']
+           'twin_region', 'make_paper_pets', 'BREEDS', 'Breed', 'twins']
 
 # %% ../../nbs/api/12_pets.ipynb #098ad7a9
 import csv
@@ -173,7 +173,7 @@ LIGHTS = (
     Light("dusk", (0.82, 0.88, 1.04), gamma=1.3, vignette=0.3, grain=4.0),
 )
 
-# %% ../../nbs/api/12_pets.ipynb #f6644fdd
+# %% ../../nbs/api/12_pets.ipynb #8d26b64d
 @dataclass(frozen=True)
 class Picture:
     "A drawn picture and everything that is known about it."
@@ -195,9 +195,11 @@ def draw_pet(
     pose: str | None = None,  # a name in POSES; None: as the number decides
     background: str | None = None,  # a name in BACKGROUNDS
     light: str | None = None,  # the name of one of LIGHTS
+    traits_of: str | None = None,  # another breed: the same animal in the same picture, drawn with that breed's traits
 ) -> Picture:
     "Draw one picture; the same arguments give the same picture. A given background or light changes nothing else."
-    row = _breed(breed)
+    _breed(breed)
+    row = _breed(traits_of or breed)
     rng = np.random.default_rng([seed, zlib.crc32(breed.encode()), number])
     chosen = dict(pose=str(rng.choice(list(POSES), p=list(POSES.values()))),
         background=str(rng.choice(list(BACKGROUNDS))),
@@ -270,6 +272,23 @@ def trimap_of(
     "The mask in the form that the archive has, with a band along the edge that belongs to neither."
     near = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.BoxBlur(border)))
     return Image.fromarray(np.where(near == 255, 1, np.where(near == 0, 2, 3)).astype(np.uint8))
+
+# %% ../../nbs/api/12_pets.ipynb #74d4256b
+def twin_region(
+    breed: str,  # one of a pair in `twins()`
+    number: int = 1,  # which picture of this breed
+    *,
+    seed: int = 7,
+    size: tuple[int, int] = (144, 176),  # the short side, from and to, in pixels
+    least: int = 10,  # a pixel belongs to it where red, green or blue differ by so much at least, of 255
+) -> np.ndarray:  # (H, W) bool
+    "Where a picture tells its breed from its twin: the pixels that differ when the same animal is drawn with the twin's traits."
+    twin = {name: other for a, b, _ in twins() for name, other in ((a, b), (b, a))}.get(breed)
+    if twin is None:
+        pairs = ", ".join(f"{a} and {b}" for a, b, _ in twins())
+        raise ValueError(f"twin_region: breed={breed!r} has no twin that differs in one trait only; pass one of {pairs}.")
+    one, other = (np.asarray(draw_pet(breed, number, seed=seed, size=size, traits_of=t).image).astype(int) for t in (None, twin))
+    return np.abs(one - other).max(2) >= least
 
 # %% ../../nbs/api/12_pets.ipynb #ee72c8f3
 def make_paper_pets(
