@@ -187,7 +187,7 @@ class RegressionBlock(Block):
     def loss(self) -> Loss:
         return MSELossFlat()
 
-# %% ../../nbs/api/10_block.ipynb #514f6e85
+# %% ../../nbs/api/10_block.ipynb #b7af456c
 class ItemTransform:
     "Base of transforms of one sample, before stacking."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
@@ -261,6 +261,15 @@ class BatchTransform:
     def of_model(self) -> "BatchTransform | None":
         "The part of it that belongs to the model rather than to the data, and goes with it to other data: normalisation."
         return None
+
+    @property
+    def resizing(self) -> "BatchTransform | None":
+        "The part of it that brings pictures to their size, where it does: it is done before a portable graph."
+        return None
+
+    def traced(self, pictures: Tensor) -> Tensor:
+        "What the rest of it does to pictures outside training, in operations that torch.export can follow."
+        raise NotImplementedError(f"{type(self).__name__} says not how it goes into a portable graph; define traced(pictures).")
 
 # %% ../../nbs/api/10_block.ipynb #bc614b65
 def as_transforms(

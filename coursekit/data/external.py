@@ -508,7 +508,7 @@ def _obtain(url: str, folder: Path, *, mirrored: Check, public: Check, refresh: 
         )
     return *_cached(url, folder, public, refresh=refresh), "network"
 
-# %% ../../nbs/api/07_external.ipynb #29ea97e2
+# %% ../../nbs/api/07_external.ipynb #97a97638
 def fetch_file(
     url: str,  # https address of the file
     subdir: str,  # folder in `coursekit_home()` to keep it in, such as "models"
@@ -518,6 +518,7 @@ def fetch_file(
     sha256: str | None = None,  # of the whole file, if known
     sha256_prefix: str
     | None = None,  # how it begins; None: read from the name where PyTorch's server puts it, "": none
+    mirror: bool = True,  # False: never from the mirror, which knows its files by their names only
 ) -> Path:  # the file, checked; in a mirror folder it is used where it lies
     "A file from the mirror or the network, fetched once"
     if Path(subdir).is_absolute() or ".." in Path(subdir).parts:
@@ -528,7 +529,8 @@ def fetch_file(
         found = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
         sha256_prefix = found[1] if found else None
     check = Check(size=size, md5=md5, sha256=sha256, sha256_prefix=sha256_prefix)
-    return _obtain(url, coursekit_home() / subdir, mirrored=check, public=check)[0]
+    folder = coursekit_home() / subdir
+    return (_obtain(url, folder, mirrored=check, public=check) if mirror else _cached(url, folder, check))[0]
 
 # %% ../../nbs/api/07_external.ipynb #b6f72774
 def archive_name(url: str) -> str:

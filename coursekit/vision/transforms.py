@@ -48,7 +48,7 @@ def _scaled(
             piece.div_(255)
     return out
 
-# %% ../../nbs/api/21_transforms.ipynb #57801557
+# %% ../../nbs/api/21_transforms.ipynb #63b7839f
 @dataclasses.dataclass(frozen=True)
 class ToFloat(BatchTransform):
     "Pictures of bytes become floats in 0..1; those that are float already pass."
@@ -67,7 +67,11 @@ class ToFloat(BatchTransform):
         convert = lambda t, k: k == "image" and not t.is_floating_point()
         return [_scaled(t) if convert(t, k) else t for t, k in zip(tensors, kinds)]
 
-# %% ../../nbs/api/21_transforms.ipynb #8f90d137
+    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+        "The same as one operation."
+        return pictures if pictures.is_floating_point() else pictures.float() / 255
+
+# %% ../../nbs/api/21_transforms.ipynb #5716a7db
 imagenet_stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation of red, green, blue in 0..1
 cifar_stats = ((0.491, 0.482, 0.447), (0.247, 0.243, 0.261))
 mnist_stats = ((0.1307,), (0.3081,))
@@ -122,6 +126,11 @@ class Normalize(BatchTransform):
     def of_model(self) -> "Normalize":
         "All of it: the weights were trained on pictures normalised so."
         return self
+
+    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+        "The same as two operations."
+        scale, shift = self.scale_shift(pictures.device)
+        return pictures * scale + shift if pictures.is_floating_point() else pictures.float() * (scale / 255) + shift
 
     def scale_shift(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # (C, 1, 1) each
         "What normalising multiplies with and adds."
@@ -350,7 +359,7 @@ def _augment_points(
     at = torch.cat([flat, torch.ones_like(flat[..., :1])], 2) @ torch.linalg.inv(draw.matrix).mT
     return ((at[..., :2] / at[..., 2:] + 1) / 2 * new).to(p).reshape(p.shape)
 
-# %% ../../nbs/api/21_transforms.ipynb #974ebc50
+# %% ../../nbs/api/21_transforms.ipynb #4346ecbe
 @dataclasses.dataclass(frozen=True, repr=False)
 class Augment(BatchTransform):
     "Flip, rotation, zoom, warp, crop and lighting, drawn for each sample: one interpolation, one change of colour."
@@ -411,6 +420,15 @@ class Augment(BatchTransform):
             "points": lambda t: _augment_points(t, draw, source),
         }
         return [moves[k](t) if k in moves else t for t, k in zip(tensors, kinds)]
+
+    @property
+    def resizing(self) -> "Augment | None":
+        "Itself, where it has a size."
+        return None if self.size is None else self
+
+    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+        "Nothing: outside training only the size is changed, and that was done before."
+        return pictures
 
     def draw(
         self,
@@ -511,7 +529,7 @@ def aug_transforms(
     extra = [xtra_tfms] if isinstance(xtra_tfms, BatchTransform) else list(xtra_tfms or ())
     return [aug, *extra]
 
-# %% ../../nbs/api/21_transforms.ipynb #37977ad8
+# %% ../../nbs/api/21_transforms.ipynb #0d551216
 @dataclasses.dataclass(frozen=True)
 class AugmentNormalize(BatchTransform):
     "`Augment` and then `Normalize`, in one pass."
@@ -552,6 +570,15 @@ class AugmentNormalize(BatchTransform):
     def of_model(self) -> Normalize:
         "The normalisation."
         return self.normalize
+
+    @property
+    def resizing(self) -> Augment | None:
+        "The augmentation, where it has a size."
+        return self.augment.resizing
+
+    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+        "The normalisation."
+        return self.normalize.traced(pictures)
 
 
 def fuse_tfms(
