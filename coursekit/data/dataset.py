@@ -160,7 +160,7 @@ class Dataset(torch.utils.data.Dataset):
     def __repr__(self) -> str:
         return f"Dataset({plural(len(self), 'item')}: {', '.join(self.kinds)}; train={self.train})"
 
-# %% ../../nbs/api/09a_dataset.ipynb #15e788d6
+# %% ../../nbs/api/09a_dataset.ipynb #f6e6b211
 @dataclass
 class InputGetter:
     "A getter for prediction: leaves out `getter` where an item is an input already."
@@ -202,10 +202,18 @@ def encode_part(block: "Block", value: Any, item: Any, *, size: int | None = Non
         return block.encode(value) if size is None else block.encode_small(value, size)
     except ValueError as e:
         where = describe_item(item)
+        if any(value is part for part in (item, *(item if isinstance(item, tuple) else ()))):
+            raise  # the item itself, or a part of it: the error has named it
         raise ValueError(str(e) if where in str(e) else f"{e} (item: {where})") from e
 
 
 def describe_item(item: Any) -> str:
     "An item in an error message: a path as `show_path` writes it, anything else cut to one line."
-    text = show_path(item) if isinstance(item, os.PathLike) else " ".join(repr(item).split())
+    if isinstance(item, dict) and "content" in item:  # an upload: its repr is as long as its file
+        text = str(item.get("name") or "the upload")
+    elif isinstance(item, (bytes, bytearray, memoryview)):
+        text = f"{len(item):,} bytes"
+    else:
+        text = show_path(item) if isinstance(item, os.PathLike) else " ".join(repr(item).split())
+    text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= 200 else text[:200] + "..."

@@ -254,7 +254,7 @@ def _shut(sockets: list, late: threading.Event) -> None:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(s, socket.SHUT_RDWR)  # not the method of SSLSocket, which a reading thread may be in
 
-# %% ../../nbs/api/20b_collect.ipynb #5dd85cef
+# %% ../../nbs/api/20b_collect.ipynb #ac77efe5
 def _read_all(answer, max_bytes: int) -> bytes:
     "The body of an answer, up to the limit."
     told = answer.headers.get("Content-Length", "")
@@ -299,7 +299,8 @@ def _fetch(
     except urllib.error.HTTPError as e:
         e.close()
         if 300 <= e.code < 400:
-            raise _Refused("redirects in a circle, or too often") from e
+            circle = "infinite loop" in str(e.reason)  # urllib's words
+            raise _Refused("redirects in a circle, or too often" if circle else "redirects to what is no web address") from e
         if e.code < 500 and e.code not in (408, 429):
             raise _Refused(f"the server answered {e.code} {_printable(str(e.reason))[:60]}") from e
         raise ConnectionError(f"the server answered {e.code} {_printable(str(e.reason))[:60]}") from e
