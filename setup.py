@@ -1,9 +1,11 @@
 """Packaging: everything is read from settings.ini, so that nbdev and pip never disagree."""
 
 import configparser
+import json
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 SPDX = {"apache2": "Apache-2.0"}
@@ -16,6 +18,24 @@ def read_settings() -> dict[str, str]:
     if not parser.read(ROOT / "settings.ini", encoding="utf-8"):
         raise FileNotFoundError("setup.py: settings.ini is missing beside setup.py; build from a full checkout.")
     return dict(parser["DEFAULT"])
+
+
+class BuildWithLessons(build_py):
+    """The package, and in it lessons and solutions without outputs, which `coursekit lab` copies for the reader."""
+
+    def run(self) -> None:
+        super().run()
+        if getattr(self, "editable_mode", False):  # the checkout has them
+            return
+        for folder, inside in (("lessons", "."), ("solutions", "solutions")):
+            for path in sorted((ROOT / "nbs" / folder).glob("[0-9]*.ipynb")):
+                notebook = json.loads(path.read_text(encoding="utf-8"))
+                for cell in notebook["cells"]:
+                    if cell["cell_type"] == "code":
+                        cell["outputs"] = []
+                target = Path(self.build_lib) / cfg["lib_path"] / "lesson_files" / inside / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 cfg = read_settings()
@@ -49,6 +69,7 @@ setup(
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     package_data={"": ["*.safetensors", "*.json", "*.txt", "*.ipynb", "py.typed"]},
     include_package_data=True,
+    cmdclass={"build_py": BuildWithLessons},
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=runtime,

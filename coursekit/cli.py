@@ -250,7 +250,7 @@ def data_clear(name: str | None, yes: bool) -> None:
     else:
         raise Failed("nothing was removed")
 
-# %% ../nbs/api/35_cli.ipynb #ccdf0d47
+# %% ../nbs/api/35_cli.ipynb #bfed7227
 @main.command()
 @click.argument("source", type=click.Path(exists=True))
 @click.option("--arch", default="coursenet", show_default=True, help="Network: coursenet, or a name of torchvision or timm.")
@@ -260,19 +260,22 @@ def data_clear(name: str | None, yes: bool) -> None:
 @click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest rate.  [default: what serves the network]")
 @click.option("--bs", type=click.IntRange(2, 4096), help="Pictures a batch.  [default: by how many there are]")
 @click.option("--seed", type=click.IntRange(0), default=42, show_default=True, help="Of the split and all that is random.")
-@click.option("--valid-pct", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Share held out at random.  [default: 0.2, or as the folders say]")
+@click.option("--valid-pct", type=click.FloatRange(0, 0.9, min_open=True), default=0.2, show_default=True,
+              help="Share held out at random, where the source does not say which.")
 @click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from published weights or not.")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True, help="Of the arithmetic.")
 @click.option("--cache", type=click.Choice(["memory", "disk", "device", "none"]), default="memory", show_default=True,
               help="Where decoded pictures are kept.")
+@click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder that the file names of a CSV are in.  [default: its own]")
+@click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option("--dry-run", is_flag=True, help="Only say what is understood and what would be done.")
-def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float | None,
-          pretrained: bool, precision: str, cache: str, overwrite: bool, dry_run: bool) -> None:
+def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
+          pretrained: bool, precision: str, cache: str, images: str | None, pat: str | None, overwrite: bool, dry_run: bool) -> None:
     """Train a model on the pictures of SOURCE and write it to a file.
 
-    SOURCE is a folder (a folder a class, or the class in the file name), a zip of one, or a CSV with file names and classes.
+    SOURCE is a folder (a folder a class, or the class in the file names), a zip of one, or a CSV with file names and classes. What is
+    understood of it is printed first; nothing in it is changed.
 
     \b
     Examples:
@@ -280,7 +283,8 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
       coursekit train pets.zip --epochs 5 --size 128 --out pets.ck
       coursekit train labels.csv --arch resnet34 --dry-run
     """
-    from coursekit.commands.train import Recipe, check_out, data_plan, train_model
+    from coursekit.commands.train import Recipe, check_out, train_model
+    from coursekit.vision.own import plan_data
 
     try:
         target = check_out(out, overwrite=overwrite)
@@ -290,12 +294,12 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
         recipe = Recipe.of(arch, pretrained=pretrained, epochs=epochs, lr=lr)
     except ValueError as e:
         raise usage_error("arch", e) from None
-    plan = data_plan(source)
+    plan = plan_data(source, images=images, pat=pat, valid_pct=valid_pct, seed=seed)
     click.echo(str(plan))
-    click.echo(str(recipe))
+    plan.dblock()  # what makes training impossible is an error here
+    click.echo(f"training  {recipe}")
     if not dry_run:
-        train_model(plan, recipe, target, size=size, bs=bs, seed=seed, valid_pct=valid_pct, precision=precision,
-                    cache=None if cache == "none" else cache, say=click.echo)
+        train_model(plan, recipe, target, size=size, bs=bs, precision=precision, cache=None if cache == "none" else cache, say=click.echo)
 
 # %% ../nbs/api/35_cli.ipynb #d550a480
 @main.command()

@@ -2,19 +2,162 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import os
+import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
+from click.testing import CliRunner, Result
 from helpers import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
-from coursekit import cli
+from coursekit import cli, doctor
+from coursekit.commands.notebooks import output_text
+from coursekit.learner import Learner
 
 
-def coursekit(*args: str, **env: str) -> subprocess.CompletedProcess:
+def coursekit(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
     script = Path(sys.executable).with_name("coursekit")
-    return subprocess.run([str(script), *args], capture_output=True, text=True, timeout=120, env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", **env}, cwd=ROOT)
+    return subprocess.run([str(script), *args], capture_output=True, text=True, timeout=120, env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", **python_path(), **env}, cwd=cwd)
+
+
+def python_path() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k == "PYTHONPATH"}
+
+
+def invoke(*args: str | Path, **more: str) -> Result:
+    return CliRunner().invoke(cli.main, [str(a) for a in args], **more)
+
+
+def assert_one_line(done: Result, *, code: int = 1, says: str) -> None:
+    """A user's error: the exit code, one line on the error channel, no traceback."""
+    assert done.exit_code == code, done.output
+    assert "Traceback" not in done.output
+    last = done.stderr.strip().splitlines()[-1]
+    assert says in " ".join(done.stderr.split()), done.stderr
+    assert last.startswith("coursekit: " if code == 1 else "Error: ") or code == 2, done.stderr
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two classes, six pictures each, of different pixels."""
+    for name, colour in (("night", 40), ("day", 200)):
+        folder = tmp_path / "photos" / name
+        folder.mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (40, 30 + i), (colour + i, colour, 90)).save(folder / f"{name}{i}.png")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def spoilt(tmp_path: Path) -> Path:
+    """What people upload that is no picture."""
+    folder = tmp_path / "spoilt"
+    folder.mkdir()
+    whole = io.BytesIO()
+    Image.effect_noise((200, 150), 90).save(whole, "JPEG")
+    (folder / "cut.jpg").write_bytes(whole.getvalue()[:2000])
+    (folder / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "paper.jpg").write_bytes(b"%PDF-1.7\n")
+    (folder / "empty.jpg").touch()
+    return folder
+
+
+BAD = {"cut.jpg": "is cut off", "drawing.png": "is an SVG drawing", "paper.jpg": "is a PDF", "empty.jpg": "is empty"}
+
+
+# ---------------------------------------------------------------------------------------------------------- itself
+
+
+def commands(group=cli.main, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    for name, command in group.commands.items():
+        found.append((*above, name))
+        if hasattr(command, "commands"):
+            found += commands(command, (*above, name))
+    return found
+
+
+def test_the_commands_that_are_promised() -> None:
+    assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("run",), ("data",), ("data", "list"), ("data", "get"), ("data", "full"),
+                               ("data", "clear"), ("train",), ("predict",), ("app",), ("clean",)}
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_each_command_explains_itself(command: tuple[str, ...]) -> None:
+    done = invoke(*command, "--help")
+    assert done.exit_code == 0 and "Usage:" in done.output
+    assert f"coursekit {' '.join(command)}" in done.output.split("Example", 1)[1], "the help shows no example"
+    assert invoke(*command, "-h").output == done.output
+
+
+def test_help_version_and_a_typo() -> None:
+    for args in (["--help"], ["-h"]):
+        done = invoke(*args)
+        assert done.exit_code == 0 and "coursekit train photos/" in done.output
+    assert "coursekit, version 0" in invoke("--version").output
+    typo = invoke("docter")
+    assert typo.exit_code == 2 and "Traceback" not in typo.output
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """`coursekit --help`, and the help of each command, import none of the large packages."""
+    code = ("import sys\nfrom click.testing import CliRunner\nfrom coursekit.cli import main\n"
+            f"for c in {[list(c) for c in commands()]!r}: assert CliRunner().invoke(main, [*c, '--help']).exit_code == 0\n"
+            "print([m for m in ('torch', 'numpy', 'torchvision', 'pandas', 'matplotlib', 'timm', 'ipywidgets', 'voila') if m in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_bug_is_one_line_and_a_traceback_with_debug(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> list[str]:
+        raise KeyError("nobody thought of this")
+
+    monkeypatch.setattr(doctor, "report", broken)
+    done = invoke("doctor")
+    assert_one_line(done, says="unexpected KeyError: 'nobody thought of this' (`coursekit --debug ...` shows where it comes from)")
+    assert isinstance(invoke("--debug", "doctor").exception, KeyError)
+
+
+@pytest.mark.parametrize(("error", "said"), [
+    (ValueError("a\nb"), "coursekit: a b"),
+    (FileNotFoundError(2, "No such file or directory", "x.ck"), "coursekit: x.ck: No such file or directory"),
+    (FloatingPointError("the loss is nan"), "coursekit: the loss is nan"),
+    (MemoryError(), "coursekit: MemoryError"),
+])  # fmt: skip
+def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
+    def broken() -> list[str]:
+        raise error
+
+    monkeypatch.setattr(doctor, "report", broken)
+    done = invoke("doctor")
+    assert done.exit_code == 1 and done.stderr == said + "\n"
+
+
+def test_control_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped() -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "report", stopped)
+    done = invoke("doctor")
+    assert done.exit_code == 130 and done.stderr == "coursekit: stopped\n"
+
+
+def test_head_closes_the_pipe() -> None:
+    """`coursekit data list | head -1`: one line, and no complaint."""
+    script = Path(sys.executable).with_name("coursekit")
+    done = subprocess.run(f"{script} data list | head -1", shell=True, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.stdout.startswith("name") and len(done.stdout.splitlines()) == 1
+    assert not done.stderr, done.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------- doctor
 
 
 def test_doctor_as_typed(tmp_path: Path) -> None:
@@ -26,34 +169,330 @@ def test_doctor_as_typed(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) < 20 and max(map(len, done.stdout.splitlines())) < 300
 
 
-def test_help_version_and_a_typo() -> None:
-    run = CliRunner().invoke
-    for args in (["--help"], ["-h"], ["doctor", "--help"]):
-        done = run(cli.main, args)
-        assert done.exit_code == 0 and "Usage:" in done.output
-    assert "coursekit, version 0" in run(cli.main, ["--version"]).output
-    typo = run(cli.main, ["docter"])
-    assert typo.exit_code == 2 and "Traceback" not in typo.output
+def test_precision_is_explained_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "precision_dtype", lambda device: None)
+    assert doctor.precision_policy().startswith("float32 (this processor does not multiply bfloat16)")
+    monkeypatch.setattr(doctor, "precision_dtype", lambda device: "bf16")
+    assert doctor.precision_policy().startswith("bfloat16 autocast in training, float32 in validation")
 
 
-def test_precision_is_explained_as_it_is(monkeypatch) -> None:
-    monkeypatch.setattr(cli, "precision_dtype", lambda device: None)
-    assert cli.precision_policy().startswith("float32 (this processor does not multiply bfloat16)")
-    monkeypatch.setattr(cli, "precision_dtype", lambda device: "bf16")
-    assert cli.precision_policy().startswith("bfloat16 autocast in training, float32 in validation")
+@pytest.mark.parametrize("env", [{"COURSEKIT_DEVICE": "gpu"}, {"COURSEKIT_DEVICE": "cuda"}, {"COURSEKIT_MIRROR": "https://me:secret@host/x"}], ids=str)
+def test_doctor_survives_what_it_is_to_diagnose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "network", lambda: False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    done = invoke("doctor")
+    assert done.exit_code == 0 and "Traceback" not in done.output and "secret" not in done.output
 
 
-def test_import_of_the_command_is_light() -> None:
-    """`coursekit --help` need not wait for torch's neighbours."""
-    code = "import sys, coursekit.cli; print([m for m in ('torchvision', 'pandas', 'matplotlib', 'timm', 'ipywidgets') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-
-
-def test_doctor_survives_what_it_is_to_diagnose(tmp_path: Path) -> None:
-    for env in ({"COURSEKIT_DEVICE": "gpu"}, {"COURSEKIT_DEVICE": "cuda"}, {"COURSEKIT_MIRROR": "https://me:secret@host/x"}):
-        done = coursekit("doctor", COURSEKIT_HOME=str(tmp_path), **env)
-        assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr and "secret" not in done.stdout
+def test_doctor_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    done = coursekit("doctor", COURSEKIT_HOME=str(blocked / "home"))
-    assert done.returncode == 0 and "COURSEKIT_HOME cannot be used" in done.stdout
+    monkeypatch.setenv("COURSEKIT_HOME", str(blocked / "home"))
+    monkeypatch.setattr(doctor, "network", lambda: False)
+    done = invoke("doctor")
+    assert done.exit_code == 0 and "COURSEKIT_HOME cannot be used" in done.output
+
+
+# --------------------------------------------------------------------------------------------------------- lessons
+
+
+def test_lessons_are_listed() -> None:
+    done = invoke("lessons")
+    assert done.exit_code == 0
+    files = [line.split()[-1] for line in done.output.splitlines()[1:-1]]
+    assert files == sorted(p.name for p in (ROOT / "nbs" / "lessons").glob("*.ipynb")) and files
+
+
+@pytest.fixture
+def notebook(tmp_path: Path) -> Path:
+    import nbformat
+
+    cells = [new_markdown_cell("# 3: Sums"), new_code_cell("x = 6 * 7"), new_code_cell("print('error_rate', x / 100)", metadata={"tags": ["results"]}),
+             new_code_cell("open('made', 'w').close()")]  # fmt: skip
+    nbformat.write(new_notebook(cells=cells), tmp_path / "03_sums.ipynb")
+    return tmp_path / "03_sums.ipynb"
+
+
+def test_run_prints_results(notebook: Path, tmp_path: Path) -> None:
+    before = notebook.read_bytes()
+    done = invoke("run", notebook, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert "[1/3] x = 6 * 7" in done.output and "\n  error_rate 0.42\ndone in " in done.output
+    assert notebook.read_bytes() == before and (tmp_path / "out" / "made").exists()
+    executed = json.loads((tmp_path / "out" / notebook.name).read_text())
+    assert output_text(executed["cells"][2]["outputs"][0]) == "error_rate 0.42\n"
+
+
+def test_run_fails_shortly(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nbformat
+
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells[2].source = "import math\nmath.sqrt(-1)"
+    nbformat.write(nb, notebook)
+    done = invoke("run", notebook)
+    assert done.exit_code == 1
+    assert "code cell 2 of 3" in done.stderr and "math.sqrt(-1)" in done.stderr and "ValueError: " in done.stderr
+    assert "Traceback" not in done.output and len(done.stderr.splitlines()) < 10, done.stderr
+    kept = tmp_path / "home" / "runs" / "03_sums" / "03_sums.ipynb"
+    assert "Traceback" in kept.read_text(), "the whole traceback is not in the executed copy"
+
+
+def test_what_is_no_lesson(tmp_path: Path) -> None:
+    assert_one_line(invoke("run", "99"), says="there is no lesson or notebook '99'; there are ")
+    assert_one_line(invoke("run", "01_image_clasification"), says="did you mean '01_image_classification'?")
+    (tmp_path / "bad.ipynb").write_text("no notebook")
+    assert_one_line(invoke("run", tmp_path / "bad.ipynb", "--out", tmp_path / "out"), says="Notebook")
+
+
+def test_lab_is_started_at_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coursekit.commands import lessons
+
+    started: list[list[str]] = []
+    monkeypatch.setattr(lessons, "replace_process", started.append)
+    (tmp_path / "course").mkdir()
+    (tmp_path / "course" / "01_image_classification.ipynb").write_text("mine")
+    done = invoke("lab", tmp_path / "course", "--no-browser", "--port", "8899")
+    assert done.exit_code == 0, done.output
+    (command,) = started
+    assert "--no-browser" in command and "--port=8899" in command and f"--ServerApp.root_dir={tmp_path / 'course'}" in command
+    assert Path(command[-1]).parent == tmp_path / "course"
+    assert (tmp_path / "course" / "01_image_classification.ipynb").read_text() == "mine", "a file of the reader's was written over"
+    started.clear()
+    monkeypatch.chdir(ROOT)
+    assert invoke("lab").exit_code == 0 and Path(started[0][-1]).is_relative_to(ROOT / "nbs" / "lessons")
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def test_data_is_listed_made_and_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coursekit.samples import pets
+
+    def few(folder: Path) -> None:
+        (folder / "images").mkdir()
+        (folder / "images" / "a.txt").write_text("drawn")
+
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(pets, "make_paper_pets", few)
+    made = invoke("data", "get", "pets")
+    assert made.exit_code == 0, made.output
+    folder = Path(made.stdout.splitlines()[-1])
+    assert folder.is_relative_to(tmp_path) and (folder / "images" / "a.txt").is_file()
+    (line,) = (x for x in invoke("data", "list").output.splitlines() if x.startswith("PETS "))
+    assert "oxford-iiit-pet, 812 MB to download" in line and "Paper Pets" in line and line.endswith("stand-in 0.0 MB")
+    asked = invoke("data", "clear", "PETS", input="n\n")
+    assert asked.exit_code == 1 and "nothing was removed" in asked.stderr and folder.is_dir()
+    silent = invoke("data", "clear", "PETS", input="")  # nobody there to answer
+    assert silent.exit_code == 1 and folder.is_dir()
+    assert invoke("data", "clear", "PETS", "--yes").exit_code == 0 and not folder.exists()
+    assert "nothing to remove" in invoke("data", "clear").output
+
+
+def test_clearing_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
+    outside = tmp_path / "mine"
+    outside.mkdir()
+    (outside / "photo.jpg").write_text("keep me")
+    for part in ("samples", "data", "models", "runs"):
+        (tmp_path / "home" / part).mkdir(parents=True)
+    (tmp_path / "home" / "data" / "camvid").symlink_to(outside)
+    (tmp_path / "home" / "models" / "w.pth").write_text("weights")
+    done = invoke("data", "clear", "--yes")
+    assert done.exit_code == 0, done.output
+    assert (outside / "photo.jpg").exists() and (tmp_path / "home" / "models" / "w.pth").exists() and not (tmp_path / "home" / "data" / "camvid").exists()
+
+
+def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    assert_one_line(invoke("data", "get", "PET"), says="there are no data called 'PET'; did you mean 'PETS'")
+    assert_one_line(invoke("data", "get", "CAMVID_TINY"), says="coursekit data get CAMVID_TINY --real")
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path / "nowhere"))
+    assert_one_line(invoke("data", "get", "PETS", "--real"), says="COURSEKIT_MIRROR")
+    assert "COURSEKIT_DATA=full" in invoke("data", "full").output
+
+
+# ----------------------------------------------------------------------------------------------------------- train
+
+
+def test_train_and_predict(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model from a folder, the command that is offered next, and options before and after the arguments."""
+    monkeypatch.chdir(tmp_path)
+    done = invoke("train", "--size", "32", "photos", "--epochs", "1", "--from-scratch", "--out", "m.ck", "--lr", "0.001")
+    assert done.exit_code == 0, done.output
+    said = done.output
+    assert "day 6" in said and "coursenet from scratch: 1 epoch of one cycle, rate 0.001" in said and "error rate " in said
+    following = said.splitlines()[-1].removeprefix("next: ").split()
+    assert following[:3] == ["coursekit", "predict", "m.ck"] and Path(following[3]).is_relative_to("photos")
+    told = invoke(*following[1:], "--top", "1")
+    assert told.exit_code == 0 and told.output.startswith(following[3]) and ("day" in told.output.split()[1:] or "night" in told.output.split()[1:])
+    again = invoke("train", "photos", "--out", "m.ck")
+    assert_one_line(again, code=2, says="is there already; pass another name, or --overwrite.")
+
+
+def test_the_settings_reach_the_learner(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: dict[str, object] = {}
+
+    def fine_tune(self: Learner, epochs: int, base_lr: float, **options: float) -> None:
+        asked.update(epochs=epochs, base_lr=base_lr, size=self.dls.one_batch().x.shape[-1], bs=self.dls.bs, precision=self.precision,
+                     cache=self.dls.train_ds.cache, n_valid=len(self.dls.valid_ds), **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "fine_tune", fine_tune)
+    done = invoke("train", "photos", "--size", "48", "--bs", "4", "--epochs", "7", "--precision", "fp32", "--cache", "none", "--valid-pct", "0.5")
+    assert done.exit_code == 130 and not (tmp_path / "model.ck").exists()
+    assert asked == {"epochs": 7, "base_lr": 8e-3, "lr_mult": 5, "size": 48, "bs": 4, "precision": "fp32", "cache": None, "n_valid": 6}
+
+
+def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("photos.zip", "w") as z:
+        for file in photos.rglob("*.png"):
+            z.write(file, file.relative_to(photos))
+    Path("labels.csv").write_text("name,kind\n" + "".join(f"photos/{f.parent.name}/{f.name},{f.parent.name}\n" for f in sorted(photos.rglob("*.png"))))
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path.parent / f"{tmp_path.name}-home"))
+    for source in ("photos", "photos.zip", "labels.csv"):
+        done = invoke("train", source, "--dry-run")
+        assert done.exit_code == 0 and "day 6, night 6" in done.output, done.output
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("args", "code", "says"), [
+    (["--size", "7"], 2, "7 is not in the range"),
+    (["--epochs", "0"], 2, "0 is not in the range"),
+    (["--epochs", "many"], 2, "'many' is not a valid integer"),
+    (["--lr", "-1"], 2, "-1.0 is not in the range"),
+    (["--arch", "resnet19"], 2, "did you mean 'resnet18'"),
+    (["--cache", "ram"], 2, "'ram' is not one of"),
+    (["--out", "nowhere/model.ck"], 2, "there is no folder"),
+    (["--out", "."], 2, "is a folder"),
+    (["--epoch", "3"], 2, "No such option '--epoch'. (Did you mean"),
+    (["--pat", "("], 1, "pat='('"),
+])  # fmt: skip
+def test_bad_options_of_train(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int, says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(invoke("train", "photos", *args), code=code, says=says)
+    assert not (tmp_path / "model.ck").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that even root cannot write to")
+def test_a_folder_that_cannot_be_written(photos: Path) -> None:
+    assert_one_line(invoke("train", photos, "--out", "/proc/m.ck"), code=2, says="/proc cannot be written to")
+
+
+def test_nothing_to_learn_from(tmp_path: Path, spoilt: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    out = tmp_path / "m.ck"
+    assert_one_line(invoke("train", tmp_path / "nowhere", "--out", out), code=2, says="does not exist")
+    assert_one_line(invoke("train", tmp_path / "empty", "--out", out), says="picture")
+    assert_one_line(invoke("train", spoilt / "paper.jpg", "--out", out), says="paper.jpg")
+    one = tmp_path / "one" / "only"
+    one.mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(one / f"{i}.png")
+    assert_one_line(invoke("train", tmp_path / "one", "--out", out), says="class")
+    assert not out.exists()
+
+
+# --------------------------------------------------------------------------------------------------------- predict
+
+
+def test_bad_files_are_named_and_the_others_predicted(photos: Path, spoilt: Path, tmp_path: Path) -> None:
+    done = invoke("predict", "cifar10", spoilt, photos / "day", tmp_path / "no.jpg", f"{photos}/**/night1.png", "--json", "--top", "2")
+    assert done.exit_code == 1
+    told = {Path(x["file"]).name: x for x in map(json.loads, done.stdout.splitlines())}
+    assert {n for n, x in told.items() if "error" in x} == {*BAD, "no.jpg"}
+    good = [x for x in told.values() if "error" not in x]
+    assert len(good) == 7 and all(len(x["top"]) == 2 and x["prediction"] == x["top"][0]["class"] for x in good)
+    for name, why in {**BAD, "no.jpg": "does not exist"}.items():
+        assert why in told[name]["error"]
+        assert any(name in line and why in line for line in done.stderr.splitlines()), done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_predictions_for_a_spreadsheet_and_for_people(photos: Path) -> None:
+    rows = list(csv.reader(invoke("predict", "cifar10", photos, "--csv", "--top", "3").stdout.splitlines()))
+    assert len(rows) == 13 and {len(r) for r in rows} == {9} and rows[0][:3] == ["file", "prediction", "class_1"]
+    table = invoke("predict", "cifar10", photos).stdout.splitlines()
+    assert [line.split()[0] for line in table] == [r[0] for r in rows[1:]] and [line.split()[1] for line in table] == [r[1] for r in rows[1:]]
+
+
+def test_names_that_steer_a_terminal(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "a\x1b[31m\n.png")
+    done = invoke("predict", "cifar10", tmp_path)
+    assert done.exit_code == 0 and "\x1b" not in done.output and len(done.output.splitlines()) == 1
+
+
+def test_folders_and_patterns_without_pictures(tmp_path: Path) -> None:
+    done = invoke("predict", "cifar10", tmp_path, f"{tmp_path}/*.jpg")
+    assert done.exit_code == 1 and "is a folder without pictures" in done.stderr and "matches no file" in done.stderr
+    assert invoke("predict", "cifar10").exit_code == 2
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x94.", b"PK\x03\x04" + bytes(40), b"hello", b""],
+                         ids=["pickle", "zip", "text", "empty"])
+def test_models_that_are_none(tmp_path: Path, photos: Path, content: bytes) -> None:
+    (tmp_path / "model.ck").write_bytes(content)
+    for args in (["predict", tmp_path / "model.ck", photos], ["app", tmp_path / "model.ck", "--no-browser", "--port", "0"]):
+        assert_one_line(invoke(*args), says="model.ck")
+
+
+def test_no_model(tmp_path: Path, photos: Path) -> None:
+    assert_one_line(invoke("predict", "cifar11", photos), says="did you mean 'cifar10'?")
+    assert_one_line(invoke("predict", tmp_path, photos), says="is a folder")
+
+
+# ----------------------------------------------------------------------------------------------------- clean, app
+
+
+def test_clean(photos: Path, spoilt: Path, tmp_path: Path) -> None:
+    (photos / "night" / "copy.png").write_bytes((photos / "night" / "night2.png").read_bytes())
+    for file in spoilt.iterdir():
+        file.rename(photos / "day" / file.name)
+    found = json.loads(invoke("clean", photos, "--json").stdout)
+    assert {Path(b["file"]).name: b["reason"].split(" (")[0].split(", not")[0] for b in found["bad"]} == BAD
+    assert found["copies"] == [["night/copy.png", "night/night2.png"]] and not found["moved"]
+    assert invoke("clean", photos).exit_code == 1
+    assert_one_line(invoke("clean", photos, "--move-to", photos / "bin"), says="lies in the folder that is cleaned")
+    moved = invoke("clean", photos, "--move-to", tmp_path / "bin", "--copies")
+    assert moved.exit_code == 0, moved.output
+    assert {str(p.relative_to(tmp_path / "bin")) for p in (tmp_path / "bin").rglob("*.*")} == {*(f"day/{n}" for n in BAD), "night/night2.png"}
+    again = invoke("clean", photos)
+    assert again.exit_code == 0 and "12 files: 0 bad, 0 spare copies" in again.output
+    assert_one_line(invoke("clean", tmp_path / "nowhere"), code=2, says="does not exist")
+    (tmp_path / "empty").mkdir()
+    assert_one_line(invoke("clean", tmp_path / "empty"), says="there is no picture in")
+
+
+def test_a_port_in_use() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert_one_line(invoke("app", "cifar10", "--port", str(port), "--no-browser"), says=f"port {port} at 127.0.0.1 cannot be used")
+
+
+def test_app_without_voila(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coursekit.commands import common
+
+    monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
+    assert_one_line(invoke("app", "cifar10"), says="coursekit app needs voila, which is not installed; pip install 'coursekit[course]'.")
+
+
+def test_the_page_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A visitor of a page that cannot start gets one escaped line."""
+    import IPython.display
+
+    from coursekit.commands.app import MODEL_VARIABLE, app_page
+
+    shown: list[str] = []
+    monkeypatch.setattr(IPython.display, "display", lambda thing: shown.append(thing.data))
+    monkeypatch.setenv(MODEL_VARIABLE, "<img onerror=alert(1)>.ck")
+    app_page()
+    monkeypatch.delenv(MODEL_VARIABLE)
+    app_page()
+    assert "&lt;img onerror" in shown[0] and "<img" not in shown[0] and "is not set" in shown[1]

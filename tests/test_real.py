@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import run
+from helpers import run, tool
 from torchvision.models import get_model
 
 SIX_LINES = """
@@ -102,3 +104,40 @@ def test_version_1(few_photos: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "v1.py").write_text(VERSION_1)
     said = run([sys.executable, str(tmp_path / "v1.py")], env=few_photos).stdout
     assert "['Abyssinian', 'Siamese', 'beagle', 'pug']" in said and said.rstrip().endswith("done"), said
+
+
+@pytest.fixture(scope="module")
+def few_cats_and_dogs(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 400 of the real cats and dogs to learn from, 80 held out, and ten more in `new`."""
+    base = tmp_path_factory.mktemp("dogscats")
+    wanted = {("train", kind): 200 for kind in ("cats", "dogs")} | {("valid", kind): 45 for kind in ("cats", "dogs")}
+    with tarfile.open(mirror / "dogscats.tgz") as whole:
+        for member in whole:
+            _, side, kind, *name = (*Path(member.name).parts, "", "", "")[:4]
+            if not member.isfile() or wanted.get((side, kind), 0) == 0:
+                continue
+            wanted[side, kind] -= 1
+            fresh = side == "valid" and wanted[side, kind] < 5
+            target = base / ("new" if fresh else f"dogscats/{side}/{kind}") / name[0]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = whole.extractfile(member)
+            assert file is not None
+            target.write_bytes(file.read())
+    return base
+
+
+def test_train_and_predict_as_typed(few_cats_and_dogs: Path, home: Path) -> None:
+    """`coursekit train` on real photos, then `coursekit predict` on ten that the training never saw."""
+    env = {"COURSEKIT_HOME": str(home), "OMP_NUM_THREADS": "2"}
+    said = run([tool("coursekit"), "train", "dogscats", "--size", "64", "--epochs", "1"], cwd=few_cats_and_dogs, env=env).stdout
+    assert "cats 240, dogs 240" in said and "400 for training, 80 for validation" in said, said
+    error = float(re.search(r"(?m)^error rate ([\d.]+)%: \d+ of 80 held-out pictures wrong$", said)[1])
+    assert error < 40, f"two classes, and {error}% wrong:\n{said}"
+    assert said.splitlines()[-1].startswith("next: coursekit predict model.ck dogscats/valid/"), said
+    photos = sorted((few_cats_and_dogs / "new").glob("*.jpg"))
+    assert len(photos) == 10
+    told = run([tool("coursekit"), "predict", "model.ck", *(str(p) for p in photos), "--json"], cwd=few_cats_and_dogs, env=env).stdout
+    named = {Path(x["file"]).name: x["prediction"] for x in map(json.loads, told.splitlines())}
+    assert set(named) == {p.name for p in photos}
+    right = [name for name, kind in named.items() if name.startswith(kind[:3])]
+    assert len(right) >= 6, named

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import zipfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
-from helpers import PACKAGE, ROOT, copy_repository, module_name, modules, python_fences, run
+from helpers import PACKAGE, ROOT, copy_repository, module_name, modules, notebooks, python_fences, run
 from packaging.requirements import Requirement
 
 NOT_THERE = ("nbdev", "fastcore", "execnb", "jupyterlab", "notebook", "ipykernel", "nbclient", "pytest", "sklearn",
@@ -92,6 +93,28 @@ def test_wheel_holds_the_package(wheel: Path) -> None:
     others = {n for n in held if not n.startswith("coursekit/") and ".dist-info/" not in n}
     assert not others, f"the wheel holds more than the package: {sorted(others)}"
     assert size < 10_000_000
+
+
+def test_wheel_holds_the_lessons(wheel: Path) -> None:
+    """Without outputs, and small: `coursekit lab` copies them where there is no checkout."""
+    with zipfile.ZipFile(wheel) as z:
+        held = {n: z.getinfo(n).file_size for n in z.namelist() if n.startswith("coursekit/lesson_files/")}
+        notebook = json.loads(z.read("coursekit/lesson_files/01_image_classification.ipynb"))
+    wanted = {f"coursekit/lesson_files/{p.name}" for p in notebooks("lessons")} | {
+        f"coursekit/lesson_files/solutions/{p.name}" for p in notebooks("solutions")}
+    assert set(held) == wanted
+    assert sum(held.values()) < 3_000_000
+    assert not any(c.get("outputs") for c in notebook["cells"]) and any(c["cell_type"] == "code" for c in notebook["cells"])
+
+
+def test_lessons_of_the_wheel(python: Path, tmp_path: Path) -> None:
+    """Installed, away from any checkout: the lessons are listed and copied."""
+    env = {"PYTHONPATH": "", "COURSEKIT_HOME": str(tmp_path / "home")}
+    listed = run([str(python.with_name("coursekit")), "lessons"], cwd=tmp_path, env=env).stdout
+    assert "01_image_classification.ipynb" in listed and "lesson_files" in listed
+    copy = "from coursekit.commands.lessons import copy_lessons; print(len(copy_lessons('course')))"
+    assert int(run([str(python), "-c", copy], cwd=tmp_path, env=env).stdout) == len(notebooks("lessons", "solutions"))
+    assert (tmp_path / "course" / "01_image_classification.ipynb").is_file()
 
 
 def test_wheel_says_what_it_is(wheel: Path) -> None:

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MODEL_VARIABLE', 'app_page', 'page_notebook', 'free_port', 'server_settings', 'page_folder', 'serve']
 
-# %% ../../nbs/api/35i_app.ipynb #1e6536b3
+# %% ../../nbs/api/35i_app.ipynb #80e5d8b4
 import contextlib
 import html
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -19,7 +20,7 @@ from typing import Any
 from .common import load_model, printable, require
 from ..core import show_path
 
-# %% ../../nbs/api/35i_app.ipynb #f278301f
+# %% ../../nbs/api/35i_app.ipynb #108318e0
 MODEL_VARIABLE = "COURSEKIT_APP_MODEL"  # what the kernel of a page reads
 
 
@@ -33,12 +34,11 @@ def app_page() -> None:
         name = os.environ.get(MODEL_VARIABLE, "")
         if not name:
             raise ValueError(f"{MODEL_VARIABLE} is not set; start the page with `coursekit app model.ck`.")
-        shown = upload_and_predict(load_model(name))
+        page = upload_and_predict(load_model(name))
     except Exception as e:  # a visitor gets no traceback
         display(HTML(f"<p role='alert'>This page cannot start: {html.escape(printable(e, width=400))}</p>"))
     else:
-        if shown is not None:
-            display(shown)
+        display(page)
 
 
 def page_notebook(
@@ -86,7 +86,7 @@ def server_settings(
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9, "iopub_msg_rate_limit": 1e5},
     }  # fmt: skip
 
-# %% ../../nbs/api/35i_app.ipynb #d82c5bd4
+# %% ../../nbs/api/35i_app.ipynb #324a1530
 @contextlib.contextmanager
 def page_folder() -> Iterator[Path]:  # the notebook's path
     "A folder with nothing but the page's notebook, gone at the end."
@@ -121,6 +121,7 @@ def serve(
         os.environ[MODEL_VARIABLE] = str(path.absolute()) if path.exists() else model
         server = Voila(config=Config(server_settings(ip=ip, port=port, browser=browser, idle_minutes=idle_minutes)))
         server.initialize([str(notebook)])
+        logging.getLogger("tornado").setLevel(logging.ERROR)  # what visitors ask for in vain is no news
         say(f"{show_path(path) if path.exists() else model}" + (f", {len(classes)} classes" if classes else ""))
         if ip not in ("127.0.0.1", "localhost", "::1"):
             say("anyone who can reach this machine can use the page; there is no password.")

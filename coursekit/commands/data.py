@@ -6,12 +6,12 @@
 __all__ = ['archives', 'archive_url', 'disk_size', 'size_text', 'parts_of', 'data_rows', 'get_data', 'full_help', 'clearable',
            'clear_data']
 
-# %% ../../nbs/api/35e_data.ipynb #a80a375d
+# %% ../../nbs/api/35e_data.ipynb #739b3213
 import os
 import shutil
 from pathlib import Path
 
-from ..core import coursekit_home, show_path, suggest
+from ..core import coursekit_home, suggest
 from ..data.external import STAND_INS, URLs, archive_name, course_data, data_mode, published_check, stand_in_title, untar_data
 from ..doctor import folder_size
 

@@ -84,13 +84,13 @@ def predict_files(
             done = [told.get(str(f)) or FilePrediction(str(f), error=reasons[f]) for f in some]
         yield from done
 
-# %% ../../nbs/api/35g_predict.ipynb #72410ee2
+# %% ../../nbs/api/35g_predict.ipynb #e18f76ad
 def table_line(
     p: FilePrediction,
-    width: int,  # of the first column, in characters
+    width: int,  # of the first column, in characters; a longer name is shown whole
 ) -> str:
     "A line of the table."
-    name = printable(p.file, width=width).ljust(width)
+    name = printable(p.file, width=4096).ljust(width)
     if p.error:
         return f"{name}  -"
     if not p.top:
