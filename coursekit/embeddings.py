@@ -85,26 +85,28 @@ def thumbnail(
     img.save(buffer, format="jpeg", quality=70)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/api/17a_embeddings.ipynb #82a4e38d
+# %% ../nbs/api/17a_embeddings.ipynb #81889b45
 PAGE = """<style>
-.{u} {{ position: relative; display: grid; grid-template-columns: minmax(0, 1fr) 150px; gap: 10px; max-width: 760px; font: 13px sans-serif;
-  color: #222; background: #fff; padding: 4px; }}
-.{u} .field {{ position: relative; aspect-ratio: 4 / 3; border: 1px solid #999; }}
+.{u} {{ display: grid; grid-template-columns: minmax(0, 1fr) 150px; gap: 12px; max-width: 760px; padding: 6px; font: 13px sans-serif; color: #222;
+  background: #fff; }}
+.{u} .field {{ position: relative; aspect-ratio: 4 / 3; outline: 1px solid #999; }}
+.{u} .side {{ min-height: 190px; }}
 .{u} svg {{ position: absolute; inset: 0; width: 100%; height: 100%; }}
-.{u} input {{ appearance: none; -webkit-appearance: none; position: absolute; width: 12px; height: 12px; margin: -6px 0 0 -6px; padding: 0;
-  border: 1px solid #fff; border-radius: 50%; cursor: pointer; opacity: 0.85; }}
-.{u} input.wrong {{ border-radius: 0; border: 2px solid #000; }}
+.{u} input {{ appearance: none; -webkit-appearance: none; position: absolute; box-sizing: border-box; width: 12px; height: 12px;
+  margin: -6px 0 0 -6px; border: 1px solid #fff; border-radius: 50%; cursor: pointer; opacity: 0.85; }}
+.{u} input.wrong, .{u} .legend i.wrong {{ border-radius: 0; border: 2px solid #000; }}
 .{u} input:hover, .{u} input:focus-visible, .{u} input:checked {{ opacity: 1; z-index: 2; outline: 3px solid #0b57d0; outline-offset: 1px; }}
-.{u} .card {{ display: none; position: absolute; top: 4px; right: 4px; width: 150px; overflow-wrap: anywhere; }}
+.{u} .card {{ display: none; position: absolute; top: 0; left: calc(100% + 12px); width: 150px; overflow-wrap: anywhere; }}
 .{u} input:checked + .card {{ display: block; }}
-.{u} .field {{ position: static; }} .{u} .area {{ position: relative; width: 100%; height: 100%; }}
-.{u} .card img {{ width: 128px; height: auto; display: block; image-rendering: auto; margin-bottom: 4px; }}
-.{u} .legend {{ grid-column: 1 / 3; line-height: 1.7; }} .{u} .legend i {{ display: inline-block; width: 10px; height: 10px; border-radius: 50%; margin: 0 4px 0 10px; }}
-.{u} .legend i.wrong {{ border-radius: 0; border: 2px solid #000; box-sizing: border-box; }}
+.{u} .card img {{ width: 128px; height: auto; display: block; margin: 0 0 4px; }}
+.{u} .legend {{ grid-column: 1 / -1; line-height: 1.7; }}
+.{u} .legend i {{ display: inline-block; box-sizing: border-box; width: 10px; height: 10px; border-radius: 50%; margin: 0 4px 0 10px; }}
+@media (max-width: 560px) {{ .{u} {{ grid-template-columns: minmax(0, 1fr); }} .{u} .card {{ top: calc(100% + 12px); left: 0; }} }}
 </style>
-<div class="{u}" role="group" aria-label="{alt}"><div class="field"><div class="area" role="radiogroup" aria-label="items of the map">
-<svg viewBox="0 0 100 75" preserveAspectRatio="none" aria-hidden="true"><path d="M{x0} 0V75M0 {y0}H100" stroke="#ddd" stroke-width="0.3"/></svg>
-{points}</div></div><div class="side" style="color:#595959">Click a point, or Tab to the map and use the arrow keys.</div><div class="legend">{legend}</div></div>"""
+<div class="{u}" role="group" aria-label="{alt}">
+<div class="field" role="radiogroup" aria-label="items of the map">
+<svg viewBox="0 0 100 75" preserveAspectRatio="none" aria-hidden="true"><path d="M{x0} 0V75M0 {y0}H100" stroke="#ccc" stroke-width="0.3"/></svg>
+{points}</div><div class="side"></div><div class="legend">{legend}</div></div>"""
 
 
 def hue(
@@ -114,10 +116,10 @@ def hue(
     "One of n colours, evenly round the circle, dark enough for a white page."
     import colorsys
 
-    red, green, blue = colorsys.hls_to_rgb(i / max(1, n), 0.36 + 0.14 * (i % 2), 0.75)
+    red, green, blue = colorsys.hls_to_rgb(i / max(1, n), 0.3 + 0.14 * (i % 2), 0.75)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
-# %% ../nbs/api/17a_embeddings.ipynb #5b7c5c66
+# %% ../nbs/api/17a_embeddings.ipynb #1e0ea0a8
 class EmbeddingMap:
     "Items as points of a plane, near each other where the model takes them for similar; shows in a notebook as a map that can be clicked."
 
@@ -193,18 +195,17 @@ class EmbeddingMap:
         low, high = self.points.min(0).values, self.points.max(0).values
         at = 4 + 92 * (self.points - low) / (high - low).clamp(min=1e-12)  # percent
         x0, y0 = (4 + 92 * (0 - low) / (high - low).clamp(min=1e-12)).tolist()
-        esc = html.escape
-        rows = []
+        esc, rows = html.escape, []
+        said = [self._text(i) for i in range(len(self.points))]
+        u = "map" + hashlib.sha1(repr((said, at.tolist())).encode()).hexdigest()[:10]  # two maps of one page must not share their buttons
         for i, (x, y) in enumerate(at.tolist()):
             picture = f'<img src="{esc(str(self.thumbs[i]))}" alt="">' if self.thumbs[i] else ""
-            rows.append(f'<input type="radio" name="@u@" class="{"wrong" if self._wrong(i) else "right"}" aria-label="{esc(self._text(i))}" '
-                        f'title="{esc(self._text(i))}" style="left:{x:.2f}%;top:{100 - y:.2f}%;background:{self._colour(i)}">'
-                        f'<span class="card">{picture}{esc(self._text(i))}</span>')
-        points = "\n".join(rows)
-        u = "map" + hashlib.sha1((points + self.alt).encode()).hexdigest()[:10]  # two maps of one page must not share their buttons
+            rows.append(f'<input type="radio" name="{u}" class="{"wrong" if self._wrong(i) else "right"}" aria-label="{esc(said[i])}" '
+                        f'title="{esc(said[i])}" style="left:{x:.2f}%;top:{100 - y:.2f}%;background:{self._colour(i)}">'
+                        f'<span class="card">{picture}{esc(said[i])}</span>')
         legend = "".join(f'<i style="background:{hue(k, len(self.groups))}"></i>{esc(g)}' for k, g in enumerate(self.groups))
-        legend = f'{legend}<i class="wrong"></i>wrong prediction<br>{esc(self.alt)}.'
-        return PAGE.format(u=u, alt=esc(self.alt), x0=f"{x0:.2f}", y0=f"{0.75 * (100 - y0):.2f}", points=points.replace("@u@", u), legend=legend)
+        legend = f'{legend}<i class="wrong"></i>wrong prediction<br>{esc(self.alt)}. Click a point, or Tab to the map and use the arrow keys.'
+        return PAGE.format(u=u, alt=esc(self.alt), x0=f"{x0:.2f}", y0=f"{0.75 * (100 - y0):.2f}", points="\n".join(rows), legend=legend)
 
     def plot(
         self,

@@ -17,6 +17,7 @@ from torchvision.models import (alexnet, convnext_tiny, densenet121, densenet161
 from coursekit.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
                                 CancelTrainException, CancelValidateException, ParamScheduler, Recorder, State)
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
+from coursekit.curves import Calibration, ThresholdCurve, calibration, threshold_curve, wilson
 from coursekit.data.block import (BatchTransform, Block, CategoryBlock, DataBlock, Dataset, Datasets, ItemTransform,
                                   MultiCategoryBlock, RegressionBlock)
 from coursekit.data.external import URLs, course_data, data_mode, download_url, untar_data
@@ -24,6 +25,8 @@ from coursekit.data.items import (ColReader, ColSplitter, EndSplitter, FileSplit
                                   IndexSplitter, MaskSplitter, RandomSplitter, RandomSubsetSplitter, RegexLabeller,
                                   TrainTestSplitter, get_files, get_image_files, parent_label, using_attr)
 from coursekit.data.load import Batch, DataLoader, DataLoaders
+from coursekit.embeddings import EmbeddingMap, embeddings, pca
+from coursekit.hooks import HeatMap, cam, grad_cam, heat_maps, hook_outputs
 from coursekit.interpret import ClassificationInterpretation, Interpretation
 from coursekit.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
 from coursekit.learner import Learner, Prediction, Preds, load_learner

@@ -1,0 +1,337 @@
+"""Interpretation of every kind of task against scikit-learn, scipy and closed forms; embeddings and their map."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.decomposition import PCA
+from sklearn.metrics import classification_report, precision_recall_curve
+from torch import nn
+
+from coursekit.core import seeded
+from coursekit.curves import calibration, threshold_curve, wilson
+from coursekit.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.items import IndexSplitter
+from coursekit.data.load import DataLoader, DataLoaders
+from coursekit.embeddings import EmbeddingMap, embeddings, pca
+from coursekit.interpret import ClassificationInterpretation, Interpretation
+from coursekit.learner import Learner
+from coursekit.vision.data import ImageBlock
+from coursekit.vision.transforms import Resize
+
+quick = settings(deadline=None, max_examples=40)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    files = [folder / f"{'abc'[i % 3]}_{i:02d}.png" for i in range(24)]
+    for f in files:
+        Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((40, 40)).save(f)
+    return files
+
+
+def learner(photos: list[Path], target, label, n_out: int) -> Learner:
+    plan = DataBlock(blocks=(ImageBlock, target), get_y=label, splitter=IndexSplitter(range(8, 24)), item_tfms=Resize(16))
+    with seeded(5):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10), nn.ReLU(), nn.Linear(10, n_out))
+    learn = Learner(plan.dataloaders(photos, bs=4, seed=0, device="cpu"), net)
+    learn.progress = False
+    return learn
+
+
+def classes(photos: list[Path]) -> Learner:
+    return learner(photos, CategoryBlock, lambda f: f.name[0], 3)
+
+
+def made_up(targs: torch.Tensor, preds: torch.Tensor, vocab: list) -> ClassificationInterpretation:
+    """An interpretation of numbers made up for a test."""
+    losses = -preds[torch.arange(len(targs)), targs].clamp(min=1e-9).log()
+    return ClassificationInterpretation(SimpleNamespace(dls=SimpleNamespace(vocab=vocab)), None, preds, targs, preds.argmax(1), losses)
+
+
+# ---- curves
+
+scores = st.integers(0, 2**31).flatmap(lambda seed: st.tuples(st.just(seed), st.integers(1, 60), st.sampled_from([0, 1, 2, 8])))
+
+
+@quick
+@given(scores)
+def test_threshold_curve_is_that_of_scikit_learn(case: tuple[int, int, int]) -> None:
+    seed, n, digits = case  # few digits: many ties
+    rng = np.random.default_rng(seed)
+    probs, truth = rng.random(n).round(digits), rng.random(n) < rng.random()
+    truth[rng.integers(n)] = True
+    curve = threshold_curve(torch.tensor(probs), torch.tensor(truth))
+    precision, recall, thresholds = precision_recall_curve(truth, probs)
+    assert np.array_equal(curve.thresholds, thresholds)
+    assert np.allclose(curve.precision, precision[:-1]) and np.allclose(curve.recall, recall[:-1])  # its last point has no threshold
+    total = precision[:-1] + recall[:-1]
+    assert np.allclose(curve.f1, np.divide(2 * precision[:-1] * recall[:-1], total, out=np.zeros_like(total), where=total > 0))
+    assert curve.f1[curve.thresholds == curve.best] == curve.f1.max()
+
+
+def test_which_class_a_threshold_is_for(photos: list[Path]) -> None:
+    interp = ClassificationInterpretation.from_learner(classes(photos))
+    curve = interp.threshold_curve("b")
+    assert np.array_equal(curve.thresholds, precision_recall_curve(interp.targs == 1, interp.preds[:, 1])[2])
+    two = made_up(torch.tensor([0, 1, 1]), torch.tensor([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), ["no", "yes"])
+    assert two.threshold_curve().name == "yes"
+    several = Interpretation.from_learner(learner(photos, MultiCategoryBlock, lambda f: list("abc"[: 1 + int(f.stem[2:]) % 3]), 3))
+    together = several.threshold_curve()
+    assert np.array_equal(together.precision, precision_recall_curve(several.targs.flatten(), several.preds.flatten())[0][:-1])
+    assert several.threshold_curve("c").name == "c"
+    together.plot()
+    assert "any label" in plt.gcf().alt_text
+    plt.close("all")
+    with pytest.raises(ValueError, match="which of the 3 classes"):
+        interp.threshold_curve()
+    numbers = Interpretation.from_learner(learner(photos, RegressionBlock, lambda f: float(f.stem[2:]), 1))
+    with pytest.raises(ValueError, match="numbers, which have no threshold"):
+        numbers.threshold_curve()
+
+
+@quick
+@given(st.integers(0, 2**31), st.integers(1, 80), st.integers(1, 15))
+def test_calibration_against_one_item_at_a_time(seed: int, n: int, n_bins: int) -> None:
+    rng = np.random.default_rng(seed)
+    sure, right = rng.random(n).round(rng.integers(1, 4)), rng.random(n) < 0.6
+    c = calibration(torch.tensor(sure), torch.tensor(right), n_bins=n_bins)
+    edges, error = c.edges.numpy(), 0.0
+    for i in range(n_bins):
+        inside = (sure > edges[i]) & (sure <= edges[i + 1]) | ((i == 0) & (sure == 0))
+        assert c.count[i] == inside.sum()
+        if inside.any():
+            assert np.isclose(c.confidence[i], sure[inside].mean()) and np.isclose(c.accuracy[i], right[inside].mean())
+            error += inside.mean() * abs(sure[inside].mean() - right[inside].mean())
+        else:
+            assert torch.isnan(c.confidence[i]) and torch.isnan(c.accuracy[i])
+    assert np.isclose(c.ece, error) and c.count.sum() == n
+
+
+def test_calibration_of_the_two_extremes() -> None:
+    always = made_up(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([[1.0, 0.0]] * 5), ["a", "b"])
+    assert always.calibration().ece == pytest.approx(0.4)  # certain each time, right in 3 of 5
+    honest = torch.tensor([[0.75, 0.25]] * 4 + [[0.4375, 0.5625]] * 16)
+    perfect = made_up(torch.tensor([0, 0, 0, 1] + [1] * 9 + [0] * 7), honest, ["a", "b"])
+    assert perfect.calibration(n_bins=10).ece == pytest.approx(0, abs=1e-7)
+    assert perfect.calibration(n_bins=4).count.tolist() == [0, 0, 20, 0]  # 0.75 is the upper edge of its bin
+    assert perfect.calibration(n_bins=10).count[[5, 7]].tolist() == [16, 4]
+    perfect.plot_calibration()
+    assert "75% sure: 75% right of 4" in plt.gcf().alt_text
+    plt.close("all")
+    assert list(perfect.calibration().to_df()) == ["above", "to", "confidence", "accuracy", "count"]
+
+
+@quick
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_that_of_scipy(case: tuple[int, int]) -> None:
+    expected = binomtest(*case).proportion_ci(0.95, method="wilson")
+    assert np.allclose(wilson(*case), (expected.low, expected.high), atol=1e-6)
+
+
+# ---- tables
+
+def test_classes_as_a_table(photos: list[Path]) -> None:
+    learn = classes(photos)
+    interp = ClassificationInterpretation.from_learner(learn)
+    df = interp.to_df()
+    assert list(df) == ["item", "actual", "predicted", "loss", "probability", "probability_of_actual"] and len(df) == 16
+    for i, row in df.iterrows():
+        said = learn.predict(photos[8 + i])
+        assert row["item"] == str(photos[8 + i]) and row["actual"] == photos[8 + i].name[0] and row["predicted"] == said.label
+        assert row["probability"] == pytest.approx(said.probabilities.max().item(), abs=1e-5)
+        assert row["loss"] == pytest.approx(-np.log(row["probability_of_actual"]), abs=1e-4)
+    report = interp.report().to_df().set_index("class")
+    expected = classification_report(df["actual"], df["predicted"], output_dict=True, zero_division=0)
+    for name in "abc":
+        assert report.loc[name, ["precision", "recall", "f1"]].tolist() == pytest.approx([expected[name][k] for k in ("precision", "recall", "f1-score")])
+    assert report.loc["accuracy", "f1"] == pytest.approx(expected["accuracy"])
+    assert report.loc["mean over classes", "recall"] == pytest.approx(expected["macro avg"]["recall"])
+
+
+def test_other_kinds_as_tables(photos: list[Path]) -> None:
+    numbers = Interpretation.from_learner(learner(photos, RegressionBlock, lambda f: float(f.stem[2:]), 1))
+    df = numbers.to_df()
+    assert numbers.kind == "numbers" and df["actual"].tolist() == [float(i) for i in range(8, 24)]
+    assert np.allclose(df["error"] ** 2, df["loss"], rtol=1e-4) and numbers.wrong is None
+    points = Interpretation.from_learner(learner(photos, RegressionBlock, lambda f: [1.0, float(f.stem[2:])], 2))
+    assert points.to_df()["actual"][0] == [1.0, 8.0] and "error" not in points.to_df()
+    assert list(points.slices(lambda f: f.name[0], name="letter").to_df()) == ["letter", "items", "mean loss"]
+    labels = Interpretation.from_learner(learner(photos, MultiCategoryBlock, lambda f: ["a", "b"][: int(f.stem[2:]) % 3], 2))
+    df = labels.to_df()
+    assert labels.kind == "labels" and df["actual"][0] == ["a", "b"] and df["actual"][1] == []
+    assert labels.wrong.tolist() == [a != p for a, p in zip(df["actual"], df["predicted"])]
+    with pytest.raises(ValueError, match="use Interpretation"):
+        ClassificationInterpretation.from_learner(labels.learn)
+
+
+def test_masks_and_plain_loaders() -> None:
+    x, y = torch.rand(6, 3, 8, 8), torch.randint(2, (6, 8, 8))
+    plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2)
+    from coursekit.losses import CrossEntropyLossFlat
+
+    learn = Learner(DataLoaders(plain, plain, device="cpu"), nn.Conv2d(3, 2, 1), CrossEntropyLossFlat(axis=1))
+    learn.progress = False
+    masks = Interpretation.from_learner(learn)
+    assert masks.kind == "masks" and list(masks.to_df()) == ["item", "loss"] and len(masks.to_df()) == 6
+    assert masks.slices([0, 0, 0, 1, 1, 1]).to_df()["items"].tolist() == [3, 3]
+    with pytest.raises(ValueError, match="do not name their items"):
+        masks.item(0)
+
+
+def test_slices_find_the_bad_one(photos: list[Path]) -> None:
+    interp = ClassificationInterpretation.from_learner(classes(photos))
+    light = ["dusk" if wrong else "day" for wrong in interp.wrong.tolist()]  # dusk holds just the mistakes
+    names = [f.name for f in photos[8:]]
+    ways = (light, dict(zip(names, light)), dict(zip(photos[8:], light)), pd.Series(light, index=[f.stem for f in photos[8:]], name="light"),
+            pd.Series(light), lambda f: light[photos.index(f) - 8], np.array(light))  # fmt: skip
+    tables = [interp.slices(way).to_df() for way in ways]
+    for df in tables:
+        assert df.iloc[:, 0].tolist() == ["dusk", "day"] and df["error rate"].tolist() == [1.0, 0.0]
+        assert df["items"].tolist() == [light.count("dusk"), light.count("day")]
+        assert (df["low"].iloc[0], df["high"].iloc[0]) == pytest.approx(wilson(light.count("dusk"), light.count("dusk")))
+    mean = np.mean([v for v, w in zip(interp.losses.tolist(), light) if w == "dusk"])
+    assert tables[0]["mean loss"][0] == pytest.approx(mean, rel=1e-5) and list(tables[3])[0] == "light"
+    assert "<table" in interp.slices(light)._repr_html_() and "100.0%" in repr(interp.slices(light))
+    gaps = interp.slices([None, float("nan")] + ["x"] * 14).to_df()
+    assert sorted(gaps.iloc[:, 0]) == ["missing", "x"]
+    with pytest.raises(ValueError, match="no value for 16 items"):
+        interp.slices({"other.jpg": 1})
+    with pytest.raises(ValueError, match="3 values for 16 items"):
+        interp.slices([1, 2, 3])
+
+
+# ---- figures
+
+def test_top_losses_of_every_kind_are_drawn_with_and_without_heat(photos: list[Path]) -> None:
+    interp = ClassificationInterpretation.from_learner(classes(photos))
+    interp.plot_top_losses(4, heatmap=True)
+    axes = [ax for ax in plt.gcf().axes if ax.images]
+    assert len(axes) == 4 and all(len(ax.images) == 2 and ax.images[1].get_array().shape == (16, 16) for ax in axes)
+    assert "heat maps" in plt.gcf().alt_text
+    for target, label, n in ((RegressionBlock, lambda f: [1.0, 2.0], 2), (RegressionBlock, lambda f: 1.5, 1), (MultiCategoryBlock, lambda f: ["a", "b"], 2)):
+        Interpretation.from_learner(learner(photos, target, label, n)).plot_top_losses(2, heatmap=True)
+    plt.close("all")
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_confusion_matrix_of_37_classes_can_be_read(normalize: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    targs = torch.arange(37).repeat(30)
+    said = torch.where(torch.rand(len(targs), generator=rng) < 0.7, targs, torch.randint(37, (len(targs),), generator=rng))
+    interp = made_up(targs, nn.functional.one_hot(said, 37).float(), [f"staffordshire_bull_terrier_{i}" for i in range(37)])
+    interp.plot_confusion_matrix(normalize=normalize)
+    fig = plt.gcf()
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    assert len(ax.texts) == int((interp.confusion_matrix() > 0).sum())  # no number where there is nothing
+    whole, (width, height) = fig.bbox, np.ptp(ax.transData.transform([(1, 1), (2, 0)]), axis=0)
+    for t in ax.texts:
+        box = t.get_window_extent()
+        assert box.width <= width and box.height <= height and t.get_fontsize() >= 7  # a number stays in its square
+    labels = [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    assert len(labels) == 74
+    for t in labels:
+        box = t.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1
+    plt.close("all")
+
+
+# ---- embeddings
+
+@quick
+@given(st.integers(0, 2**31), st.integers(3, 30), st.integers(2, 8))
+def test_principal_components_are_those_of_scikit_learn(seed: int, n: int, d: int) -> None:
+    x = np.random.default_rng(seed).normal(size=(n, d)) * np.arange(1, d + 1) ** 2
+    points, shares = pca(torch.tensor(x))
+    sk = PCA(2, svd_solver="full").fit(x)
+    assert np.allclose(points, sk.transform(x), atol=1e-6 * np.abs(x).max())  # sign included: both point to the largest weight
+    assert np.allclose(shares, sk.explained_variance_ratio_, atol=1e-9)
+
+
+def test_embeddings_are_what_the_last_linear_layer_sees(photos: list[Path]) -> None:
+    learn = classes(photos)
+    rows = embeddings(learn)
+    assert rows.shape == (16, 10)
+    with torch.no_grad():
+        assert torch.allclose(learn.model[6](rows), learn._raw_preds(learn.dls.valid)[0], atol=1e-5)
+    learn.model.train()
+    assert embeddings(learn, learn.dls.train).shape == (8, 10) and learn.model.training  # ordered, nothing dropped, mode kept
+    assert not any(m._forward_pre_hooks for m in learn.model.modules())
+    no_linear = Learner(learn.dls, nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    with pytest.raises(ValueError, match="no linear layer"):
+        embeddings(no_linear)
+
+
+class Tags(HTMLParser):
+    """The tags of a page with their attributes, and the text between them."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_map_of_a_learner(photos: list[Path]) -> None:
+    learn = classes(photos)
+    chart = EmbeddingMap.from_learner(learn)
+    assert torch.allclose(chart.points, pca(embeddings(learn))[0], atol=1e-6)
+    assert chart.names == [f.name for f in photos[8:]] and chart.actual == [f.name[0] for f in photos[8:]]
+    assert chart.predicted == [learn.predict(f).label for f in photos[8:]]
+    some = EmbeddingMap.from_learner(learn, max_n=5)
+    assert len(some.points) == 5 and "5 items of 16" in repr(some)
+    assert all(torch.equal(p, chart.points[chart.names.index(n)]) for p, n in zip(some.points, some.names))
+    page = Tags(chart._repr_html_())
+    dots = [a for t, a in page.tags if t == "input"]
+    assert len(dots) == 16 and len({a["name"] for a in dots}) == 1 and all(a["type"] == "radio" and a["aria-label"] for a in dots)
+    assert sum(t == "img" and a["src"].startswith("data:image/jpeg;base64,") for t, a in page.tags) == 16
+    assert not any(t == "script" or any(k.startswith("on") for k in a) for t, a in page.tags)
+    assert len(chart._repr_html_()) < 60_000
+    chart.plot()
+    assert "16 items" in plt.gcf().alt_text and sum(len(c.get_offsets()) for c in plt.gcf().axes[0].collections) == 16
+    plt.close("all")
+    unlabelled = EmbeddingMap.from_learner(learn, learn.dls.test_dl(photos[:3]))
+    assert unlabelled.actual == [None] * 3 and "actual" not in Tags(unlabelled._repr_html_()).text
+    numbers = EmbeddingMap.from_learner(learner(photos, RegressionBlock, lambda f: float(f.stem[2:]), 1))
+    assert "0 predicted wrongly" in numbers.alt
+
+
+@pytest.mark.parametrize("bad", ["<img src=x onerror=alert(1)>", "\"><script>alert(1)</script>", "' onclick='x", "{u}{0}", "@u@", "$x$"])
+def test_names_cannot_break_out_of_the_map(bad: str) -> None:
+    thumb = "data:image/jpeg;base64,AAAA"
+    chart = EmbeddingMap(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), [bad, "b"], [bad, "c"], ["c", bad], thumbs=[thumb, None])
+    page = Tags(chart._repr_html_())
+    assert [a["src"] for t, a in page.tags if t == "img"] == [thumb]
+    assert not any(t == "script" or any(k.startswith("on") for k in a) for t, a in page.tags)
+    labels = [a["aria-label"] for t, a in page.tags if t == "input"]
+    assert labels == [f"{bad}: actual {bad}, predicted c, wrong", f"b: actual c, predicted {bad}, wrong"] and page.text.count(bad) >= 3
+    chart.plot()
+    plt.gcf().canvas.draw()
+    plt.close("all")
+    assert re.search(r"outline: 3px", chart._repr_html_())  # the focus is visible
+
+
+def test_interpretation_of_a_loader_of_ones_own(photos: list[Path]) -> None:
+    learn = classes(photos)
+    dl = learn.dls.test_dl(photos[:5], with_labels=True)
+    assert isinstance(dl, DataLoader) and len(Interpretation.from_learner(learn, dl=dl).to_df()) == 5
