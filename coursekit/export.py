@@ -171,7 +171,7 @@ def _read_header(
         return {}, f"is malformed ({type(e).__name__} in its JSON text); export the model again."
     return (header, "") if isinstance(header.get("sha256"), str) else ({}, "is malformed: it has no hash of its tensors.")
 
-# %% ../nbs/api/15_export.ipynb #d65455fd
+# %% ../nbs/api/15_export.ipynb #ca197641
 @dataclass
 class Exported:
     "What an export holds."
@@ -235,7 +235,8 @@ def export_problem(
         names = b.vocab
         if names is not None and not (isinstance(names, list) and all(isinstance(n, (str, int, float)) for n in names)):
             return f"the classes of {type(b).__name__} are no list of names"
-    for t in [*e.item_tfms, *e.batch_tfms]:
+    tfms: list[Any] = [*e.item_tfms, *e.batch_tfms]
+    for t in tfms:
         sides = t.size if isinstance(t.size, (list, tuple)) else [t.size or 0]
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides):
             return f"{type(t).__name__} asks for pictures of {t.size} pixels; the largest allowed are {MAX_SIDE:,} a side"
@@ -244,23 +245,25 @@ def export_problem(
         return f"the network has {has} outputs and the targets need {sum(needs)}"
     return ""
 
-# %% ../nbs/api/15_export.ipynb #b1f8ca70
+# %% ../nbs/api/15_export.ipynb #537e7634
 class Budget(TorchFunctionMode):
-    "Inside, no more than so many numbers fit into the tensors that are made."
+    "Inside, no more than so many tensors with so many numbers can be made."
     factories = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye))
 
     def __init__(
         self,
-        numbers: int,  # in all the tensors together; each tensor counts 1,000 more
+        tensors: int,  # how many
+        numbers: int,  # in all of them together
     ):
         super().__init__()
-        self.left = numbers
+        self.tensors, self.numbers = tensors, numbers
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in self.factories:
-            self.left -= 1000 + func(*args, **{**kwargs, "device": "meta"}).numel()  # a meta tensor has a shape and no memory
-            if self.left < 0:
+            self.tensors -= 1
+            self.numbers -= func(*args, **{**kwargs, "device": "meta"}).numel()  # a meta tensor has a shape and no memory
+            if self.tensors < 0 or self.numbers < 0:
                 raise MemoryError("it is far larger than the weights in the file")
         return func(*args, **kwargs)
 
@@ -272,7 +275,7 @@ def build_network(
 ) -> nn.Module:  # untrained
     "The network of a recipe, if it is about as large as the weights that belong to it."
     try:
-        with seeded(0), Budget(2 * sum(w.numel() for w in weights.values()) + (1 << 24)):
+        with seeded(0), Budget(1000 + 4 * len(weights), (1 << 24) + 2 * sum(w.numel() for w in weights.values())):
             return spec.build()
     except Exception as e:  # wrong numbers fail anywhere in the code of the layers
         reason = (str(e) or type(e).__name__).splitlines()[0][:300]

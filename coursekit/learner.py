@@ -70,7 +70,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #63c06b65
+# %% ../nbs/api/16_learner.ipynb #411401ec
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -618,7 +618,7 @@ class Learner:
         path: str | os.PathLike = "export.ck",  # file to write; relative to `self.path`
         *,
         onnx: bool = False,  # write the network's graph beside it, too, ending in .onnx
-        torch_export: bool = False,  # the same as a program of torch.export, ending in .pt2
+        torch_export: bool = False,  # the same as a program of torch.export, ending in .pt2 (open only those you trust)
     ) -> Path:  # the file
         "Write the model with all it needs to predict to one file without code; `load_learner` reads it."
         packed = pack_learner(self)

@@ -28,7 +28,7 @@ from .export import atomic_write
 if TYPE_CHECKING:
     from coursekit.learner import Learner
 
-# %% ../nbs/api/16a_portable.ipynb #a0511cc5
+# %% ../nbs/api/16a_portable.ipynb #9a1d7851
 def check_pictures(
     learn: "Learner",  # any
 ) -> None:
@@ -45,11 +45,11 @@ class PictureGraph(nn.Module):
 
     def __init__(
         self,
-        learn: "Learner",  # takes pictures; its model is copied where it is not on the CPU
+        learn: "Learner",  # takes pictures; its model is copied
     ):
         super().__init__()
         check_pictures(learn)
-        self.net = (learn.model if learn.device.type == "cpu" else copy.deepcopy(learn.model).cpu()).eval()
+        self.net = copy.deepcopy(learn.model).cpu().to(memory_format=torch.contiguous_format).eval()
         self.loss = copy.deepcopy(learn.loss_func).cpu()
         self.tfms = tuple(learn.dls.batch_tfms)
 
@@ -85,7 +85,7 @@ def trial_items(
     rng = np.random.default_rng(0)
     return [np.repeat(np.repeat(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), 24, 0), 24, 1) for _ in range(n)]
 
-# %% ../nbs/api/16a_portable.ipynb #d70b1ff5
+# %% ../nbs/api/16a_portable.ipynb #05078d29
 def trace(
     graph: PictureGraph,  # to be exported
     shape: Sequence[int],  # of a batch of its pictures; the number of pictures is left open
@@ -101,6 +101,7 @@ def trace(
                          "vision_learner can; in your own, a decision that depends on the data is the usual cause.") from e
 
 
+@torch.no_grad()
 def compare(
     run: Callable[[Tensor], Any],  # pictures -> predictions, by the exported graph
     learn: "Learner",  # what it was made from

@@ -1,0 +1,545 @@
+"""Exported files: other processes, no pickle, damage and malice; addresses; ONNX and torch.export; the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import pickle
+import pickletools
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import run
+from PIL import Image
+from safetensors.torch import save
+from torch import nn
+
+from coursekit import portable
+from coursekit.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.external import DownloadError
+from coursekit.data.items import get_image_files
+from coursekit.export import Exported, build_network, read_export, read_tensors, tensors_hash, write_export
+from coursekit.hub import HubError, from_hub, push_to_hub
+from coursekit.learner import Learner, load_learner, pack_learner
+from coursekit.losses import FocalLoss
+from coursekit.testing import same
+from coursekit.vision.data import ImageBlock, ImageDataLoaders
+from coursekit.vision.learner import vision_learner
+from coursekit.vision.models import VisionModel
+from coursekit.vision.transforms import AugmentNormalize, Normalize, Resize, ToFloat, aug_transforms, imagenet_stats
+
+SIZE = 40
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, r = tmp_path_factory.mktemp("photos"), np.random.default_rng(1)
+    for i in range(12):
+        rough = r.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(rough).resize((60, 50)).save(folder / f"{'ab'[i % 2]}_{i}.png")
+    return folder
+
+
+LABELS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
+    "classes": (CategoryBlock, lambda f: f.name[0]),
+    "labels": (MultiCategoryBlock, lambda f: [f.name[0], "x"][: 1 + len(f.stem) % 2]),
+    "number": (RegressionBlock, lambda f: float(f.stem[2:])),
+    "points": (RegressionBlock, lambda f: [float(f.stem[2:]), 3.0, 1.0, 0.5]),
+}
+
+
+def learner(photos: Path, kind: str = "classes", arch: str = "coursenet", **options: Any) -> Learner:
+    files = sorted(get_image_files(photos))
+    block, label = LABELS[kind]
+    dls = ImageDataLoaders.from_lists(photos, files, [label(f) for f in files], y_block=block, valid_pct=0.34, seed=0, bs=4,
+                                      item_tfms=Resize(SIZE), batch_tfms=aug_transforms(size=32), device="cpu")  # fmt: skip
+    made = vision_learner(dls, arch, pretrained=False, seed=0, lin_ftrs=(), **options)
+    made.progress = False
+    made.fit(1, 1e-3)
+    return made
+
+
+@pytest.fixture(scope="module")
+def classifier(photos: Path) -> Learner:
+    return learner(photos)
+
+
+@pytest.fixture(scope="module")
+def model_ck(classifier: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return classifier.export(tmp_path_factory.mktemp("export") / "model.ck")
+
+
+# ---- another process
+
+
+def everywhere(learn: Learner, photos: Path, file: Path) -> None:
+    """A Python process with no path and no environment of the user's predicts the same from the file alone."""
+    items = sorted(get_image_files(photos))[:3]
+    program = ("import json, sys; from coursekit.learner import load_learner\n"
+               "learn = load_learner(sys.argv[1], device='cpu')\n"
+               "answers = [learn.predict(f) for f in sys.argv[2:]]\n"
+               "print(json.dumps([[str(a.label), a.probabilities.tolist()] for a in answers]))")  # fmt: skip
+    said = json.loads(run([sys.executable, "-I", "-c", program, str(file), *map(str, items)], cwd=file.parent).stdout.splitlines()[-1])
+    for item, (label, numbers) in zip(items, said):
+        mine = learn.predict(item)
+        assert torch.allclose(torch.tensor(numbers), mine.probabilities, atol=1e-5, rtol=0)
+        assert label == str(mine.label) or isinstance(mine.label, float | torch.Tensor)
+
+
+def test_another_process_predicts_the_same(classifier: Learner, photos: Path, model_ck: Path) -> None:
+    everywhere(classifier, photos, model_ck)
+    about = read_export(model_ck).about
+    assert about["results"].keys() == {"train_loss", "valid_loss"} and all(np.isfinite(list(about["results"].values())))
+
+
+@pytest.mark.parametrize("kind", ["labels", "number", "points"])
+def test_every_kind_of_target_comes_back(photos: Path, tmp_path: Path, kind: str) -> None:
+    learn = learner(photos, kind, y_range=(0.0, 12.0) if kind == "number" else None)
+    loaded = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
+    items = sorted(get_image_files(photos))[:4]
+    for item in items:
+        ours, theirs = learn.predict(item), loaded.predict(item)
+        assert torch.allclose(ours.probabilities, theirs.probabilities, atol=1e-5) and same(ours.label, theirs.label, tol=1e-4)
+    assert loaded.dls.vocab == learn.dls.vocab and type(loaded.loss_func) is type(learn.loss_func)
+    again = loaded.export(tmp_path / "again.ck")  # a loaded learner can be exported
+    assert same(read_export(again).weights, read_export(tmp_path / "m.ck").weights)
+
+
+def test_another_loss_and_a_published_architecture(photos: Path, tmp_path: Path) -> None:
+    learn = learner(photos, arch="regnet_y_400mf", loss_func=FocalLoss(3.0, weight=[0.2, 0.8]))
+    packed, before = pack_learner(learn), torch.get_rng_state()
+    build_network(packed.model, packed.weights, "test")
+    assert torch.equal(before, torch.get_rng_state())  # building draws nothing from the global generator
+    loaded = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
+    assert torch.allclose(loaded.get_preds(loaded.dls.test_dl(get_image_files(photos))).preds,
+                          learn.get_preds(learn.dls.test_dl(get_image_files(photos))).preds, atol=1e-5)  # fmt: skip
+    assert loaded.loss_func.options() == learn.loss_func.options()
+
+
+def test_a_network_of_your_own_says_what_can_be_done(classifier: Learner) -> None:
+    own = Learner(classifier.dls, nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)))
+    with pytest.raises(ValueError, match=r"Sequential was built by hand.*vision_learner.*learn\.save.*write_onnx"):
+        own.export("model.ck")
+    classifier.model.spec.n_out, kept = 5, classifier.model.spec.n_out
+    try:
+        with pytest.raises(ValueError, match="the network has 5 outputs and the targets need 2"):
+            classifier.export("model.ck")
+    finally:
+        classifier.model.spec.n_out = kept
+
+
+# ---- no pickle
+
+
+def pickles_in(data: bytes) -> list[int]:
+    """Offsets at which a pickle begins: a protocol mark whose opcodes can be read to the STOP, or the same without a mark at the start."""
+    starts = [i for i in range(len(data) - 1) if data[i] == 0x80 and data[i + 1] <= 5] + [0]
+    found = []
+    for start in starts:
+        try:
+            list(pickletools.genops(data[start : start + 1_000_000]))
+        except Exception:
+            continue
+        found.append(start)
+    return found
+
+
+def harmless(data: bytes, start: int) -> bool:
+    """Bytes of weights may by chance read as opcodes to a STOP; a pickle that does anything names a callable or rebuilds an object."""
+    names = {op.name for op, _, _ in pickletools.genops(data[start : start + 1_000_000])}
+    return not names & {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"}
+
+
+def test_no_pickle_in_the_bytes(model_ck: Path, classifier: Learner, tmp_path: Path) -> None:
+    data = model_ck.read_bytes()
+    assert [start for start in pickles_in(data) if not harmless(data, start)] == []
+    # the scanner finds real ones: alone, of every protocol with a mark, inside an export, and what torch.save writes
+    for protocol in range(2, 6):
+        real = pickle.dumps(nn.Linear(2, 2), protocol=protocol)
+        for hidden in (real, data[:5000] + real + data[5000:9000]):
+            assert any(not harmless(hidden, start) for start in pickles_in(hidden)), protocol
+    torch.save(classifier.model.state_dict(), tmp_path / "weights.pth")
+    saved = (tmp_path / "weights.pth").read_bytes()
+    assert any(not harmless(saved, start) for start in pickles_in(saved))
+
+
+# ---- damage
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """An export with everything in its header and few numbers, so that all its bytes can be tried."""
+    block = CategoryBlock(["cat", "dög"])
+    return write_export(tmp_path / "small.ck", Exported(VisionModel("coursenet", 2), {"w": torch.arange(4.0), "n": torch.tensor(3)},
+                                                        [ImageBlock(), block], 1, [Resize(8)], [], block.loss, {"made": "here"}))  # fmt: skip
+
+
+def test_every_changed_byte_is_refused(small: Path, tmp_path: Path) -> None:
+    whole, wanted, spoilt = small.read_bytes(), read_tensors(small), tmp_path / "spoilt.ck"
+    harmless = []
+    for i in range(len(whole)):  # header and all the tensors
+        for mask in (0x01, 0x20, 0x80, 0xFF):
+            spoilt.write_bytes(whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1 :])
+            try:
+                got = read_tensors(spoilt)
+            except ValueError as e:
+                assert str(e).startswith("load: ") and "\n" not in str(e)
+            else:
+                assert same(got, wanted)
+                harmless.append((whole[max(0, i - 5) : i + 1], mask))
+    assert harmless == []  # every one is refused, also in the padding after the header
+
+
+def test_changed_numbers_and_cut_files_are_refused(model_ck: Path, tmp_path: Path) -> None:
+    whole, spoilt = model_ck.read_bytes(), tmp_path / "spoilt.ck"
+    start = 8 + int.from_bytes(whole[:8], "little")
+    for i in np.random.default_rng(0).integers(start, len(whole), 12):
+        spoilt.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
+        with pytest.raises(ValueError, match="was changed after it was written"):
+            load_learner(spoilt)
+    for n in (0, 1, 7, 8, 9, start - 1, start, start + 1, len(whole) // 2, len(whole) - 1):
+        spoilt.write_bytes(whole[:n])
+        with pytest.raises(ValueError, match="no whole safetensors file"):
+            load_learner(spoilt)
+    spoilt.write_bytes(whole + b"more")
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        load_learner(spoilt)
+
+
+# ---- malice: files with the right hashes
+
+
+def forged(path: Path, weights: dict[str, torch.Tensor], spec: Any, text: str | None = None) -> Path:
+    """A file with true hashes and any spec."""
+    text = text or json.dumps({"format": 1, "spec": spec, "sha256": tensors_hash(weights)})
+    path.write_bytes(save(weights, {"coursekit": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    return path
+
+
+def spec_of(file: Path) -> dict[str, Any]:
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["coursekit"])["spec"]
+
+
+def put(spec: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    spec = json.loads(json.dumps(spec))
+    at: Any = spec
+    *path, last = where.split(".")
+    for key in path:
+        at = at[int(key) if key.isdigit() else key]
+    at[int(last) if last.isdigit() else last] = value
+    return spec
+
+
+FORGERIES = [
+    ("model.class", "os:system", "is not coursekit's"),
+    ("model.class", "subprocess:Popen", "is not coursekit's"),
+    ("model.class", "coursekit.core:os", "is no block"),
+    ("model.class", "coursekit.data.external:untar_data", "is no block"),
+    ("model.class", "coursekit.vision.models:Missing", "of another version|another version"),
+    ("model.fields.arch", "timm/hf-hub:someone/evil", "cannot be built"),
+    ("model.fields.arch", "resnet152", "far larger than the weights|another network"),
+    ("model.fields.arch", ["resnet18"], "needs a str as its arch"),
+    ("model.fields.n_out", 10**9, "outputs and the targets need|cannot be built"),
+    ("model.fields.n_out", "2", "needs a int as its n_out"),
+    ("model.fields.n_out", -2, "outputs and the targets need|cannot be built"),
+    ("model.fields.lin_ftrs", [10**9], "far larger than the weights"),
+    ("model.fields.lin_ftrs", [10**18, 10**18], "cannot be built"),
+    ("model.fields.lin_ftrs", [1] * 100_000, "far larger than the weights"),
+    ("model.fields.lin_ftrs", [64], "weights of another network"),
+    ("model.fields.ps", "half", "needs a float as its ps"),
+    ("model", None, "a NoneType stands in model"),
+    ("model", [], "a list stands in model"),
+    ("blocks.1.fields.vocab", 10**9, "malformed"),
+    ("blocks.1.fields.vocab", [["a"], ["b"]], "no list of names"),
+    ("blocks.1.fields.vocab", "ab", "no list of names"),
+    ("blocks.1.fields.vocab", ["a", "b", "c"], "2 outputs and the targets need 3"),
+    ("blocks.0", {"class": "coursekit.losses:MSELossFlat", "fields": {}}, "a MSELossFlat stands in blocks"),
+    ("blocks", 7, "malformed"),
+    ("n_inp", 3, "3 inputs of 2 blocks"),
+    ("n_inp", "1", "a str stands in n_inp"),
+    ("item_tfms.0.fields.size", 10**9, "asks for pictures of"),
+    ("item_tfms.0.fields.size", "big", "malformed"),
+    ("batch_tfms.0.fields", {"augment": 3, "normalize": 4}, "malformed"),
+    ("loss", "softmax", "a str stands in loss"),
+    ("about", ["x"], "a list stands in about"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "said"), FORGERIES, ids=[f"{w}={str(v)[:20]}" for w, v, _ in FORGERIES])
+def test_forged_specs_are_refused_in_one_line(model_ck: Path, tmp_path: Path, where: str, value: Any, said: str) -> None:
+    weights, _ = read_tensors(model_ck)
+    file = forged(tmp_path / "forged.ck", weights, put(spec_of(model_ck), where, value))
+    with pytest.raises(ValueError, match=said) as e:
+        load_learner(file, device="cpu")
+    assert str(e.value).startswith("load") and "\n" not in str(e.value) and len(str(e.value)) < 1000
+
+
+def test_a_forger_can_write_a_good_file(model_ck: Path, tmp_path: Path, photos: Path, classifier: Learner) -> None:
+    """The forgeries above fail for what is wrong with them: the same steps with nothing wrong give a file that loads."""
+    weights, _ = read_tensors(model_ck)
+    loaded = load_learner(forged(tmp_path / "f.ck", weights, put(spec_of(model_ck), "about.note", "none")), device="cpu")
+    item = sorted(get_image_files(photos))[0]
+    assert torch.allclose(loaded.predict(item).probabilities, classifier.predict(item).probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["{" * 200_000, '{"a":' * 200_000, '{"spec": 1', '{"format": 1, "spec": {}, "sha256": 3}', "{}"])
+def test_texts_that_are_no_header(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match="is malformed"):
+        load_learner(forged(tmp_path / "f.ck", {"w": torch.zeros(2)}, None, text))
+
+
+def test_gigantic_networks_take_no_memory(model_ck: Path, tmp_path: Path) -> None:
+    weights, _ = read_tensors(model_ck)
+    spec = put(spec_of(model_ck), "model.fields.lin_ftrs", [60_000, 60_000])
+    file = forged(tmp_path / "f.ck", weights, spec)
+    program = ("import resource, sys; from coursekit.learner import load_learner; import coursekit.vision.models\n"
+               "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+               "before = peak()\n"
+               "try: load_learner(sys.argv[1], device='cpu')\n"
+               "except ValueError as e: print(e); print(peak() - before)")  # fmt: skip
+    *said, mib = run([sys.executable, "-c", program, str(file)]).stdout.splitlines()
+    assert "far larger than the weights in the file" in said[-1]
+    assert sys.platform != "linux" or int(mib) < 400, mib  # 60,000 x 60,000 numbers are 14 GB
+
+
+# ---- addresses
+
+
+class Stub(http.server.BaseHTTPRequestHandler):
+    """A server of files, and the few addresses of the Hub that huggingface_hub asks for."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        s: Any = self.server
+        s.log.append((self.command, self.path))
+        if "/resolve/" not in self.path:
+            data = s.files.get(self.path.lstrip("/"))
+            return self.answer(200, data) if data is not None else self.answer(404)
+        repo, _, rest = self.path.lstrip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repo not in s.repos or (repo in s.private and self.headers.get("Authorization") != "Bearer right"):
+            return self.answer(401 if repo in s.private else 404, X_Error_Code="RepoNotFound")
+        if revision != "main":
+            return self.answer(404, X_Error_Code="RevisionNotFound")
+        if name not in s.repos[repo]:
+            return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit="0" * 40)
+        data = s.repos[repo][name]
+        return self.answer(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit="0" * 40)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        s: Any = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        s.log.append((self.command, self.path))
+        if self.headers.get("Authorization") != "Bearer right":
+            return self.answer(401, b'{"error": "Invalid token"}')
+        if self.path == "/api/repos/create":
+            asked = json.loads(body)
+            s.repos.setdefault(repo := f"{asked['organization']}/{asked['name']}", {})
+            if "private" in (asked.get("visibility"), asked.get("private") and "private"):
+                s.private.add(repo)
+            host = f"http://127.0.0.1:{s.server_port}"
+            return self.json({"url": f"{host}/{repo}", "name": repo, "id": repo})
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            return self.json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
+        if "/commit/" in self.path:
+            repo = self.path.removeprefix("/api/models/").partition("/commit/")[0]
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    s.repos[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self.json({"success": True, "commitOid": "0" * 40, "commitUrl": f"http://127.0.0.1:{s.server_port}/{repo}/commit/0"})
+        return self.json({"errors": [], "warnings": []})  # what it says of the page's YAML head
+
+    def json(self, value: Any) -> None:
+        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
+    s: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    s.files, s.repos, s.private, s.log = {}, {}, set(), []
+    s.url = f"http://127.0.0.1:{s.server_port}"
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield s
+    s.shutdown()
+    s.server_close()
+
+
+def test_a_model_from_an_address(server: Any, small: Path, model_ck: Path, tmp_path: Path, classifier: Learner, photos: Path,
+                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    data = model_ck.read_bytes()
+    server.files = {"a/model.ck": data, "b/model.ck": data[:-4] + b"\0\0\1\0", "c/model.ck": small.read_bytes()}
+    item, sha = sorted(get_image_files(photos))[0], hashlib.sha256(data).hexdigest()
+    for options in ({}, {"sha256": sha}, {}):
+        loaded = load_learner(f"{server.url}/a/model.ck", device="cpu", **options)
+        assert torch.allclose(loaded.predict(item).probabilities, classifier.predict(item).probabilities, atol=1e-5)
+    assert len(server.log) == 1  # fetched once
+    with pytest.raises(ValueError, match="was changed after it was written"):  # another file of that name
+        load_learner(f"{server.url}/b/model.ck")
+    with pytest.raises(DownloadError, match="its sha256 is .* instead of"):
+        load_learner(f"{server.url}/c/model.ck", sha256=sha)
+    with pytest.raises(DownloadError, match=r"load: .*could not be fetched: the server answered 404") as e:
+        load_learner(f"{server.url}/none.ck")
+    assert "\n" not in str(e.value)
+    for bad in ("http://example.com/model.ck", "ftp://example.com/model.ck", "file:///etc/passwd"):
+        with pytest.raises(ValueError, match="is not an https address"):
+            load_learner(bad)
+    server.files["a/model.ck"] = small.read_bytes()
+    next((tmp_path / "home" / "models").rglob("model.ck")).unlink()
+    (tmp_path / "home" / "models").rename(tmp_path / "elsewhere")  # with what was noted of the files there
+    with pytest.raises(ValueError, match="weights of another network"):  # the small file's
+        load_learner(f"{server.url}/a/model.ck", device="cpu")
+    # a mirror knows its files by name only, so without a hash another model of that name is not taken from it
+    mirror = tmp_path / "mirror"
+    mirror.mkdir()
+    (mirror / "model.ck").write_bytes(data)
+    (mirror / "SHA256SUMS").write_text(f"{sha}  model.ck\n")
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(mirror))
+    n = len(server.log)
+    assert load_learner("https://nowhere.invalid/model.ck", sha256=sha, device="cpu").dls.vocab == ["a", "b"]
+    with pytest.raises(DownloadError):
+        load_learner(f"{server.url}/gone/model.ck")
+    assert len(server.log) == n + 1
+
+
+# ---- portable graphs
+
+
+def test_the_graphs_give_what_predict_gives(classifier: Learner, photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    import onnxruntime
+
+    file = classifier.export(tmp_path / "model.ck", onnx=True, torch_export=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.ck", "model.onnx", "model.pt2"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    notes = session.get_modelmeta().custom_metadata_map
+    assert json.loads(notes["classes"]) == ["a", "b"] and "(batch, 3, 32, 32) bytes" in notes["input"]
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    items = sorted(get_image_files(photos))
+    for n in (1, 7):
+        pictures = portable.prepare_pictures(classifier, items[:n])
+        assert pictures.dtype == torch.uint8 and pictures.shape == (n, 3, 32, 32)
+        wanted = torch.stack([classifier.predict(f).probabilities for f in items[:n]])
+        assert torch.allclose(torch.tensor(session.run(None, {"pictures": pictures.numpy()})[0]), wanted, atol=1e-4)
+        assert torch.allclose(program(pictures), wanted, atol=1e-4)
+    assert load_learner(file, device="cpu").dls.vocab == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "points"])
+def test_other_targets_as_a_program(photos: Path, tmp_path: Path, kind: str) -> None:
+    learn = learner(photos, kind)
+    if kind == "points":  # a network of one's own will do
+        learn = Learner(learn.dls, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 4)))
+        learn.progress = False
+    source = learn if kind == "points" else load_learner(learn.export(tmp_path / "m.ck"), device="cpu")  # without data it compares on noise
+    file = portable.write_pt2(source, tmp_path / "m.pt2")
+    items = sorted(get_image_files(photos))[:3]
+    got = torch.export.load(file).module()(portable.prepare_pictures(learn, items))
+    assert torch.allclose(got, learn.get_preds(learn.dls.test_dl(items)).preds, atol=1e-4)
+
+
+def test_what_a_graph_does_first_is_what_the_transforms_do() -> None:
+    pictures = torch.randint(256, (3, 3, 5, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    normalize, augment = Normalize.from_stats(*imagenet_stats), aug_transforms()[0]
+    for t in (ToFloat(), normalize, augment, AugmentNormalize(augment, normalize)):
+        for x in (pictures, pictures.float() / 255):
+            wanted = t.apply([x], ["image"], rng=torch.Generator(), train=False)[0]
+            assert torch.allclose(t.traced(x), wanted, atol=1e-6) and t.traced(x).dtype == wanted.dtype
+    assert augment.resizing is None and aug_transforms(size=8)[0].resizing.size == 8
+
+
+def test_a_graph_that_differs_is_not_left(classifier: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Learner(classifier.dls, nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 2)))  # may be any network
+    own.progress = False
+    whole = portable.PictureGraph.forward
+    monkeypatch.setattr(portable.PictureGraph, "forward", lambda self, x: whole(self, x) + 2e-4)
+    for write in (portable.write_pt2, portable.write_onnx):
+        with pytest.raises(ValueError, match="gives other predictions than the learner, by up to 0.0002"):
+            write(own, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_installed_is_named(classifier: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = portable.importlib.util.find_spec
+    monkeypatch.setattr(portable.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
+    with pytest.raises(ImportError, match=r"pip install 'coursekit\[onnx\]'") as e:
+        classifier.export(tmp_path / "model.ck", onnx=True)
+    assert "\n" not in str(e.value) and list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", None)
+    with pytest.raises(ImportError, match=r"pip install 'coursekit\[hub\]'"):
+        from_hub("me/pets")
+
+
+# ---- the Hub
+
+
+def test_to_the_hub_and_back(server: Any, classifier: Learner, model_ck: Path, photos: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    item = sorted(get_image_files(photos))[0]
+    for what, options in ((classifier, {"private": True}), (model_ck, {"filename": "small.ck"})):
+        assert push_to_hub(what, "me/pets", token="right", endpoint=server.url, **options) == f"{server.url}/me/pets"
+        name = options.get("filename", "model.ck")
+        loaded = from_hub("me/pets", filename=name, token="right", endpoint=server.url, device="cpu")
+        assert torch.allclose(loaded.predict(item).probabilities, classifier.predict(item).probabilities, atol=1e-5)
+    card = server.repos["me/pets"]["README.md"].decode()
+    for fact in ("library_name: coursekit", "| network | coursenet |", "2 classes", "valid\\_loss", "hf://me/pets/small.ck"):
+        assert fact in card, card
+    assert server.repos["me/pets"].keys() == {"model.ck", "small.ck", "README.md"} and server.private == {"me/pets"}
+
+
+def test_errors_of_the_hub_are_one_line(server: Any, model_ck: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between huggingface_hub's attempts
+    server.repos = {"me/pets": {"README.md": b"x", "model.ck": b"\x80\x04N."}, "me/secret": {}}
+    server.private = {"me/secret"}
+    (tmp_path / "bad.ck").write_bytes(b"\x80\x04N.")
+    at = {"endpoint": server.url, "token": "wrong"}
+    cases: list[tuple[str, Callable[[], Any]]] = [
+        ("refuses this \\(401\\).*hf auth login", lambda: push_to_hub(model_ck, "me/pets", **at)),
+        ("shows no repository 'me/none'", lambda: from_hub("me/none", **at)),
+        ("shows no repository 'me/secret'.*token", lambda: from_hub("me/secret", **at)),
+        ("has no such file; pass filename=", lambda: from_hub("me/pets", filename="none.ck", **at)),
+        ("has no such revision", lambda: from_hub("me/pets", revision="v9", **at)),
+        ("is no name of a repository", lambda: from_hub("me/pets/more", **at)),
+        ("no whole safetensors file", lambda: push_to_hub(tmp_path / "bad.ck", "me/pets", **at)),
+        ("there is no file", lambda: push_to_hub(tmp_path / "none.ck", "me/pets", **at)),
+        ("cannot be reached", lambda: push_to_hub(model_ck, "me/pets", endpoint="http://127.0.0.1:9", token="wrong")),
+        ("cannot be reached", lambda: from_hub("me/pets", endpoint="http://127.0.0.1:9", token=False)),
+    ]
+    for said, call in cases:
+        with pytest.raises(HubError, match=said) as e:
+            call()
+        assert "\n" not in str(e.value) and len(str(e.value)) < 500
+    with pytest.raises(ValueError, match="no pickles"):
+        from_hub("me/pets", **at)
+
+
+def test_what_a_learner_packs_is_what_is_read(classifier: Learner, model_ck: Path) -> None:
+    packed, made = pack_learner(classifier), read_export(model_ck)
+    assert same(packed.weights, made.weights) or all(torch.equal(packed.weights[k], v) for k, v in made.weights.items())
+    assert packed.item_tfms == made.item_tfms and packed.model.arch == made.model.arch  # type: ignore[attr-defined]
