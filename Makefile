@@ -15,7 +15,7 @@ LESSONS = $(sort $(wildcard nbs/lessons/*.ipynb))
 SOLUTIONS = $(sort $(wildcard nbs/solutions/*.ipynb))
 API = $(sort $(wildcard nbs/api/*.ipynb))
 INDEX = $(wildcard nbs/index.ipynb)
-LESSON ?= $(firstword $(LESSONS))
+LESSON ?= nbs/lessons/01_image_classification.ipynb
 TESTS ?= tests
 PYTEST_FLAGS ?=
 LAB_FLAGS ?=
@@ -40,11 +40,12 @@ $(STAMP): settings.ini setup.py
 	@touch $@
 
 lesson: $(STAMP)  ## run lesson 1 from top to bottom and print its numbers (LESSON=... for another)
-	@test -n "$(LESSON)" || { echo "there is no notebook in nbs/lessons"; exit 1; }
+	@test -f "$(LESSON)" || { echo "there is no notebook $(LESSON)"; exit 1; }
 	@$(BIN)/python tools/notebooks.py run --out $(RUN) $(LESSON)
 
-lab: $(STAMP)  ## JupyterLab, open at lesson 1
-	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS) $(LESSON)
+lab: $(STAMP)  ## JupyterLab, open at lesson 0 (LESSON=... for another)
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS) \
+		$(if $(filter file,$(origin LESSON)),$(firstword $(LESSONS)),$(LESSON))
 
 test: $(STAMP)  ## every test: notebooks, browser, wheel and all (TESTS=tests/test_x.py for some)
 	@$(BIN)/python -m pytest $(TESTS) $(PYTEST_FLAGS)

@@ -82,7 +82,7 @@ def number(
 ) -> float:  # a finite number
     "One number from the answer, or a `Hint` that says what it is instead."
     if answer is None or answer is ...:
-        raise Hint(f"There is nothing to compare yet: {what} is still `{shown(answer)}`.")
+        raise Hint(f"There is nothing to compare yet: {what} is still `{'...' if answer is ... else answer}`.")
     if isinstance(answer, str):
         raise Hint(f"A number is needed, but {what} is text. Leave the quotation marks away.")
     if callable(getattr(answer, "item", None)):
@@ -125,9 +125,9 @@ def call_answer(
     try:
         return function(*args)
     except Exception as e:
-        message = " ".join(str(e).split())[:200]
+        message = " ".join(f"{type(e).__name__}: {e}".split())[:200].rstrip(".:")
         raise Hint(
-            f"Your function raised {type(e).__name__}: {message} Call it yourself on a small example to see where."
+            f"Your function raised {message}. Call it yourself on a small example to see where."
         ) from None
 
 # %% ../nbs/api/30_exercises.ipynb #550b6be7

@@ -4,12 +4,15 @@ import html
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
+from coursekit.vision.learner import pretrained
 
 matrix = torch.tensor([[40, 6, 4], [12, 30, 8], [8, 4, 38]])
 
@@ -32,8 +35,113 @@ def raises(*args):
     raise RuntimeError("<b>oops</b>")
 
 
+def grey(picture):
+    return np.asarray(picture.convert("L"))
+
+
+ramp = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+said = pretrained("cifar10").predict(ramp)
+
 # name -> (right answers, wrong answers, texts that no hint may hold)
 CASES = {
+    "cells out of order": (
+        [[30, 10], (30.0, 10.0), torch.tensor([30, 10])],
+        [
+            [10, 30],
+            [30, 30],
+            [10, 10],
+            [18, 10],
+            [6, 10],
+            [30, 6],
+            [31, 10],
+            [3, 10],
+            [30],
+            30,
+            "30",
+            ["30", "10"],
+            [..., ...],
+            [30, None],
+            [float("nan"), 10],
+        ],
+        ["30", "10"],
+    ),
+    "numbers in a batch": (
+        [16 * 3 * 64 * 48, torch.tensor(147456), torch.zeros(16, 3, 64, 48).numel()],
+        [16 * 64 * 48, 3 * 64 * 48, 64 * 48, 4 * 147456, 16 + 3 + 64 + 48, 5, 1e7, -147456, "147456", [147456], True],
+        ["147", "49152", "9216", "3072"],
+    ),
+    "time of a training": (
+        [68, 68.0, 34 * 0.4 * 5, torch.tensor(68)],
+        [13.6, 34, 170, 67.5, 66, 2160, 432, 68 / 60, 3, 100, 0, -68, "68", [68], False, float("inf")],
+        ["68", "34", "33"],
+    ),
+    "mend the function": (
+        [
+            lambda p: grey(p).mean() / 255,
+            lambda p: grey(p).sum() / grey(p).size / 255,
+            lambda p: torch.tensor(grey(p) / 255).mean(),
+        ],
+        [
+            lambda p: grey(p).sum() / len(grey(p)) / 255,
+            lambda p: grey(p).sum() / grey(p).shape[1] / 255,
+            lambda p: grey(p).mean(),
+            lambda p: 1 - grey(p).mean() / 255,
+            lambda p: grey(p).sum() / 255,
+            lambda p: grey(p) / 255,
+            lambda p: 0.2,
+            lambda p: 0.9,
+            lambda p: None,
+            lambda p: "bright",
+            lambda: 0.5,
+            raises,
+            0.5,
+            "f",
+        ],
+        [".mean", ".size", "numel"],
+    ),
+    "softmax by hand": (
+        [
+            lambda s: s.softmax(0),
+            lambda s: ((s - s.max()).exp() / (s - s.max()).exp().sum()).tolist(),
+            lambda s: s.double().exp() / s.double().exp().sum() if s.max() < 99 else s.log_softmax(0).exp().numpy(),
+        ],
+        [
+            lambda s: s,
+            lambda s: s.exp(),
+            lambda s: s.exp() / s.exp().sum(),
+            lambda s: (-s).softmax(0),
+            lambda s: (s / 2).softmax(0),
+            lambda s: (s == s.max()).float(),
+            lambda s: s.argmax(),
+            lambda s: s.softmax(0)[:2],
+            lambda s: None,
+            lambda s: "high",
+            lambda: 1,
+            raises,
+            [0.1, 0.9],
+            0.5,
+        ],
+        ["softmax(", "exp(", ".exp", ".sum", "max()", "- max"],
+    ),
+    "own first picture": (
+        [[ramp, said], (ramp, said)],
+        [
+            3,
+            "ship",
+            [ramp],
+            [..., ...],
+            [None, said],
+            ["photo.jpg", said],
+            [Image.new("RGB", (8, 8), "red"), said],
+            [Image.new("L", (8, 8), 7), said],
+            [ramp, ...],
+            [ramp, said.label],
+            [ramp, said.probabilities],
+            [ramp.rotate(90), said],
+            [ramp, Preds([1.0, 2.0], [0])],
+        ],
+        [],
+    ),
     "validation pictures": (
         [405, 405.0, torch.tensor(405), int(1350 * 0.3)],
         [0.3, 30, 945, 404, 406, 1350, 0, -405, "405", "many", [405], torch.ones(2), True, float("nan"), float("inf")],
@@ -279,7 +387,7 @@ def test_result_says_the_verdict_in_words():
 def test_unknown_name_offers_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'shelter pattern'"):
         check("sheltre pattern", "x")
-    with pytest.raises(ValueError, match="there are 'validation pictures'"):
+    with pytest.raises(ValueError, match="there are 'cells out of order'"):
         check("qqqq", 1)
     with pytest.raises(ValueError, match="write check"):
         check(0.2, "validation pictures")
@@ -319,7 +427,7 @@ class Page(HTMLParser):
 
 
 def test_there_are_quizzes():
-    assert 1 in QUIZZES
+    assert {0, 1} <= set(QUIZZES) and list(QUIZZES) == lesson_numbers()
 
 
 @pytest.mark.parametrize("n", QUIZZES)

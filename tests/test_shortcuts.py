@@ -1,0 +1,68 @@
+"""The keys that lesson 0 teaches are those of the JupyterLab that is installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import NBS
+from notebooks import read
+
+LESSON = NBS / "lessons" / "00_welcome.ipynb"
+SCHEMAS = Path(sys.prefix) / "share" / "jupyter" / "lab" / "schemas" / "@jupyterlab"
+# What the lesson says a key does -> the command of JupyterLab that does it.
+COMMANDS = {
+    "edit the selected cell": "notebook:enter-edit-mode",
+    "back to command mode": "notebook:enter-command-mode",
+    "run the cell, go to the next": "notebook:run-cell-and-select-next",
+    "run the cell, stay": "notebook:run-cell",
+    "new cell above": "notebook:insert-cell-above",
+    "new cell below": "notebook:insert-cell-below",
+    "delete the cell": "notebook:delete-cell",
+    "bring it back": "notebook:undo-cell-action",
+    "make it text": "notebook:change-cell-to-markdown",
+    "complete the name": "completer:invoke-notebook",
+    "show what a function takes": "tooltip:launch-notebook",
+    "switch lines off and on, as comments": "codemirror:toggle-comment",
+    "interrupt what is running": "kernelmenu:interrupt",
+    "restart the kernel": "kernelmenu:restart",
+    "save": "docmanager:save",
+}
+
+
+def taught() -> list[list[str]]:
+    """The rows of the lesson's table: mode, keys on Linux and Windows, keys on macOS, what it does."""
+    text = next(c.source for c in read(LESSON).cells if c.cell_type == "markdown" and "| mode |" in c.source)
+    rows = [[cell.strip().strip("`") for cell in line.strip("| ").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [[*row[:3], row[3].partition(" (")[0]] for row in rows[2:]]
+
+
+@pytest.fixture(scope="module")
+def installed() -> dict[str, list[dict]]:
+    """command -> its shortcuts, from the settings that JupyterLab ships."""
+    found: dict[str, list[dict]] = {}
+    for schema in SCHEMAS.rglob("*.json"):
+        for shortcut in json.loads(schema.read_text(encoding="utf-8")).get("jupyter.lab.shortcuts", []):
+            found.setdefault(shortcut["command"], []).append(shortcut)
+    if not found:
+        pytest.skip(f"no settings of JupyterLab below {sys.prefix}")
+    return found
+
+
+def test_fifteen_are_taught() -> None:
+    assert [row[3] for row in taught()] == list(COMMANDS) and len(COMMANDS) == 15
+
+
+@pytest.mark.parametrize("row", taught(), ids=lambda row: row[3])
+def test_key_does_what_the_lesson_says(row: list[str], installed: dict[str, list[dict]]) -> None:
+    mode, keys, mac_keys, what = row
+    have = installed[COMMANDS[what]]
+    for written, accel in ((keys, "Ctrl"), (mac_keys, "Cmd")):
+        wanted = written.split() if re.fullmatch(r"(\w) \1", written) else [written]  # two presses, or one chord
+        assert any([k.replace("Accel", accel) for k in s["keys"]] == wanted for s in have), (written, have)
+    if mode != "both":
+        others = {"command": "editMode", "edit": "commandMode"}[mode]
+        assert not all(others in s["selector"] for s in have), have
