@@ -25,12 +25,9 @@ from coursekit.data.items import (ColReader, ColSplitter, EndSplitter, FileSplit
                                   IndexSplitter, MaskSplitter, RandomSplitter, RandomSubsetSplitter, RegexLabeller,
                                   TrainTestSplitter, get_files, get_image_files, parent_label, using_attr)
 from coursekit.data.load import Batch, DataLoader, DataLoaders
-<<<<<<< HEAD
 from coursekit.embeddings import EmbeddingMap, embeddings, pca
 from coursekit.hooks import HeatMap, cam, grad_cam, heat_maps, hook_outputs
-=======
 from coursekit.hub import from_hub, push_to_hub
->>>>>>> export
 from coursekit.interpret import ClassificationInterpretation, Interpretation
 from coursekit.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
 from coursekit.learner import Learner, Prediction, Preds, load_learner
