@@ -169,7 +169,7 @@ def _write(entry: Messy, src: Path | None, photos: Path, spare: Path, rng: Gener
         text = NOTES if dest.suffix == ".txt" else bytes(512)
         dest.write_bytes({"cut off": whole[: len(whole) // 2], "web page": PAGE, "drawing": SVG, "empty": b""}.get(entry.kind, text))
 
-# %% ../../nbs/api/12a_messy.ipynb #a362e0ae
+# %% ../../nbs/api/12a_messy.ipynb #4cbb2016
 def _make_room(dest: Path, overwrite: bool) -> None:
     "An empty folder; only one that was made here is removed."
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
@@ -184,7 +184,7 @@ def make_messy_folder(
     dest: str | Path,  # a folder that is empty or does not exist
     *,
     source: str | Path | None = None,  # a folder laid out as the Pets archive; None: `course_data(URLs.PETS)`
-    breeds: Sequence[str] = ("Siamese", "basset_hound", "beagle"),  # the classes
+    breeds: Sequence[str] = ("Bengal", "Persian", "Siamese"),  # the classes
     n_per_breed: int = 70,  # pictures of each that go into the mess
     n_test: int = 30,  # further pictures of each, rightly labelled, for a test set
     wrong: float = 0.12,  # share of wrong labels, 0..0.5
