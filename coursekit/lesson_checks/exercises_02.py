@@ -7,7 +7,7 @@ __all__ = ['PATHS', 'SCENES', 'KEEP_LETTERS', 'CHANGE_LETTERS', 'LESSON_CLASSES'
            'some_files', 'judge_each_picture_once', 'scene_names', 'judge_split_by_scene', 'judge_changes',
            'judge_better_than_chance', 'judge_own_model_file']
 
-# %% ../../nbs/api/33b_exercises_02.ipynb #cab5da37
+# %% ../../nbs/api/33b_exercises_02.ipynb #80468cba
 import os
 import random
 from collections.abc import Sequence
@@ -17,10 +17,8 @@ from typing import Any
 from ..core import plural
 from ..data.block import CategoryBlock
 from ..exercises import Exercise, Hint, call_answer, close, number, shown
-from ..export import Exported, read_export, write_export
+from ..export import Exported, read_export
 from ..vision.data import ImageBlock
-from ..vision.models import VisionModel
-from ..vision.resize import Resize
 
 # %% ../../nbs/api/33b_exercises_02.ipynb #6e63c25a
 PATHS = ("beagle/2024-05/IMG_1.jpg", "basset hound/2023-12/a-b_c.JPG", "photos/Siamese/2024-01/möhre 3.jpg", "/data/mine/pug/2022-07/7.jpeg")

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from ..data.external import URLs, course_data
 
-# %% ../../nbs/api/12a_messy.ipynb #0dad685c
+# %% ../../nbs/api/12a_messy.ipynb #381dbd3f
 KINDS = {  # what happened to a file of a messy folder
     "fine": "nothing is wrong with it",
     "wrong label": "shows another class than its folder says",
@@ -28,7 +28,8 @@ KINDS = {  # what happened to a file of a messy folder
     "turned": "stored lying down, with a note (EXIF) on how to turn it",
     "camera size": "about 12 million pixels",
     "unsorted": "in a folder that is no class",
-    "no animal": "a picture that shows none of the classes",
+    "pocket": "taken in a pocket: it shows nothing",
+    "screenshot": "a picture of a chat, not of a thing",
     "cut off": "the second half of the file is missing",
     "web page": "HTML, named .jpg",
     "drawing": "SVG, named .jpg",
@@ -75,7 +76,7 @@ def _names(rng: Generator) -> Iterator[str]:
     for n in rng.permutation(10_000):
         yield str(rng.choice(NAMES)).format(n)
 
-# %% ../../nbs/api/12a_messy.ipynb #acddb519
+# %% ../../nbs/api/12a_messy.ipynb #35a617d6
 Plan = list[tuple[Messy, Path | None]]  # what is to be written, and the clean picture it is made of
 
 
@@ -102,7 +103,7 @@ def _spoil(plan: Plan, breeds: Sequence[str], wrong: float, names: Iterator[str]
 
 def _junk(breeds: Sequence[str], names: Iterator[str]) -> Plan:
     "What is no usable picture."
-    kinds = ("no animal", "no animal", "cut off", "web page", "drawing", "empty")
+    kinds = ("pocket", "screenshot", "cut off", "web page", "drawing", "empty")
     plan: Plan = []
     for i, kind in enumerate(kinds):
         label = breeds[i % len(breeds)]
@@ -111,7 +112,7 @@ def _junk(breeds: Sequence[str], names: Iterator[str]) -> Plan:
     plan.append((Messy("notes.txt", "", "", "not a picture"), None))
     return plan
 
-# %% ../../nbs/api/12a_messy.ipynb #1970f070
+# %% ../../nbs/api/12a_messy.ipynb #06e20313
 def _turned(src: Path, dest: Path) -> None:
     "The picture as a phone stores it: lying on its side, with a note that says so."
     with Image.open(src) as img:
@@ -133,21 +134,21 @@ def _saved_again(src: Path, dest: Path) -> None:
         img.convert("RGB").save(dest, "JPEG", quality=70)
 
 
-def _no_animal(dest: Path, rng: Generator) -> None:
-    "A picture taken in a pocket, or a screenshot: no animal in either."
-    if rng.random() < 0.5:
-        glow = np.linspace(30, 8, 160)[None, :, None] + rng.normal(0, 4, (120, 160, 3))
-        img = Image.fromarray(np.clip(glow * (1.2, 0.7, 0.6), 0, 255).astype(np.uint8))
-    else:
-        img = Image.new("RGB", (130, 190), "#f4f4f2")
-        pen = ImageDraw.Draw(img)
-        pen.rectangle((0, 0, 130, 16), fill="#35506b")
-        for k in range(7):
-            left = 8 + 44 * int(rng.integers(2))
-            pen.rounded_rectangle((left, 24 + 23 * k, left + int(rng.integers(40, 72)), 40 + 23 * k), 6, fill=("#d7e8c8", "#ffffff")[left > 8])
+def _pocket(dest: Path, rng: Generator) -> None:
+    glow = np.linspace(30, 8, 160)[None, :, None] + rng.normal(0, 4, (120, 160, 3))
+    Image.fromarray(np.clip(glow * (1.2, 0.7, 0.6), 0, 255).astype(np.uint8)).save(dest, "JPEG", quality=85)
+
+
+def _screenshot(dest: Path, rng: Generator) -> None:
+    img = Image.new("RGB", (130, 190), "#f4f4f2")
+    pen = ImageDraw.Draw(img)
+    pen.rectangle((0, 0, 130, 16), fill="#35506b")
+    for k in range(7):
+        left = 8 + 44 * int(rng.integers(2))
+        pen.rounded_rectangle((left, 24 + 23 * k, left + int(rng.integers(40, 72)), 40 + 23 * k), 6, fill=("#d7e8c8", "#ffffff")[left > 8])
     img.save(dest, "JPEG", quality=85)
 
-# %% ../../nbs/api/12a_messy.ipynb #e9395cfe
+# %% ../../nbs/api/12a_messy.ipynb #a365a396
 PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>This picture is no longer here.</body></html>\n"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="80"><circle cx="40" cy="40" r="30" fill="tan"/></svg>\n'
 NOTES = b"to do: sort the pictures in 'not sure', ask Jan for the ones from the beach\n"
@@ -158,8 +159,8 @@ def _write(entry: Messy, src: Path | None, photos: Path, spare: Path, rng: Gener
     "Write one file of the plan."
     dest = photos / entry.file
     dest.parent.mkdir(parents=True, exist_ok=True)
-    if entry.kind == "no animal":
-        _no_animal(dest, rng)
+    if entry.kind in ("pocket", "screenshot"):
+        (_pocket if entry.kind == "pocket" else _screenshot)(dest, rng)
     elif entry.kind in ("copy", "copy elsewhere"):
         shutil.copyfile(photos / entry.of, dest)
     elif src is not None:
