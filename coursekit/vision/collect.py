@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResizeReport', 'resize_images', 'Download', 'DownloadReport', 'download_images']
 
-# %% ../../nbs/api/20b_collect.ipynb #962e1716
+# %% ../../nbs/api/20b_collect.ipynb #462ba866
 import contextlib
 import csv
 import hashlib
@@ -18,7 +18,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -399,7 +399,7 @@ class DownloadReport:
     def _repr_html_(self) -> str | None:
         return self.table("failed")._repr_html_() if self.failed else None
 
-# %% ../../nbs/api/20b_collect.ipynb #e100384f
+# %% ../../nbs/api/20b_collect.ipynb #72283a42
 class _Log:
     "Which address gave which file: a line each in a hidden file, so that a second call goes on where the first one stopped."
 
@@ -423,7 +423,7 @@ class _Log:
             f.write(json.dumps({"url": url, "file": name, "size": size}) + "\n")
 
 
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[str], ahead: int) -> Iterator[Any]:
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[str], ahead: int) -> Generator[Any, None, None]:
     "Results in the order of `items`, with at most `ahead` waiting in memory."
     waiting: deque = deque()
     try:
@@ -437,7 +437,7 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[
         for future in waiting:  # Ctrl-C
             future.cancel()
 
-# %% ../../nbs/api/20b_collect.ipynb #8daadbd6
+# %% ../../nbs/api/20b_collect.ipynb #ac414e56
 def download_images(
     urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one a line, or a CSV file with a column of them
     dest: str | os.PathLike,  # the folder to save in; made when missing
@@ -468,8 +468,7 @@ def download_images(
             return str(e)
 
     used: set[str] = set()
-    with ThreadPoolExecutor(n_workers) as pool:
-        results = _in_order(pool, work, found, 2 * n_workers)
+    with ThreadPoolExecutor(n_workers) as pool, contextlib.closing(_in_order(pool, work, found, 2 * n_workers)) as results:
         for url, result in zip(found, _watched(results, len(found), "fetching pictures")):
             row = Download(url, "failed", reason=result) if isinstance(result, str) and result else _keep(url, result, log, dest, used)
             report.rows.append(row)

@@ -83,8 +83,8 @@ def _too_many_bytes(name: str | Path, size: int, max_bytes: int) -> ImageError:
     has, allowed = f"{size / 1e6:,.1f} MB", f"{max_bytes / 1e6:,.1f} MB"
     return _bad(name, f"has {has}, more than the {allowed} allowed", "make it smaller, or pass a larger max_bytes")
 
-# %% ../../nbs/api/20_images.ipynb #6217a98c
-def _one_upload(source) -> tuple[bytes, str] | None:  # content and name, or None where source is no upload
+# %% ../../nbs/api/20_images.ipynb #c2e4a453
+def _one_upload(source) -> tuple[bytes | memoryview, str] | None:  # content and name, or None where source is no upload
     "The content and name of an upload: a FileUpload widget, its value, or one entry of it."
     if hasattr(source, "value") and hasattr(source, "observe"):  # a widget, without importing ipywidgets
         source = source.value
@@ -98,9 +98,9 @@ def _one_upload(source) -> tuple[bytes, str] | None:  # content and name, or Non
         return None
     if "content" not in source:
         raise _bad("The upload", f"has no 'content' but {sorted(map(str, source))}", "pass upload.value[0]")
-    return bytes(source["content"]), str(source.get("name") or "the upload")
+    return source["content"], str(source.get("name") or "the upload")
 
-# %% ../../nbs/api/20_images.ipynb #b7786dd9
+# %% ../../nbs/api/20_images.ipynb #5249e159
 def _read_source(
     source,  # path, bytes, memoryview, file object or upload
     max_bytes: int,
@@ -118,16 +118,16 @@ def _read_source(
     if upload:
         data, name = upload
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        data, name = bytes(source), "The picture"
+        data, name = source, "The picture"
     elif callable(getattr(source, "read", None)):
         data, name = source.read(max_bytes + 1), str(getattr(source, "name", "The picture"))
         if not isinstance(data, bytes):
             raise _bad(name, "was opened as text", "open it with open(path, 'rb')")
     else:
         raise _bad(f"A {type(source).__name__}", "is no picture", "pass a path, bytes, a file, an array, a tensor or an upload")
-    if len(data) > max_bytes:
-        raise _too_many_bytes(name, len(data), max_bytes)
-    return data, name
+    if (size := memoryview(data).nbytes) > max_bytes:  # before it is copied
+        raise _too_many_bytes(name, size, max_bytes)
+    return bytes(data), name
 
 # %% ../../nbs/api/20_images.ipynb #e87c93ce
 _SIGNATURES = {  # how files start that people take for pictures

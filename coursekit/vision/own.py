@@ -28,7 +28,7 @@ from .images import _printable, check_images
 from .layout import Columns, Labelled, Layout, folder_layout, table_layout
 from .resize import Resize
 
-# %% ../../nbs/api/22a_own.ipynb #4b3b1500
+# %% ../../nbs/api/22a_own.ipynb #18bed57e
 def _is_archive(path: Path) -> bool:
     "Whether a file begins as a zip or tar archive, packed or not."
     with open(path, "rb") as f:
@@ -57,7 +57,10 @@ def _unpacked(
     try:
         extract_archive(archive, folder)
     except ArchiveError as e:
-        raise ArchiveError(f"plan_data: {_printable(str(e))}") from e
+        raise ArchiveError(f"plan_data: {' '.join(str(e).split())}") from e
+    except OSError:
+        if not folder.is_dir():  # else another process was quicker
+            raise
     note.write_text(sha.hexdigest(), encoding="utf-8")
     return folder
 
