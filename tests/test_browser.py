@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import notebooks as nbtool
+import numpy as np
 import pytest
+from bad_inputs import HOSTILE, make_hostile_classes
 from browser import LabNotebook, lab_page, lab_server
 from helpers import notebooks, run
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -113,3 +116,125 @@ def test_lesson_upload(tmp_path: Path, chromium: str) -> None:
         said = nb.wait_new_text(before, timeout=60)
         assert "note.jpg" in said or "image" in said.lower() or "picture" in said.lower(), said
         nb.screenshot(tmp_path / "lesson.png")
+
+
+# A network with random weights and class names that would run a script where they are not escaped.
+TINY = """
+from coursekit.vision.all import *
+dls = ImageDataLoaders.from_folder("classes", valid_pct=0.34, seed=1, item_tfms=Resize(32), bs=4, num_workers=0)
+learn = vision_learner(dls, "coursenet", pretrained=False, seed=0)
+"""
+HEAT = "from coursekit.widgets.parts import overlay; heat = lambda learn, img: overlay(img, torch.eye(4))"
+
+
+def phone_photo(path: Path) -> Path:
+    """Noise and light as a camera gives them, lying on its side with a note to turn it."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:1200, 0:1600] / 1600
+    light = np.stack([x, y, (x + y) / 2], 2) * 200 + rng.normal(20, 8, (1200, 1600, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(light.clip(0, 255).astype(np.uint8)).save(path, exif=exif, quality=90)
+    return path
+
+
+def images(page: Any) -> list[tuple[int, int, str]]:
+    """Natural size and alternative text of each picture that the widgets show."""
+    script = "[...document.querySelectorAll('.ck-result img')].map(i => [i.complete && i.naturalWidth, i.naturalHeight, i.alt])"
+    return [tuple(x) for x in page.evaluate(script)]
+
+
+def test_upload_and_predict(tmp_path: Path, chromium: str) -> None:
+    """Pictures chosen and dropped: seen upright, named, with bars and heat map; bad ones are lines; no name runs a script."""
+    make_hostile_classes(tmp_path / "classes")
+    phone, hostile = phone_photo(tmp_path / "phone.jpg"), tmp_path / f"{HOSTILE}.png"
+    Image.new("RGB", (40, 30), "red").save(hostile)
+    (tmp_path / "note.jpg").write_text("no picture at all")
+    write_notebook(tmp_path / "upload.ipynb", TINY, HEAT, "upload_and_predict(learn, heatmap=heat)",
+                   "upload_and_predict(learn, uploader='plain')")
+    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "upload.ipynb") as page:
+        ran: list[str] = []
+        page.on("dialog", lambda d: (ran.append(d.message), d.dismiss()))
+        nb = LabNotebook(page)
+        nb.run_all(timeout=120)
+        nb.choose(phone, tmp_path / "note.jpg", hostile)
+        page.locator(".ck-result").nth(1).wait_for()
+        said = nb.wait_shown("note.jpg is plain text")
+        page.wait_for_function("[...document.querySelectorAll('.ck-result img')].every(i => i.complete)")
+        assert [size for *size, _ in images(page)] == [[40, 30], [480, 640]]  # newest first, turned upright
+        assert said.count(HOSTILE) >= 3 and said.count("%") == 4 and "plain" in said
+        page.get_by_role("button", name="Heat map").first.click()
+        page.wait_for_function("[...document.querySelectorAll('.ck-result img')].every(i => i.alt.endsWith('heat map'))")
+        nb.drop("film.mp4", size=500 * 2**20)
+        nb.wait_shown("film.mp4 has 524.3 MB, more than")
+        nb.drop("dropped.svg", content="<svg onload='alert(1)'></svg>")
+        nb.wait_shown("dropped.svg is an SVG drawing")
+        page.get_by_role("button", name="Camera").click()
+        page.get_by_role("button", name="Take the picture").click()
+        page.locator(".ck-result").nth(2).wait_for()
+        assert nb.shown().count("camera 1.jpg") == 1 and images(page)[0][0] > 0
+        page.get_by_role("button", name="Clear").first.click()
+        page.wait_for_function("document.querySelectorAll('.ck-result, .ck-bad').length === 0")
+        nb.upload(phone, tmp_path / "note.jpg", hostile)  # ipywidgets' own button
+        page.locator(".ck-result").nth(1).wait_for()
+        nb.wait_shown("note.jpg is plain text")
+        assert [size for *size, _ in images(page)] == [[40, 30], [480, 640]]
+        assert not ran
+
+
+def test_cleaner_and_explorer(tmp_path: Path, chromium: str) -> None:
+    """Choices stay when class and set are changed; nothing moves before Apply is confirmed; it can be taken back. And the explorer."""
+    folder = make_hostile_classes(tmp_path / "classes")
+    write_notebook(tmp_path / "clean.ipynb", TINY, "cleaner = ImageClassifierCleaner(learn, max_n=4)\ncleaner",
+                   "lr_explorer(lr=0.09)")
+
+    def lying() -> list[str]:
+        return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+    before = lying()
+    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "clean.ipynb") as page:
+        ran: list[str] = []
+        page.on("dialog", lambda d: (ran.append(d.message), d.dismiss()))
+        nb = LabNotebook(page)
+        nb.run_all(timeout=120)
+        part, label = page.get_by_label("Set", exact=True), page.get_by_label("Class", exact=True)
+        picks, cards = page.locator(".ck-pick select:visible"), page.locator(".ck-card:visible b")
+
+        def look_at(which: str, name: str) -> None:
+            part.select_option(which)
+            label.select_option(name)
+            page.wait_for_function(f"[...document.querySelectorAll('.ck-card b')].every(b => b.textContent === {name!r})")
+            page.wait_for_timeout(300)  # until the kernel's last word has come
+
+        look_at("Training", HOSTILE)
+        picks.nth(0).select_option("delete")
+        nb.wait_shown("1 edit pending")
+        look_at("Training", "plain")
+        assert picks.nth(0).evaluate("s => s.selectedOptions[0].text.replaceAll('\\u00a0', ' ')") == "keep"
+        picks.nth(1).select_option(f"to: {HOSTILE}")
+        nb.wait_shown("2 edits pending: 1 to delete, 1 to change")
+        look_at("Validation", "plain")
+        picks.nth(0).select_option("delete")
+        nb.wait_shown("3 edits pending")
+        page.get_by_role("button", name="Undo", exact=True).click()
+        nb.wait_shown("2 edits pending")
+        look_at("Training", HOSTILE)
+        assert picks.nth(0).evaluate("s => s.selectedOptions[0].text.replaceAll('\\u00a0', ' ')") == "delete"
+        look_at("Training", "plain")
+        assert picks.nth(1).evaluate("s => s.selectedOptions[0].text.replaceAll('\\u00a0', ' ')") == f"to: {HOSTILE}"
+        assert cards.count() > 1 and lying() == before
+        page.get_by_role("button", name="Apply ...").click()
+        page.get_by_role("button", name="Yes, apply").click()
+        nb.wait_shown("2 edits applied")
+        after = lying()
+        assert sum(x.startswith(f".coursekit_bin/{HOSTILE}/") for x in after) == 1 and len(after) == len(before)
+        assert sum(x.startswith("plain/") for x in after) == 5 and (folder / ".coursekit_bin" / "edits.csv").is_file()
+        page.get_by_role("button", name="Undo what was applied").click()
+        nb.wait_shown("2 edits taken back")
+        assert lying() == before and not ran
+
+        assert "thrown out" not in nb.shown() and page.locator(".ck-plots svg[aria-label]").count() == 3
+        page.locator(".noUi-handle").first.focus()
+        for _ in range(4):  # the explorer of the last cell, by keyboard
+            page.keyboard.press("ArrowRight")
+        nb.wait_shown("thrown out")

@@ -9,7 +9,7 @@ import pytest
 from helpers import run
 
 MAX_NAMES = 250
-LATER = ("pandas", "matplotlib", "sklearn", "scipy", "ipywidgets", "IPython", "tqdm.notebook", "timm")
+LATER = ("pandas", "matplotlib", "sklearn", "scipy", "ipywidgets", "anywidget", "IPython", "tqdm.notebook", "timm")
 # torch itself loads some of these in some versions; only what coursekit adds counts.
 PROBE = """
 import json, sys

@@ -47,6 +47,7 @@ from coursekit.vision.models import VisionModel, WeightsError, course_arch, cour
 from coursekit.vision.own import DataPlan, plan_data
 from coursekit.vision.transforms import (Augment, Normalize, RandomResizedCrop, Resize, aug_transforms, cifar_stats, imagenet_stats,
                                          mnist_stats)
+from coursekit.widgets import ImageClassifierCleaner, lr_explorer, read_edits, upload_and_predict
 
 pd = lazy_module("pandas")
 plt = lazy_module("matplotlib.pyplot")

@@ -18,7 +18,7 @@ from ..learner import Learner
 from .edits import Edit, Outcome, apply_edits, edit_log, undo_edits
 from .parts import message_html, percent, status_html, style_sheet, thumbnail
 
-# %% ../../nbs/api/18d_cleaner.ipynb #2a15b0cb
+# %% ../../nbs/api/18d_cleaner.ipynb #7f2a931f
 KEEP, DELETE = "keep", "delete"
 
 
@@ -60,11 +60,11 @@ class Choices:
             self.pending[i] = choice
 
     def __repr__(self) -> str:
-        deletes = sum(kind == DELETE for kind, _ in self.pending.values())
-        n = len(self.pending)
-        return "no edits pending" if not n else f"{plural(n, 'edit')} pending: {deletes} to delete, {n - deletes} to change"
+        n, deletes = len(self.pending), sum(kind == DELETE for kind, _ in self.pending.values())
+        parts = [f"{k} to {word}" for k, word in ((deletes, "delete"), (n - deletes, "change")) if k]
+        return f"{plural(n, 'edit')} pending: {', '.join(parts)}" if n else "no edits pending"
 
-# %% ../../nbs/api/18d_cleaner.ipynb #761948f5
+# %% ../../nbs/api/18d_cleaner.ipynb #a97e9bf3
 class LabelledFiles:
     "The files of training and validation set, their classes and, once asked for, their losses."
 
@@ -85,7 +85,7 @@ class LabelledFiles:
         self.fns = [ds.value(i, 0) for ds, i in both]
         if bad := next((f for f in self.fns if not isinstance(f, (str, os.PathLike))), None):
             raise ValueError(f"ImageClassifierCleaner: the pictures are a {type(bad).__name__} each, not files; there is nothing to move.")
-        self.fns = [Path(f) for f in self.fns]
+        self.fns = [Path(f).absolute() for f in self.fns]
         self.labels = [ds.value(i, 1) for ds, i in both]
         self.gone: set[int] = set()  # positions of files in the bin
         self._losses: dict[int, tuple] = {}
@@ -329,7 +329,7 @@ class CleanerView:
         lines += [message_html(f"{show_path(o.file)}: {o.problem}.") for o in outcomes if o.problem]
         self.said.value = "".join(lines)
 
-# %% ../../nbs/api/18d_cleaner.ipynb #f2b4bfa3
+# %% ../../nbs/api/18d_cleaner.ipynb #f02cd204
 class Card:
     "One picture of the page: it is filled anew when the page is turned, so that no widgets pile up."
 
@@ -346,7 +346,7 @@ class Card:
         self.options = [("keep", KEEP), ("delete", DELETE), *((f"to: {v}", v) for v in classes)]
         self.pick = w.Dropdown(options=[name for name, _ in self.options], index=0, layout=w.Layout(width="100%"))
         self.pick.add_class("ck-pick")
-        self.box = w.VBox([self.picture, self.pick], layout=w.Layout(width="150px", margin="4px", padding="4px"))
+        self.box = w.VBox([self.picture, self.pick], layout=w.Layout(width="150px", max_width="calc(50% - 8px)", margin="4px", padding="4px"))
         self.pick.observe(self._picked, names="index")
 
     def fill(self, i: int) -> None:

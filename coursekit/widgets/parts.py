@@ -138,7 +138,7 @@ def overlay(
     colour = Image.fromarray((colormaps["inferno"](np.asarray(grey))[..., :3] * 255).astype(np.uint8))
     return Image.blend(img, colour, alpha)
 
-# %% ../../nbs/api/18_widgets.ipynb #7c67f27c
+# %% ../../nbs/api/18_widgets.ipynb #15764b3c
 STYLE = """<style>
 .ck { color: var(--jp-ui-font-color1, inherit); font-size: 14px; line-height: 1.45; overflow-wrap: anywhere; white-space: normal; }
 .ck-note { color: var(--jp-ui-font-color2, inherit); min-height: 1.45em; }
@@ -152,9 +152,9 @@ STYLE = """<style>
 .ck-bars { width: 100%; border-collapse: collapse; border: 0; margin: 0; font-size: 14px; color: inherit; table-layout: auto; }
 .ck-bars caption { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 .ck-bars tr, .ck-bars th, .ck-bars td { background: none; border: 0; padding: 2px 0; line-height: 1.3; vertical-align: middle; }
-.ck-bars th { text-align: left; font-weight: 400; padding-right: 8px; max-width: 180px; overflow-wrap: anywhere; color: inherit; }
+.ck-bars th { text-align: left; font-weight: 400; padding-right: 8px; overflow-wrap: anywhere; color: inherit; }
 .ck-bars tr:first-child th, .ck-bars tr:first-child .ck-number { font-weight: 600; }
-.ck-bars .ck-track { width: 50%; min-width: 60px; }
+.ck-bars .ck-track { width: 36%; min-width: 48px; }
 .ck-bars .ck-track span { display: block; height: 14px; min-width: 1px; border-radius: 2px; background: var(--jp-brand-color1, #1976d2); }
 .ck-bars .ck-number { text-align: right; padding-left: 8px; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .ck-card { width: 100%; text-align: left; font-size: 12px; line-height: 1.35; }
@@ -164,13 +164,14 @@ STYLE = """<style>
 .ck-pick.widget-dropdown { flex-direction: column; align-items: stretch; height: auto; }
 .ck-pick.widget-dropdown > label.widget-label { width: 100%; max-width: 100%; text-align: left; font-size: 12px; line-height: 1.35;
   height: auto; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; color: var(--jp-ui-font-color1, inherit); }
-.ck-pick.widget-dropdown > select { width: 100%; min-height: 28px; }
+.ck-pick.widget-dropdown > select { width: 100%; flex: 0 0 28px; height: 28px; }
 .ck-edited { outline: 3px solid var(--jp-warn-color1, #e65100); outline-offset: -1px; }
 .ck-plots { display: flex; flex-wrap: wrap; gap: 8px 16px; }
 .ck-plots figure { margin: 0; flex: 1 1 260px; max-width: 420px; min-width: 0; }
 .ck-plots figcaption { font-weight: 600; margin-bottom: 2px; }
 .ck-plots svg { width: 100%; height: auto; display: block; }
-.ck-plots text { font: 12px var(--jp-ui-font-family, sans-serif); fill: currentColor; }
+.ck-plots text { font: 12px var(--jp-ui-font-family, sans-serif); fill: currentColor; paint-order: stroke;
+  stroke: var(--jp-layout-color0, Canvas); stroke-width: 3px; stroke-linejoin: round; }
 </style>"""
 
 

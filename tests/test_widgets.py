@@ -1,0 +1,524 @@
+"""The widgets without a browser: uploads as the front end delivers them, buttons pressed, files moved and brought back."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+import sys
+import tempfile
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bad_inputs import HOSTILE, encoded, halves, make_bad_inputs, make_hostile_classes, mutated_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from coursekit.learner import Learner, load_learner
+from coursekit.testing import synthetic_learner
+from coursekit.vision.data import ImageDataLoaders
+from coursekit.vision.learner import vision_learner
+from coursekit.vision.transforms import Resize
+from coursekit.widgets import ImageClassifierCleaner, edits, lr_explorer, read_edits, upload_and_predict
+from coursekit.widgets.cleaner import LabelledFiles
+from coursekit.widgets.dropzone import Collector
+from coursekit.widgets.edits import BIN, Edit, apply_edits, edit_log, undo_edits
+from coursekit.widgets.explorer import CURVATURES, limit_rate, lr_explorer as explorer_of
+from coursekit.widgets.upload import UploadAndPredict
+
+ALLOWED = {"div", "figure", "figcaption", "img", "table", "caption", "tbody", "tr", "th", "td", "span", "p", "b", "br", "svg", "path",
+           "line", "polyline", "circle", "text", "style"}
+
+
+def make_learner(folder: Path) -> Learner:
+    """Random weights: what it says is of no matter here."""
+    dls = ImageDataLoaders.from_folder(folder, valid_pct=0.34, seed=1, item_tfms=Resize(32), bs=4, num_workers=0, device="cpu")
+    learn = vision_learner(dls, "coursenet", pretrained=False, seed=0)
+    learn.progress = False
+    return learn
+
+
+@pytest.fixture(scope="module")
+def learn(tmp_path_factory: pytest.TempPathFactory) -> Learner:
+    return make_learner(make_hostile_classes(tmp_path_factory.mktemp("classes")))
+
+
+def send(up: UploadAndPredict, *files: tuple[str, bytes]) -> None:
+    """What a browser does when these files are chosen."""
+    if type(up.uploader).__name__ == "FileUpload":
+        up.uploader.set_state({"value": [{"name": name, "type": "image/jpeg", "size": len(data), "content": memoryview(data),
+                                          "last_modified": 0} for name, data in files]})
+        return
+    for k, (name, data) in enumerate(files):
+        if len(data) > up.uploader.max_bytes:
+            up.uploader._handle_custom_msg({"kind": "refused", "id": str(k), "name": name, "size": len(data)}, [])
+            continue
+        step = max(1, len(data) // 3)
+        for at in range(0, max(1, len(data)), step):
+            message = {"kind": "piece", "id": str(k), "name": name, "size": len(data), "at": at}
+            up.uploader._handle_custom_msg(message, [memoryview(data[at : at + step])])
+
+
+def page(widget) -> str:
+    """All HTML that a widget shows."""
+    own = getattr(widget, "value", "")
+    return (own if isinstance(own, str) else "") + "".join(page(c) for c in getattr(widget, "children", ()))
+
+
+def check_html(text: str) -> None:
+    """Only tags that the widgets write, and no attribute that runs anything."""
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag in ALLOWED, tag
+            for name, value in attrs:
+                assert not name.startswith("on") and name != "srcdoc", (tag, name)
+                assert name not in ("src", "href") or str(value).startswith("data:image/jpeg;base64,"), (tag, value)
+
+    parser = Parser()
+    parser.feed(text)
+    parser.close()
+
+
+def pictures(text: str) -> list[Image.Image]:
+    return [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall(r'src="data:image/jpeg;base64,([^"]*)"', text)]
+
+
+both_ways = pytest.mark.parametrize("uploader", ["drop", "plain"])
+
+
+# ------------------------------------------------------------------------------------------------------ uploads
+
+
+@both_ways
+def test_every_bad_input_is_shown_or_refused_in_one_line(learn: Learner, tmp_path: Path, uploader: str) -> None:
+    up = upload_and_predict(learn, uploader=uploader)
+    inputs = make_bad_inputs(tmp_path)
+    send(up, *((b.path.name, b.path.read_bytes()) for b in inputs))
+    for b in inputs:
+        name = "".join(c if c.isprintable() else "?" for c in b.path.name)
+        lines = [line for line in up.refused if name in line]
+        found = [s for s in up.seen if s.name == name]
+        assert (len(found), len(lines)) == ((1, 0) if b.shown else (0, 1)), b
+        if b.shown:
+            (img,) = pictures(found[0].html(learn.dls.vocab, 5))
+            left, right = (np.asarray(img.convert("RGB"))[img.height // 2, x].astype(int) for x in (3, img.width - 4))
+            assert right[0] > left[0] if b.grey else left[0] > left[2] and right[2] > right[0], b
+        else:
+            assert "\n" not in lines[0] and len(lines[0]) < 500 and re.search(b.says, lines[0]), lines
+    text = page(up.widget)
+    assert "Traceback" not in text and len(pictures(text)) == sum(b.shown for b in inputs) > 0
+    check_html(text)
+
+
+def test_mutated_files(learn: Learner) -> None:
+    up, files = upload_and_predict(learn, uploader="plain"), list(mutated_images(100))
+    assert len({name for name, _ in files}) == 100
+    send(up, *files, ("good.png", encoded(halves(), "PNG")))
+    for name, _ in files:
+        assert sum(s.name == name for s in up.seen) + sum(name in line for line in up.refused) == 1, name
+    assert len(up.refused) > 20 and up.seen[0].name == "good.png"
+    assert "Traceback" not in page(up.widget) and not any("cannot be predicted" in line for line in up.refused)
+
+
+@both_ways
+def test_prediction_is_that_of_the_file(learn: Learner, tmp_path: Path, uploader: str) -> None:
+    img, exif = halves((300, 200)).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    img.save(tmp_path / "phone.jpg", exif=exif)
+    up = upload_and_predict(learn, uploader=uploader)
+    for _ in range(2):  # the same file twice
+        send(up, ("phone.jpg", (tmp_path / "phone.jpg").read_bytes()))
+    assert len(up.seen) == 2
+    expected = learn.predict(tmp_path / "phone.jpg")
+    assert torch.equal(up.seen[0].prediction.probabilities, expected.probabilities)
+    assert pictures(page(up.widget))[0].size == (200, 300)
+    assert page(up.widget).count("<tr>") == 2 * len(learn.dls.vocab)
+
+
+@both_ways
+def test_names_are_escaped(learn: Learner, uploader: str) -> None:
+    up, name = upload_and_predict(learn, uploader=uploader), HOSTILE + '"\n.png'
+    send(up, (name, encoded(halves(), "PNG")), (name, b"<svg onload=alert(1)>"))
+    assert len(up.seen) == len(up.refused) == 1
+    text = page(up.widget)
+    assert text.count("&lt;img src=x onerror=alert(1)&gt;") >= 4 and HOSTILE not in text  # file, class, alternative text, refusal
+    check_html(text)
+
+
+@both_ways
+def test_too_large(learn: Learner, uploader: str) -> None:
+    up = upload_and_predict(learn, uploader=uploader, max_bytes=2000)
+    send(up, ("film.mp4", bytes(3000)), ("good.png", encoded(halves(), "PNG")))
+    assert len(up.seen) == 1
+    assert len(up.refused) == 1 and up.refused[0].startswith("film.mp4 has") and "more than" in up.refused[0]
+
+
+def test_a_fault_of_the_model_is_a_line(learn: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    up, calls, predict = upload_and_predict(learn, uploader="plain"), [], learn.predict
+
+    def moody(item):
+        calls.append(item)
+        if len(calls) == 1:
+            raise RuntimeError("mat1 and mat2\nshapes cannot be multiplied")
+        return predict(item)
+
+    monkeypatch.setattr(learn, "predict", moody)
+    send(up, ("a.png", encoded(halves(), "PNG")), ("b.png", encoded(halves(), "PNG")))
+    assert [s.name for s in up.seen] == ["b.png"]
+    assert up.refused[0].startswith("a.png cannot be predicted (RuntimeError: mat1 and mat2") and "Looking" not in up.status.value
+
+
+def test_heat_map_of_hooks(learn: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def grad_cam(learn, item, *, target=None, layer=None):
+        asked.append(item.size)
+        return types.SimpleNamespace(map=torch.eye(4), image=item)
+
+    monkeypatch.setitem(sys.modules, "coursekit.hooks", types.SimpleNamespace(grad_cam=grad_cam))
+    up = upload_and_predict(learn, uploader="plain")
+    send(up, ("a.png", encoded(halves(), "PNG")), ("note.jpg", b"no picture"))
+    plain = up.results.children[1].value
+    assert not asked and not up.toggle.disabled
+    up.toggle.value = True
+    shown = up.results.children[1].value
+    assert asked == [(64, 48)] and shown != plain and "with a heat map" in shown
+    send(up, ("b.png", encoded(halves(), "PNG")))
+    assert len(asked) == 2
+    up.toggle.value = False
+    assert up.results.children[2].value == plain
+    monkeypatch.setitem(sys.modules, "coursekit.hooks", None)  # an import of it fails
+    up.toggle.value = True
+    text = page(up.widget)
+    assert text.count("There is no heat map") == 2 and len(pictures(text)) == 2 and "Traceback" not in text
+
+
+def test_clear(learn: Learner) -> None:
+    up = upload_and_predict(learn, heatmap=False)
+    assert up.toggle not in up.widget.children[2].children and up.clear_button.disabled
+    send(up, ("a.png", encoded(halves(), "PNG")), ("note.jpg", b"no picture"))
+    up.clear_button.click()
+    assert (up.seen, up.refused, page(up.results), up.clear_button.disabled) == ([], [], "", True)
+
+
+def test_what_upload_and_predict_refuses(learn: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="does not take pictures"):
+        upload_and_predict(synthetic_learner())
+    with pytest.raises(TypeError, match="topp"):
+        upload_and_predict(learn, topp=3)
+    monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    assert type(upload_and_predict(learn).uploader).__name__ == "FileUpload"
+
+
+@given(st.binary(max_size=60), st.integers(1, 70), st.lists(st.tuples(st.sampled_from(["piece", "refused", "x", None]), st.integers(-1, 70),
+                                                                      st.integers(-1, 70), st.binary(max_size=70)), max_size=8))
+@settings(max_examples=150, deadline=None)
+def test_collector(data: bytes, step: int, noise: list) -> None:
+    """A file arrives whole whatever came before it; nothing over the limit ever does, and each message is answered."""
+    files: list[tuple[str, bytes]] = []
+    refused: list[str] = []
+    c = Collector(lambda name, data: files.append((name, data)), lambda name, why: refused.append(why), max_bytes=64)
+    for kind, size, at, piece in noise:
+        n = len(files) + len(refused)
+        more = c.receive({"kind": kind, "id": "noise", "name": None, "size": size, "at": at}, [piece])
+        assert more == (len(files) + len(refused) == n)
+    for at in range(0, max(1, len(data)), step):
+        more = c.receive({"kind": "piece", "id": "f", "name": "f", "size": len(data), "at": at}, [data[at : at + step]])
+        assert more == (at + step < len(data))
+    assert files[-1] == ("f", data)
+    assert all(len(d) <= 64 for _, d in files) and not c.data
+
+
+# -------------------------------------------------------------------------------------------------------- edits
+
+
+def tree(root: Path) -> dict[str, str]:
+    return {p.relative_to(root).as_posix(): p.read_text() for p in sorted(root.rglob("*.jpg"))}
+
+
+class PowerCut(Exception):
+    pass
+
+
+@given(files=st.lists(st.tuples(st.sampled_from(["train", "valid"]), st.sampled_from("abc"), st.sampled_from("123")), unique=True,
+                      min_size=1, max_size=8),
+       to=st.lists(st.sampled_from(["a", "b", "c", None]), min_size=8, max_size=8), cut=st.integers(0, 24), move=st.booleans(),
+       torn=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_crash_at_any_moment_loses_nothing(files: list, to: list, cut: int, move: bool, torn: bool) -> None:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)  # the machine stays on here
+        root, left = Path(name), [cut]
+        for part, label, stem in files:
+            (root / part / label).mkdir(parents=True, exist_ok=True)
+            (root / part / label / f"{stem}.jpg").write_text(f"{part} {label} {stem}")
+        before = tree(root)
+        todo = [Edit(root / part / label / f"{stem}.jpg", label, new) for (part, label, stem), new in zip(files, to) if new != label]
+
+        def wired(func):
+            def call(*args):
+                if left[0] == 0:
+                    raise PowerCut
+                left[0] -= 1
+                return func(*args)
+            return call
+
+        with pytest.MonkeyPatch.context() as wires:
+            wires.setattr(edits, "move_file", wired(edits.move_file))
+            wires.setattr(edits.EditLog, "add", wired(edits.EditLog.add))
+            try:
+                apply_edits(todo, root, move=move)
+            except PowerCut:
+                if torn and edit_log(root).file.exists():
+                    with edit_log(root).file.open("a") as f:
+                        f.write('2026,"half a li')
+        assert sorted(tree(root).values()) == sorted(before.values())
+        again = apply_edits(todo, root, move=move)  # the same once more: finishes, and does nothing twice
+        assert not [o.problem for o in again if o.problem]
+        assert sorted(tree(root).values()) == sorted(before.values())
+        where = {text: path for path, text in tree(root).items()}
+        for e in todo if move else []:
+            text = before[e.file.relative_to(root).as_posix()]
+            inside = f"{BIN}/{e.label}/" if e.to is None else f"{e.file.parent.parent.relative_to(root).as_posix()}/{e.to}/"
+            assert where[text].startswith(inside), (e, where[text])
+        if not move:
+            assert tree(root) == before
+            assert read_edits(root) == {e.file: e.to for e in todo}
+        rounds = 0
+        while undo_edits(root):
+            rounds += 1
+        assert rounds <= 2 and sorted(tree(root).values()) == sorted(before.values())
+        assert tree(root) == before and read_edits(root) == {}
+
+
+def test_the_log_can_be_read_by_others(tmp_path: Path) -> None:
+    import pandas as pd
+
+    name = 'a, "b"\n=1+1.jpg'
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / name).write_text("x")
+    apply_edits([Edit(tmp_path / "cat" / name, "cat", None)], tmp_path, log=tmp_path / "log.csv")
+    table = pd.read_csv(tmp_path / "log.csv", keep_default_na=False)
+    assert table["state"].tolist() == ["planned", "done"]
+    assert table["file"].tolist() == ["cat/" + name.replace("\n", "%0A")] * 2
+    assert list(read_edits(tmp_path, log=tmp_path / "log.csv")) == [tmp_path / "cat" / name]
+    assert table["from"].tolist() == ["cat", "cat"] and table["action"].tolist() == ["delete", "delete"]
+
+
+def test_a_file_that_cannot_be_moved_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for n in "ab":
+        (tmp_path / "cat" / f"{n}.jpg").write_text(n)
+    (tmp_path / "dog").write_text("a file where the folder should be")
+    outcomes = apply_edits([Edit(tmp_path / "cat" / "a.jpg", "cat", "dog"), Edit(tmp_path / "cat" / "b.jpg", "cat", None)], tmp_path)
+    assert outcomes[0].problem and not outcomes[1].problem
+    assert tree(tmp_path) == {"cat/a.jpg": "a", f"{BIN}/cat/b.jpg": "b"}
+
+
+# ------------------------------------------------------------------------------------------------------ cleaner
+
+
+@pytest.fixture
+def cleaner(tmp_path: Path) -> ImageClassifierCleaner:
+    return ImageClassifierCleaner(make_learner(make_hostile_classes(tmp_path / "data")), max_n=3)
+
+
+def look_at(cleaner: ImageClassifierCleaner, part: int, label: int) -> list[int]:
+    """Choose set and class as a person does; the positions shown."""
+    view = cleaner._view
+    view.part.index, view.label.index = part, label
+    assert "ck-bad" not in view.said.value, view.said.value
+    return view.shown
+
+
+def test_cleaner_shows_the_hardest_of_a_class(cleaner: ImageClassifierCleaner) -> None:
+    cleaner.widget  # noqa: B018
+    learn = cleaner.files.learn
+    preds, targs, losses = learn.get_preds(ds_idx=0, with_loss=True)
+    for label in (1, 2):
+        mine = [i for i in range(len(targs)) if targs[i] == label - 1]
+        expected = sorted(mine, key=lambda i: -float(losses[i]))[:3]
+        assert torch.allclose(losses[look_at(cleaner, 0, label)], losses[expected])
+    every = len(cleaner.fns) - cleaner.files.n_train
+    assert len(look_at(cleaner, 1, 0)) == min(3, every) and f"of {every}" in cleaner._view.range.value
+    view, seen = cleaner._view, set(cleaner._view.shown)
+    while not view.on.disabled:
+        view.on.click()
+        assert not seen & set(view.shown)
+        seen |= set(view.shown)
+    assert len(seen) == every
+    check_html(page(cleaner.widget))
+    assert "&lt;img src=x" in page(cleaner.widget) and HOSTILE not in page(cleaner.widget)
+
+
+def test_choices_are_kept_undone_and_counted(cleaner: ImageClassifierCleaner) -> None:
+    cleaner.widget  # noqa: B018
+    view, deleted, changed = cleaner._view, [], []
+    other = {1: 3, 2: 2}  # class -> place in the list of the class that it is not
+    for part in (0, 1):
+        for label in (1, 2):
+            shown = look_at(cleaner, part, label)
+            view.cards[0].pick.index = 1
+            deleted.append(shown[0])
+            if len(shown) > 1:
+                view.cards[1].pick.index = other[label]
+                changed.append((shown[1], cleaner.vocab[other[label] - 2]))
+    assert cleaner.delete() == sorted(deleted) and cleaner.change() == sorted(changed)
+    assert f"{len(deleted) + len(changed)} edits pending" in view.status.value
+    for part in (0, 1):
+        for label in (1, 2):
+            shown = look_at(cleaner, part, label)
+            assert [c.pick.index for c in view.cards[: len(shown)]] == [1, other[label], 0][: len(shown)]
+    before = tree_of(cleaner)
+    steps = len(cleaner.choices.steps)
+    for n in range(steps):
+        assert len(cleaner.choices.pending) == steps - n
+        view.undo.click()
+    assert view.undo.disabled and view.ask.disabled and not cleaner.delete() and not cleaner.change()
+    assert tree_of(cleaner) == before and "No edits pending" in view.status.value
+
+
+def tree_of(cleaner: ImageClassifierCleaner) -> list[str]:
+    return sorted(p.relative_to(cleaner.path).as_posix() for p in cleaner.path.rglob("*.*") if p.is_file() and p.suffix not in (".csv", ".lock"))
+
+
+def test_choosing_the_own_class_is_keeping(cleaner: ImageClassifierCleaner) -> None:
+    cleaner.widget  # noqa: B018
+    look_at(cleaner, 0, 1)
+    cleaner._view.cards[0].pick.index = 2
+    assert not cleaner.choices.pending and cleaner._view.cards[0].pick.index == 0
+
+
+def test_apply_asks_moves_and_can_be_taken_back(cleaner: ImageClassifierCleaner) -> None:
+    cleaner.widget  # noqa: B018
+    view, before = cleaner._view, tree_of(cleaner)
+    a, b = look_at(cleaner, 0, 2)[:2]
+    view.cards[0].pick.index, view.cards[1].pick.index = 1, 2
+    view.ask.click()
+    assert view.confirm.layout.display == "flex" and "1 file to the bin and give 1 file another class" in view.question.value
+    view.no.click()
+    assert view.confirm.layout.display == "none" and tree_of(cleaner) == before
+    view.ask.click()
+    view.yes.click()
+    assert "2 edits applied" in view.said.value and not cleaner.choices.pending
+    assert cleaner.fns[a].parent == cleaner.path / BIN / "plain" and cleaner.fns[a].exists()
+    assert cleaner.fns[b].parent.name == HOSTILE and cleaner.fns[b].exists() and cleaner.files.labels[b] == HOSTILE
+    assert a not in look_at(cleaner, 0, 2) and b not in view.shown
+    assert tree_of(cleaner) != before
+    cleaner.choose(b, "delete")
+    cleaner.apply()
+    for _ in range(2):
+        view.restore.click()
+    assert tree_of(cleaner) == before and view.restore.disabled and cleaner.files.labels[b] == "plain"
+    assert a in cleaner.files.hardest(0, "plain") and b in cleaner.files.hardest(0, "plain")
+
+
+def test_a_new_session_takes_back_what_an_old_one_applied(cleaner: ImageClassifierCleaner) -> None:
+    before = tree_of(cleaner)
+    cleaner.choose(0, "delete")
+    cleaner.choose(3, "delete")
+    assert not [o for o in cleaner.apply() if o.problem]
+    fresh = ImageClassifierCleaner(make_learner(cleaner.path))
+    assert len(fresh.fns) == len(before) - 2  # the bin is no class
+    assert len(fresh.undo_applied()) == 2 and tree_of(fresh) == before
+
+
+def test_loops_written_for_fastai(cleaner: ImageClassifierCleaner) -> None:
+    n, path = len(tree_of(cleaner)), cleaner.path
+    gone, moved = cleaner.fns[0], cleaner.fns[1]
+    cleaner.choose(0, "delete")
+    to = next(v for v in cleaner.vocab if v != moved.parent.name)
+    moved = moved.rename(moved.with_name("unlike.png"))
+    cleaner.files.fns[1] = moved
+    cleaner.choose(1, to)
+    for idx in cleaner.delete():
+        cleaner.fns[idx].unlink()
+    for idx, cat in cleaner.change():
+        shutil.move(str(cleaner.fns[idx]), path / cat)
+    assert len(tree_of(cleaner)) == n - 1 and not gone.exists() and (path / to / "unlike.png").exists()
+
+
+def test_a_file_that_has_gone_stays_pending(cleaner: ImageClassifierCleaner) -> None:
+    cleaner.widget  # noqa: B018
+    i = look_at(cleaner, 0, 1)[0]
+    cleaner.fns[i].unlink()
+    cleaner.choose(i, "delete")
+    cleaner._view.ask.click()
+    cleaner._view.yes.click()
+    assert "not there any more" in cleaner._view.said.value and cleaner.delete() == [i]
+
+
+def test_labels_that_are_no_folders_give_a_log_only(tmp_path: Path) -> None:
+    for label in ("cat", "dog"):
+        for k in range(5):
+            Image.new("RGB", (40, 40), "red").save(tmp_path / f"{label}_{k}.png")
+    files = sorted(tmp_path.glob("*.png"))
+    dls = ImageDataLoaders.from_name_re(tmp_path, files, r"(.+)_\d", valid_pct=0.4, seed=1, item_tfms=Resize(32), bs=4, num_workers=0,
+                                        device="cpu")
+    learn = vision_learner(dls, "coursenet", pretrained=False, seed=0)
+    learn.progress = False
+    cleaner = ImageClassifierCleaner(learn, log=tmp_path / "clean.csv")
+    cleaner.widget  # noqa: B018
+    i, j = 0, next(k for k, v in enumerate(cleaner.files.labels) if v == "cat" and k)
+    cleaner.choose(i, "delete")
+    cleaner.choose(j, "dog")
+    cleaner._view.ask.click()
+    assert "only the log" in cleaner._view.question.value
+    cleaner._view.yes.click()
+    assert sorted(tmp_path.glob("*.png")) == files
+    assert read_edits(tmp_path, log=tmp_path / "clean.csv") == {cleaner.fns[i]: None, cleaner.fns[j]: "dog"}
+    assert i not in cleaner.files.hardest(0) and cleaner.files.labels[j] == "dog"
+    cleaner.undo_applied()
+    assert read_edits(tmp_path, log=tmp_path / "clean.csv") == {} and cleaner.files.labels[j] == "cat" and i in cleaner.files.hardest(0)
+
+
+def test_what_the_cleaner_refuses(learn: Learner, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has no data"):
+        ImageClassifierCleaner(load_learner(learn.export(tmp_path / "m.ck"), device="cpu"))
+    with pytest.raises(ValueError, match="ImageDataLoaders or a DataBlock"):
+        LabelledFiles(synthetic_learner())
+    with pytest.raises(ValueError, match="there is no picture 99"):
+        ImageClassifierCleaner(learn).choose(99, "delete")
+
+
+# ----------------------------------------------------------------------------------------------------- explorer
+
+
+@given(st.floats(0, 0.98), st.floats(0.05, 1.9))
+@settings(max_examples=100, deadline=None)
+def test_limit_is_that_of_the_iteration_matrix(momentum: float, share: float) -> None:
+    """A linear iteration converges just where the spectral radius of its matrix is below one."""
+    if abs(share - 1) < 1e-3:
+        return
+    lr = share * limit_rate(momentum)
+    radius = max(np.abs(np.linalg.eigvals([[1 - lr * c, -lr * momentum], [c, momentum]])).max() for c in CURVATURES)
+    assert (radius < 1) == (share < 1)
+
+
+def test_explorer_draws_at_every_place_of_its_sliders() -> None:
+    ex = lr_explorer()
+    for k in range(11):
+        for m in (0.0, 0.5, 0.98):
+            ex.slider.value, ex.momentum.value = 10 ** (-4 + 0.4 * k), m
+            assert "nan" not in ex.page.value and "inf" not in ex.page.value
+            assert ("thrown out" in ex.page.value) == (ex.slider.value > limit_rate(m))
+    check_html(page(ex.widget))
+    assert ex.page.value.count("aria-label=") == 3
+
+
+def test_explorer_of_a_learner() -> None:
+    learn = synthetic_learner()
+    with pytest.raises(ValueError, match="lr_find"):
+        explorer_of(learn)
+    learn.lr_find(show_plot=False)
+    ex = explorer_of(learn, lr=0.01)
+    k = int(np.abs(np.log(np.array(learn.recorder.lrs) / 0.1)).argmin())
+    assert f"ten times (0.1): {learn.recorder.smooth_losses[k]:.3g}" in ex.page.value
+    ex.slider.value = learn.recorder.lrs[-1]
+    assert "ten times" in ex.page.value and "not tried" in ex.page.value
