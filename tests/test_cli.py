@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -496,3 +497,27 @@ def test_the_page_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.delenv(MODEL_VARIABLE)
     app_page()
     assert "&lt;img onerror" in shown[0] and "<img" not in shown[0] and "is not set" in shown[1]
+
+
+def test_voila_takes_the_settings(tmp_path: Path) -> None:
+    """A name that Voilà or its kernel manager did not know would be passed over in silence."""
+    from traitlets.config import Config
+    from voila.app import Voila
+
+    from coursekit.commands.app import page_notebook, server_settings
+
+    (tmp_path / "app.ipynb").write_text(page_notebook())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        server = Voila(config=Config(server_settings(ip="127.0.0.1", port=8866, browser=False, idle_minutes=2)))
+        server.initialize([str(tmp_path / "app.ipynb")])
+        server.connection_dir = str(tmp_path)
+        manager = server.init_settings()["kernel_manager"]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (manager.cull_idle_timeout, manager.cull_connected, manager.cull_interval) == (120, True, 30)
+    assert set(manager.allowed_message_types) == {"comm_open", "comm_close", "comm_msg", "comm_info_request", "kernel_info_request", "shutdown_request"}
+    voila = server.voila_configuration
+    assert voila.strip_sources and not voila.show_tracebacks and voila.file_allowlist == ["(?!)"]
+    assert server.tornado_settings["websocket_max_message_size"] > 100 * 2**20
+    assert (server.ip, server.port_retries, server.open_browser) == ("127.0.0.1", 0, False)

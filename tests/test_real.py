@@ -131,13 +131,16 @@ def test_train_and_predict_as_typed(few_cats_and_dogs: Path, home: Path) -> None
     env = {"COURSEKIT_HOME": str(home), "OMP_NUM_THREADS": "2"}
     said = run([tool("coursekit"), "train", "dogscats", "--size", "64", "--epochs", "1"], cwd=few_cats_and_dogs, env=env).stdout
     assert "cats 240, dogs 240" in said and "400 for training, 80 for validation" in said, said
-    error = float(re.search(r"(?m)^error rate ([\d.]+)%: \d+ of 80 held-out pictures wrong$", said)[1])
-    assert error < 40, f"two classes, and {error}% wrong:\n{said}"
+    found = re.search(r"(?m)^error rate [\d.]+%: (\d+) of 80 held-out pictures wrong$", said)
+    assert found and int(found[1]) < 32, f"two classes, and more than 40% wrong:\n{said}"
     assert said.splitlines()[-1].startswith("next: coursekit predict model.ck dogscats/valid/"), said
-    photos = sorted((few_cats_and_dogs / "new").glob("*.jpg"))
-    assert len(photos) == 10
-    told = run([tool("coursekit"), "predict", "model.ck", *(str(p) for p in photos), "--json"], cwd=few_cats_and_dogs, env=env).stdout
-    named = {Path(x["file"]).name: x["prediction"] for x in map(json.loads, told.splitlines())}
-    assert set(named) == {p.name for p in photos}
-    right = [name for name, kind in named.items() if name.startswith(kind[:3])]
-    assert len(right) >= 6, named
+
+    def predictions(*files: str) -> dict[str, str]:
+        told = run([tool("coursekit"), "predict", "model.ck", *files, "--json"], cwd=few_cats_and_dogs, env=env).stdout
+        return {Path(x["file"]).name: x["prediction"] for x in map(json.loads, told.splitlines())}
+
+    photos = sorted(str(p.relative_to(few_cats_and_dogs)) for p in (few_cats_and_dogs / "new").glob("*.jpg"))
+    ten = predictions(*photos)
+    assert len(ten) == 10 and set(ten.values()) <= {"cats", "dogs"} and set(ten) == {Path(p).name for p in photos}
+    wrong = [name for name, kind in predictions("dogscats/valid").items() if not name.startswith(kind[:3])]
+    assert len(wrong) == int(found[1]), "the file predicts otherwise than the training said"

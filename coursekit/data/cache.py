@@ -52,7 +52,7 @@ def _from_bytes(
     flat = buffer[start:start + count].view(dtype)
     return flat.view(shape[1], shape[2], shape[0]).permute(2, 0, 1) if len(shape) == 3 else flat.view(shape)
 
-# %% ../../nbs/api/08a_cache.ipynb #cf72c2c9
+# %% ../../nbs/api/08a_cache.ipynb #714d66ed
 class Samples:
     "Samples laid out in a few large buffers."
 
@@ -95,7 +95,7 @@ def prepare_chunks(
     "Prepare samples on several threads (Pillow and PyTorch let each other run), and lay them out in order, with a bar where it takes long."
     from tqdm.auto import tqdm
 
-    with ThreadPoolExecutor(threads()) as pool, tqdm(total=n, desc="preparing", leave=False, delay=2) as bar:
+    with ThreadPoolExecutor(threads()) as pool, tqdm(total=n, desc="preparing", leave=False, delay=2, disable=None) as bar:
         for low in range(0, n, size):
             flats, rows, start = [], [], 0
             for parts in pool.map(make, range(low, min(low + size, n))):

@@ -445,7 +445,7 @@ class PILMask:
         "A mask of class numbers from a path, bytes, an array, a tensor or another picture."
         return load_image(source, mode="mask")
 
-# %% ../../nbs/api/20_images.ipynb #ed45125b
+# %% ../../nbs/api/20_images.ipynb #7ee7151c
 def check_images(
     files: Iterable[str | os.PathLike],  # the picture files
     *,
@@ -473,7 +473,7 @@ def check_images(
         if len(files) > 200:
             from tqdm.auto import tqdm
 
-            reasons = tqdm(reasons, total=len(files), desc="checking pictures", leave=False)
+            reasons = tqdm(reasons, total=len(files), desc="checking pictures", leave=False, disable=None)
         return [(file, why) for file, why in zip(files, reasons, strict=True) if why is not None]
 
 # %% ../../nbs/api/20_images.ipynb #1dfabfce
