@@ -58,7 +58,7 @@ class ThresholdCurve:
     def __repr__(self) -> str:
         return f"ThresholdCurve({self.name!r}, {len(self.thresholds):,} thresholds, best F1 {self.f1.max():.4f} from {self.best:.4f} on)"
 
-# %% ../nbs/api/04a_curves.ipynb #994a8803
+# %% ../nbs/api/04a_curves.ipynb #1f6cd52b
 def threshold_curve(
     probs: Tensor,  # (N,) probabilities, or any scores, of being positive
     positive: Tensor,  # (N,) whether the items are: bool, or 0 and 1
@@ -77,7 +77,7 @@ def threshold_curve(
     called = torch.arange(1, len(probs) + 1, dtype=torch.float64)
     precision, recall = (hits / called)[last], (hits / hits[-1])[last]
     f1 = 2 * hits[last] / (called[last] + hits[-1])
-    return ThresholdCurve(*(t.flip(0) for t in (probs[last], precision, recall, f1)), name)
+    return ThresholdCurve(probs[last].flip(0), precision.flip(0), recall.flip(0), f1.flip(0), name)
 
 # %% ../nbs/api/04a_curves.ipynb #9db3b927
 @dataclass(repr=False)

@@ -85,12 +85,12 @@ def thumbnail(
     img.save(buffer, format="jpeg", quality=70)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
-# %% ../nbs/api/17a_embeddings.ipynb #81889b45
+# %% ../nbs/api/17a_embeddings.ipynb #a2c151a3
 PAGE = """<style>
 .{u} {{ display: grid; grid-template-columns: minmax(0, 1fr) 150px; gap: 12px; max-width: 760px; padding: 6px; font: 13px sans-serif; color: #222;
   background: #fff; }}
 .{u} .field {{ position: relative; aspect-ratio: 4 / 3; outline: 1px solid #999; }}
-.{u} .side {{ min-height: 190px; }}
+.{u} .side {{ min-height: 220px; }}
 .{u} svg {{ position: absolute; inset: 0; width: 100%; height: 100%; }}
 .{u} input {{ appearance: none; -webkit-appearance: none; position: absolute; box-sizing: border-box; width: 12px; height: 12px;
   margin: -6px 0 0 -6px; border: 1px solid #fff; border-radius: 50%; cursor: pointer; opacity: 0.85; }}
@@ -98,10 +98,11 @@ PAGE = """<style>
 .{u} input:hover, .{u} input:focus-visible, .{u} input:checked {{ opacity: 1; z-index: 2; outline: 3px solid #0b57d0; outline-offset: 1px; }}
 .{u} .card {{ display: none; position: absolute; top: 0; left: calc(100% + 12px); width: 150px; overflow-wrap: anywhere; }}
 .{u} input:checked + .card {{ display: block; }}
-.{u} .card img {{ width: 128px; height: auto; display: block; margin: 0 0 4px; }}
+.{u} .card img {{ height: 128px; width: auto; max-width: 150px; object-fit: contain; display: block; margin: 0 0 4px; }}
 .{u} .legend {{ grid-column: 1 / -1; line-height: 1.7; }}
 .{u} .legend i {{ display: inline-block; box-sizing: border-box; width: 10px; height: 10px; border-radius: 50%; margin: 0 4px 0 10px; }}
-@media (max-width: 560px) {{ .{u} {{ grid-template-columns: minmax(0, 1fr); }} .{u} .card {{ top: calc(100% + 12px); left: 0; }} }}
+@media (max-width: 560px) {{ .{u} {{ grid-template-columns: minmax(0, 1fr); }} .{u} .card {{ top: calc(100% + 12px); left: 0; width: 100%; }}
+  .{u} .card img {{ float: left; margin-right: 8px; }} .{u} .side {{ min-height: 136px; }} }}
 </style>
 <div class="{u}" role="group" aria-label="{alt}">
 <div class="field" role="radiogroup" aria-label="items of the map">
@@ -119,7 +120,7 @@ def hue(
     red, green, blue = colorsys.hls_to_rgb(i / max(1, n), 0.3 + 0.14 * (i % 2), 0.75)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
-# %% ../nbs/api/17a_embeddings.ipynb #1e0ea0a8
+# %% ../nbs/api/17a_embeddings.ipynb #2514c782
 class EmbeddingMap:
     "Items as points of a plane, near each other where the model takes them for similar; shows in a notebook as a map that can be clicked."
 
@@ -217,14 +218,13 @@ class EmbeddingMap:
 
         fig, ax = plt.subplots(figsize=figsize, layout="constrained")
         for g in self.groups or [None]:
-            mine = [i for i in range(len(self.points)) if g is None or str(self.actual[i]) == g]
-            for wrong, marker in ((False, "o"), (True, "X")):
+            mine = [i for i, a in enumerate(self.actual) if g is None or str(a) == g]
+            name = None if g is None else str(g).replace("$", r"\$").lstrip("_")  # matplotlib hides labels that begin with _
+            for wrong, style in ((False, dict(marker="o", s=18, edgecolors="white")), (True, dict(marker="X", s=42, edgecolors="black"))):
                 rows = [i for i in mine if self._wrong(i) == wrong]
                 if rows:
-                    label = str(g).replace("$", r"\$") if g is not None and rows[0] == next(i for i in mine if self._wrong(i) == wrong) else None
-                    seen = {t.get_label() for t in ax.collections}
-                    ax.scatter(*self.points[rows].T, c=self._colour(rows[0]), marker=marker, s=42 if wrong else 18, edgecolors="black" if wrong else "white",
-                               linewidths=0.7, label="_" if label in seen else label)
+                    ax.scatter(*self.points[rows].T, c=self._colour(rows[0]), linewidths=0.7, label=name, **style)
+                    name = None  # one entry a class
         axes = [f"component {k + 1}" + (f" ({s:.0%} of the variance)" if self.shares else "") for k, s in enumerate(self.shares or (0, 0))]
         ax.set(xlabel=axes[0], ylabel=axes[1])
         if self.groups:

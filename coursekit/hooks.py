@@ -6,7 +6,7 @@
 __all__ = ['POOLING', 'Recorded', 'find_layers', 'hook_outputs', 'looked_at', 'last_maps', 'HeatMap', 'target_index', 'heat_maps',
            'grad_cam', 'cam']
 
-# %% ../nbs/api/16a_hooks.ipynb #446a97cd
+# %% ../nbs/api/16a_hooks.ipynb #edb202b3
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import suggest
-from .data.load import Batch
+from .data.load import Batch, DataLoader
 from .learner import Learner, as_float
 from .show import finish, show_image
 
@@ -191,7 +191,7 @@ def target_index(
     names = f" or a class{suggest(str(target), map(str, vocab)) or ' of the vocab'}" if vocab is not None else ""
     raise ValueError(f"{who}: target={target!r} is not known; pass an index from 0 to {n_out - 1}{names}")
 
-# %% ../nbs/api/16a_hooks.ipynb #b7597e57
+# %% ../nbs/api/16a_hooks.ipynb #6d313870
 def heat_maps(
     learn: Learner,  # a trained learner
     batch: Batch,  # of a loader of its data
@@ -247,10 +247,9 @@ def _scaled(raw: Tensor, size: Sequence[int]) -> Tensor:  # (N, h, w) -> (N, H, 
 
 def _images(learn: Learner, batch: Batch) -> list:
     "The pictures of a batch as the net saw them; None for plain loaders, which cannot show theirs."
-    try:
-        return [sample[0] for sample in learn.dls.decode(Batch(batch.xs))]
-    except AttributeError:
+    if not isinstance(learn.dls.train, DataLoader):
         return [None] * batch.size
+    return [sample[0] for sample in learn.dls.decode(Batch(batch.xs))]
 
 # %% ../nbs/api/16a_hooks.ipynb #53c5e1b7
 def grad_cam(

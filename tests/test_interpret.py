@@ -204,7 +204,7 @@ def test_slices_find_the_bad_one(photos: list[Path]) -> None:
         assert df["items"].tolist() == [light.count("dusk"), light.count("day")]
         assert (df["low"].iloc[0], df["high"].iloc[0]) == pytest.approx(wilson(light.count("dusk"), light.count("dusk")))
     mean = np.mean([v for v, w in zip(interp.losses.tolist(), light) if w == "dusk"])
-    assert tables[0]["mean loss"][0] == pytest.approx(mean, rel=1e-5) and list(tables[3])[0] == "light"
+    assert tables[0]["mean loss"][0] == pytest.approx(mean, rel=1e-5) and tables[3].columns[0] == "light"
     assert "<table" in interp.slices(light)._repr_html_() and "100.0%" in repr(interp.slices(light))
     gaps = interp.slices([None, float("nan")] + ["x"] * 14).to_df()
     assert sorted(gaps.iloc[:, 0]) == ["missing", "x"]
