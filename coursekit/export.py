@@ -245,7 +245,7 @@ def export_problem(
         return f"the network has {has} outputs and the targets need {sum(needs)}"
     return ""
 
-# %% ../nbs/api/15_export.ipynb #537e7634
+# %% ../nbs/api/15_export.ipynb #60b4ffe6
 class Budget(TorchFunctionMode):
     "Inside, no more than so many tensors with so many numbers can be made."
     factories = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye))
@@ -275,7 +275,8 @@ def build_network(
 ) -> nn.Module:  # untrained
     "The network of a recipe, if it is about as large as the weights that belong to it."
     try:
-        with seeded(0), Budget(1000 + 4 * len(weights), (1 << 24) + 2 * sum(w.numel() for w in weights.values())):
+        # 2**27: torchvision makes VGG with its published head of 120 million numbers, which is then dropped
+        with seeded(0), Budget(1000 + 4 * len(weights), (1 << 27) + 2 * sum(w.numel() for w in weights.values())):
             return spec.build()
     except Exception as e:  # wrong numbers fail anywhere in the code of the layers
         reason = (str(e) or type(e).__name__).splitlines()[0][:300]

@@ -184,18 +184,13 @@ def small(tmp_path: Path) -> Path:
 
 def test_every_changed_byte_is_refused(small: Path, tmp_path: Path) -> None:
     whole, wanted, spoilt = small.read_bytes(), read_tensors(small), tmp_path / "spoilt.ck"
-    harmless = []
-    for i in range(len(whole)):  # header and all the tensors
+    for i in range(len(whole)):  # header, the padding after it, and all the tensors
         for mask in (0x01, 0x20, 0x80, 0xFF):
             spoilt.write_bytes(whole[:i] + bytes([whole[i] ^ mask]) + whole[i + 1 :])
-            try:
-                got = read_tensors(spoilt)
-            except ValueError as e:
-                assert str(e).startswith("load: ") and "\n" not in str(e)
-            else:
-                assert same(got, wanted)
-                harmless.append((whole[max(0, i - 5) : i + 1], mask))
-    assert harmless == []  # every one is refused, also in the padding after the header
+            with pytest.raises(ValueError, match="^load: [^\n]*$"):
+                read_tensors(spoilt)
+    spoilt.write_bytes(whole)
+    assert same(read_tensors(spoilt), wanted)
 
 
 def test_changed_numbers_and_cut_files_are_refused(model_ck: Path, tmp_path: Path) -> None:
@@ -309,7 +304,7 @@ def test_gigantic_networks_take_no_memory(model_ck: Path, tmp_path: Path) -> Non
                "except ValueError as e: print(e); print(peak() - before)")  # fmt: skip
     *said, mib = run([sys.executable, "-c", program, str(file)]).stdout.splitlines()
     assert "far larger than the weights in the file" in said[-1]
-    assert sys.platform != "linux" or int(mib) < 400, mib  # 60,000 x 60,000 numbers are 14 GB
+    assert sys.platform != "linux" or int(mib) < 800, mib  # 60,000 x 60,000 numbers are 14 GB
 
 
 # ---- addresses
