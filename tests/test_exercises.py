@@ -2,7 +2,9 @@
 
 import html
 import re
+import tempfile
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from coursekit.data.block import CategoryBlock
 from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
+from coursekit.export import Exported, write_export
+from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
+from coursekit.vision.models import VisionModel
 
 matrix = torch.tensor([[40, 6, 4], [12, 30, 8], [8, 4, 38]])
 
@@ -41,6 +47,38 @@ def grey(picture):
 
 ramp = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 said = pretrained("cifar10").predict(ramp)
+
+models = tempfile.TemporaryDirectory()  # exported files, for as long as this module is there
+
+
+def exported(name, vocab, inputs=()):
+    "A file as `learn.export` writes it, with a single number for weights."
+    spec = VisionModel("coursenet", len(vocab))
+    blocks = [*(inputs or [ImageBlock()]), CategoryBlock(vocab=vocab)]
+    parts = Exported(spec, {"w": torch.zeros(1)}, blocks, 1, [], [], None, {})
+    return str(write_export(Path(models.name) / name, parts))
+
+
+def broken(name, data):
+    (Path(models.name) / name).write_bytes(data)
+    return Path(models.name) / name
+
+
+def once(files):
+    return list({data: name for name, data in reversed(files.items())}.values())[::-1]
+
+
+def in_order(files):
+    return sorted(once(files), key=list(files).index)
+
+
+def scenes(names, every=4, start=0):
+    of = [name.rpartition("_")[0] for name in names]
+    held = set(sorted(set(of))[start::every])
+    return [i for i, s in enumerate(of) if s not in held], [i for i, s in enumerate(of) if s in held]
+
+
+letters_kept = ["turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"]
 
 # name -> (right answers, wrong answers, texts that no hint may hold)
 CASES = {
@@ -253,6 +291,110 @@ CASES = {
             Learn(targs=(0, 0)),
             Learn(scores=((1.0, 2.0), (2.0, 1.0))),
             Learn(scores=((2.0, 1.0), (2.0, 1.0))),
+        ],
+        [],
+    ),
+    "label two levels up": (
+        [lambda p: p.parent.parent.name, lambda p: p.parts[-3], lambda p: str(p).split("/")[-3]],
+        [
+            lambda p: None,
+            lambda p: p.parent.parent,
+            lambda p: p.parent.name,
+            lambda p: p.name,
+            lambda p: p.stem,
+            lambda p: p.parts[0],
+            lambda p: str(p).split("/")[0],
+            lambda p: str(p)[:3],
+            lambda p: 3,
+            raises,
+            "beagle",
+            [1],
+            2.5,
+        ],
+        ["parent.parent", "parents[1]", "parts[-3]"],
+    ),
+    "each picture once": (
+        [in_order, lambda f: tuple(in_order(f))],
+        [
+            lambda f: None,
+            lambda f: list(f),
+            lambda f: in_order(f)[::-1],
+            lambda f: in_order(f) * 2,
+            lambda f: in_order(f)[1:],
+            lambda f: [*in_order(f), "x.jpg"],
+            lambda f: list({data: name for name, data in f.items()}.values()),
+            lambda f: list({len(data): name for name, data in f.items()}.values()),
+            lambda f: list(set(f.values())),
+            lambda f: set(in_order(f)),
+            lambda f: [],
+            raises,
+            "keep",
+            7,
+        ],
+        ["setdefault", "in seen", ".values()", "dict.fromkeys", "set("],
+    ),
+    "split by scene": (
+        [scenes, lambda n: tuple(map(torch.tensor, scenes(n))), lambda n: [np.array(side) for side in scenes(n, 3)]],
+        [
+            lambda n: None,
+            lambda n: (n[5:], n[:5]),
+            lambda n: (list(range(len(n))), list(range(len(n)))),
+            lambda n: ([0, 1], [2]),
+            lambda n: (list(range(9, len(n))), list(range(9))),
+            lambda n: (list(range(len(n))), []),
+            lambda n: ([1.0], [2.0]),
+            lambda n: ([1], [-1]),
+            lambda n: ([0], [len(n)]),
+            lambda n: scenes(n)[::-1],
+            lambda n: (scenes(n)[0] * 2, scenes(n)[1]),
+            lambda n: "ab",
+            raises,
+            scenes(["a_1.jpg", "b_1.jpg"]),
+            5,
+        ],
+        ["rpartition", "rsplit", "split("],
+    ),
+    "changes that keep a letter": (
+        [letters_kept, letters_kept[::-1], tuple(letters_kept), set(letters_kept)],
+        [
+            [],
+            [...],
+            [None],
+            "darker",
+            ["dark"],
+            ["mirror"],
+            letters_kept[:3],
+            letters_kept[:1],
+            [*letters_kept, "mirror"],
+            [*letters_kept, "mirror", "upside down"],
+            [1, 2],
+            {"darker": True},
+            lambda: letters_kept,
+            3,
+            [["darker"]],
+        ],
+        ["without mirror", "not mirror", "is missing: ", "remove"],
+    ),
+    "better than chance": (
+        [8, 8.0, 24 / (40 * 45 / 600), torch.tensor(8)],
+        [3, 21, 7, 0.6, 60, 24 / 45, 0.075, 7.5, 0.125, 100, 1, 0, -8, "8", [8], True, float("nan"), float("inf")],
+        ["8", "24 / 3", "3.0", "0.075"],
+    ),
+    "own model file": (
+        [exported("mine.ck", ["cup", "pan"]), Path(exported("three.ck", ["a", "b", "beagle"]))],
+        [
+            3,
+            Learn(),
+            [exported("list.ck", ["cup", "pan"])],
+            "nothing.ck",
+            "",
+            "\0",
+            "x" * 5000,
+            models.name,
+            broken("trap.ck", b"cos\nsystem\n(S'echo'\ntR."),
+            broken("empty.ck", b""),
+            exported("lesson.ck", ["Persian", "Siamese"]),
+            exported("words.ck", ["a", "b"], [CategoryBlock(vocab=["c", "d"])]),
         ],
         [],
     ),

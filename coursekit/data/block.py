@@ -98,7 +98,11 @@ class CategoryBlock(Block):
             raise ValueError("CategoryBlock: the classes are not known yet; pass vocab=[...] or call setup with training labels.")
         if not hasattr(self, "categories"):
             self.setup(self.vocab)
-        return torch.tensor(self.categories.index(value))
+        try:
+            return torch.tensor(self.categories.index(value))
+        except ValueError as e:
+            raise ValueError(f"{str(e).rstrip('.')}; classes are those of the training items: split so that each is in training, "
+                             "or leave its items out.") from e
 
     def decode(self, value: Tensor | int) -> Any:
         return self.vocab[int(value)]

@@ -217,7 +217,8 @@ class ImageClassifierCleaner:
         return self._view.widget
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.widget._repr_mimebundle_(include=include, exclude=exclude)
+        bundle = self.widget._repr_mimebundle_(include=include, exclude=exclude)
+        return {**bundle, "text/plain": repr(self)}  # what a page without a kernel shows
 
     def __repr__(self) -> str:
         return f"ImageClassifierCleaner({plural(len(self.fns), 'file')}, {self.choices!r})"

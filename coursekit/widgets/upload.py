@@ -161,7 +161,8 @@ class UploadAndPredict:
         self.uploader.value = ()  # so that the same file can be chosen again
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.widget._repr_mimebundle_(include=include, exclude=exclude)
+        bundle = self.widget._repr_mimebundle_(include=include, exclude=exclude)
+        return {**bundle, "text/plain": repr(self)}  # what a page without a kernel shows
 
     def __repr__(self) -> str:
         return f"UploadAndPredict({len(self.seen)} seen, {len(self.refused)} refused)"
