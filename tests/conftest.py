@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; the programs that tests stop by Ctrl-C would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 ON_GITHUB = os.environ.get("GITHUB_ACTIONS") == "true"

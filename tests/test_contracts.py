@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import inspect
 import math
 import random
 from collections.abc import Callable
@@ -364,7 +365,7 @@ PUBLIC = {
     f"{m.__name__}.{name}": getattr(m, name)
     for m in MODULES
     for name in getattr(m, "__all__", ())
-    if callable(getattr(m, name)) and getattr(getattr(m, name), "__module__", "") == m.__name__
+    if (inspect.isroutine(getattr(m, name)) or inspect.isclass(getattr(m, name))) and getattr(getattr(m, name), "__module__", "") == m.__name__
 }
 
 
