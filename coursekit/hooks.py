@@ -6,8 +6,9 @@
 __all__ = ['POOLING', 'FINE', 'Recorded', 'find_layers', 'hook_outputs', 'looked_at', 'last_maps', 'HeatMap', 'target_index',
            'heat_maps', 'grad_cam', 'cam']
 
-# %% ../nbs/api/16a_hooks.ipynb #edb202b3
+# %% ../nbs/api/16a_hooks.ipynb #2addc018
 import contextlib
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -178,7 +179,7 @@ class HeatMap:
         h, w = self.map.shape
         return f"HeatMap({self.label!r}, {h} x {w} from {self.raw.shape[0]} x {self.raw.shape[1]} of layer {self.layer!r}; {self.where()})"
 
-# %% ../nbs/api/16a_hooks.ipynb #74c0d0eb
+# %% ../nbs/api/16a_hooks.ipynb #4090c447
 def target_index(
     vocab: Sequence | None,  # class names; None for numbers
     target: Any,  # a class name, or an index
@@ -189,12 +190,13 @@ def target_index(
     "The index of a class or of an output; a name comes before an index, should the classes be numbers."
     if vocab is not None and target in vocab:
         return list(vocab).index(target)
-    if isinstance(target, (int, Tensor)) and not isinstance(target, bool) and -n_out <= int(target) < n_out:
-        return int(target) % n_out
+    with contextlib.suppress(TypeError):  # whatever is a whole number, NumPy's and PyTorch's too
+        if not isinstance(target, bool) and -n_out <= operator.index(target) < n_out:
+            return operator.index(target) % n_out
     names = f" or a class{suggest(str(target), map(str, vocab)) or ' of the vocab'}" if vocab is not None else ""
     raise ValueError(f"{who}: target={target!r} is not known; pass an index from 0 to {n_out - 1}{names}")
 
-# %% ../nbs/api/16a_hooks.ipynb #d2bd7fa5
+# %% ../nbs/api/16a_hooks.ipynb #2afcf220
 def heat_maps(
     learn: Learner,  # a trained learner
     batch: Batch,  # of a loader of its data
@@ -209,6 +211,7 @@ def heat_maps(
         raise ValueError(f"heat_maps: {len(targets)} targets for {batch.size} items; pass one for each.")
     model, xs = learn.model, learn._inputs(batch)
     with looked_at(model), torch.inference_mode(False), torch.enable_grad():
+        xs = tuple(x.clone() if x.is_inference() else x for x in xs)  # what was made in inference mode has no gradients
         name, module = _layer_of(model, xs, layer)
         with hook_outputs(model, module, grads=True) as (seen,):
             out = as_float(model(*xs))

@@ -119,14 +119,17 @@ def test_a_heat_map_leaves_model_and_gradients_as_they_were() -> None:
     assert state_of(net) == before
 
 
+@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_frozen_nets_and_any_gradient_mode(context) -> None:
+def test_frozen_nets_and_any_gradient_mode(context, frozen: bool) -> None:
     learn = quiet(loaders(), pooled_net())
     expected = grad_cam(learn, PICTURES[0], target="a").raw
-    learn.model.requires_grad_(False)
+    learn.model.requires_grad_(not frozen)
     with context():
         assert torch.allclose(grad_cam(learn, PICTURES[0], target="a").raw, expected)
-    assert not any(p.requires_grad for p in learn.model.parameters())
+        for index in (np.int64(0), torch.tensor(0)):
+            assert torch.allclose(grad_cam(learn, PICTURES[0], target=index).raw, expected)
+    assert all(p.requires_grad is not frozen and p.grad is None for p in learn.model.parameters())
 
 
 def test_the_map_is_made_of_the_picture_that_predict_sees_also_after_an_export(tmp_path: Path) -> None:

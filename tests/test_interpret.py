@@ -28,7 +28,7 @@ from coursekit.data.load import DataLoader, DataLoaders
 from coursekit.embeddings import EmbeddingMap, embeddings, pca
 from coursekit.interpret import ClassificationInterpretation, Interpretation
 from coursekit.learner import Learner
-from coursekit.vision.data import ImageBlock
+from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.transforms import Resize
 
 quick = settings(deadline=None, max_examples=40)
@@ -190,6 +190,20 @@ def test_masks_and_plain_loaders() -> None:
     assert masks.slices([0, 0, 0, 1, 1, 1]).to_df()["items"].tolist() == [3, 3]
     with pytest.raises(ValueError, match="do not name their items"):
         masks.item(0)
+
+
+def test_items_that_are_pairs_of_file_and_label(photos: list[Path]) -> None:
+    """`from_lists` and `plan_data` make such items: tables, slices and maps call them by their file."""
+    dls = ImageDataLoaders.from_lists(".", photos, [f.name[0] for f in photos], valid_pct=0.5, seed=1, item_tfms=Resize(16), bs=4, device="cpu")
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.ReLU(), nn.Linear(4, 3)))
+    learn.progress = False
+    interp = ClassificationInterpretation.from_learner(learn)
+    files = [item[0] for item in interp.items]
+    assert interp.to_df()["item"].tolist() == [str(f) for f in files]
+    by_function = interp.slices(lambda f: f.name[0]).to_df()
+    assert by_function.equals(interp.slices({f.name: f.name[0] for f in photos}, name="slice").to_df().set_axis(by_function.columns, axis=1))
+    page = EmbeddingMap.from_learner(learn)._repr_html_()
+    assert all(f.name in page for f in files)
 
 
 def test_slices_find_the_bad_one(photos: list[Path]) -> None:
