@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import inspect
 import math
 import random
 from collections.abc import Callable
