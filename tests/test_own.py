@@ -245,25 +245,28 @@ def test_the_time_limit_holds_while_connecting(at: str, server, tmp_path: Path, 
     assert server.asked == []  # nothing was sent when the time was up
 
 
-def test_the_time_limit_holds_in_the_handshake(tmp_path: Path) -> None:
-    """A server that drips its part of the TLS handshake; who has had enough first?"""
+def test_the_time_limit_holds_for_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that drips its answer before there is a connection to speak of; who has had enough first?"""
     ended: list[str] = []
 
     def drip() -> None:
         with listener.accept()[0] as one:
             try:
-                one.sendall(b"\x16\x03\x03\x40\x00")  # 16 kB of handshake will follow
-                for _ in range(80):
+                one.sendall(b"HTTP/1.1 200 OK\r\nX-Wait: ")
+                for _ in range(60):
                     time.sleep(0.05)
-                    one.sendall(b"\x02")
-                ended.append("server")
+                    one.sendall(b"a")
+                ended.append("proxy")
             except OSError:
                 ended.append("client")
 
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
-        report = download_images([f"https://127.0.0.1:{listener.getsockname()[1]}/a.jpg"], tmp_path, timeout=0.3, retries=0)
+        report = download_images(["https://pictures.example/a.jpg"], tmp_path, timeout=0.3, retries=0)
         thread.join()
     assert ended == ["client"] and report.rows[0].reason == "took longer than 0.3 seconds"
 
@@ -281,9 +284,9 @@ def test_no_progress_bar_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[s
 def test_a_file_where_the_folder_should_be(at: str, large: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("text")
     for dest in (tmp_path / "file", tmp_path / "file" / "below"):
-        for name, call in (("download_images", lambda: download_images([at], dest)), ("resize_images", lambda: resize_images(large, dest))):
-            with pytest.raises(NotADirectoryError, match=f"^{name}: dest=.*file is a file; pass another") as caught:
-                call()
+        for function, source in ((download_images, [at]), (resize_images, large)):
+            with pytest.raises(NotADirectoryError, match=f"^{function.__name__}: dest=.*file is a file; pass another") as caught:
+                function(source, dest)
             assert "\n" not in str(caught.value)
 
 

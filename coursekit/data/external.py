@@ -187,7 +187,7 @@ def published_check(url: str) -> Check:  # empty where nothing is published
     size, md5 = _published.get(url.removeprefix(_s3), (None, None))
     return Check(size=size, head_md5=md5)
 
-# %% ../../nbs/api/07_external.ipynb #faeccd2f
+# %% ../../nbs/api/07_external.ipynb #dfe64306
 def is_local(url: str) -> bool:
     "Whether an address is of this machine itself"
     host = urlsplit(url).hostname or ""
@@ -222,10 +222,9 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         "The next request, or `DownloadError`"
-        if not is_safe(newurl, allow_http=self.allow_http):
-            raise DownloadError(f"redirects to {newurl[:80]}, which is not https")
-        if is_local(newurl) and not self.local:
-            raise DownloadError(f"redirects to {newurl[:80]}, which is on this machine itself")
+        inside = is_local(newurl) and not self.local
+        if inside or not is_safe(newurl, allow_http=self.allow_http):
+            raise DownloadError(f"redirects to {newurl[:80]}, which is {'on this machine itself' if inside else 'not https'}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -235,9 +234,8 @@ def safe_opener(
     allow_http: bool = False,  # see `is_safe`
 ) -> urllib.request.OpenerDirector:
     "What opens an address: redirects to safe places only, no proxy in front of this machine itself"
-    local = is_local(url)
-    proxies = [urllib.request.ProxyHandler({})] if local else []
-    return urllib.request.build_opener(SafeRedirects(local=local, allow_http=allow_http), *proxies, *handlers)
+    proxies = [urllib.request.ProxyHandler({})] if is_local(url) else []
+    return urllib.request.build_opener(SafeRedirects(local=is_local(url), allow_http=allow_http), *proxies, *handlers)
 
 # %% ../../nbs/api/07_external.ipynb #09074512
 class _Broken(Exception):

@@ -211,7 +211,7 @@ def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
         raise ValueError(f"download_images: {where} no address; pass some, each starting with https://.")
     return list(dict.fromkeys(found))
 
-# %% ../../nbs/api/20b_collect.ipynb #dd6bdf19
+# %% ../../nbs/api/20b_collect.ipynb #cea7f86f
 class _Refused(Exception):
     "A picture that cannot be had; the text says why."
 
@@ -242,7 +242,7 @@ def _handlers(connect: Callable) -> list[urllib.request.BaseHandler]:
     def made(base: type) -> Callable:
         def make(*args, **kwargs):
             connection = base(*args, **kwargs)
-            connection._create_connection = connect  # below the handshake of TLS, which may take for ever, too
+            connection._create_connection = connect  # so before a proxy answers and before the handshake of TLS
             return connection
         return make
 
