@@ -25,7 +25,7 @@ def format_time(
     s = int(seconds + 0.5)
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60:02d}:{s % 60:02d}"
 
-# %% ../nbs/api/14_progress.ipynb #a4c9a03b
+# %% ../nbs/api/14_progress.ipynb #a597fcab
 def progress_bar(
     iterable,  # what to go through
     *,
@@ -33,15 +33,17 @@ def progress_bar(
     total: int | None = None,  # steps; None: the iterable's length
     leave: bool = False,  # keep the bar when it is done
     unit: str = "it",  # what one step is
+    above: int = 0,  # no bar for so few steps
 ):  # a tqdm bar
     "tqdm's bar: a widget in a notebook, a line in a terminal, nothing in a log."
+    few = above > 0 and (len(iterable) if total is None else total) <= above
     if in_notebook():
         from tqdm.auto import tqdm
 
-        return tqdm(iterable, desc=desc, total=total, leave=leave, unit=unit, mininterval=0.2)
+        return tqdm(iterable, desc=desc, total=total, leave=leave, unit=unit, mininterval=0.2, disable=few)
     from tqdm import tqdm
 
-    return tqdm(iterable, desc=desc, total=total, leave=leave, unit=unit, mininterval=0.2, disable=None, file=sys.stdout)
+    return tqdm(iterable, desc=desc, total=total, leave=leave, unit=unit, mininterval=0.2, disable=few or None, file=sys.stdout)
 
 # %% ../nbs/api/14_progress.ipynb #11439017
 class EpochTable:

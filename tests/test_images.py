@@ -297,7 +297,7 @@ def test_verify_images_finds_all_bad_ones_in_order(tmp_path):
         files[-1].write_bytes(bad[i // 60] if i % 60 == 7 else good)
     files.append(tmp_path / "missing.jpg")
     assert verify_images(files) == [files[7], files[67], files[127], files[187], files[-1]]
-    reasons = [why for _, why in check_images(iter(files), max_workers=3)]
+    reasons = [why for _, why in check_images(iter(files), n_workers=3)]
     assert (
         reasons[0] == "is empty"
         and "web page" in reasons[1]

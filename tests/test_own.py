@@ -6,9 +6,11 @@ import csv
 import http.server
 import os
 import re
+import socket
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -22,9 +24,11 @@ from PIL import Image
 
 from coursekit.data.archive import ArchiveError
 from coursekit.data.items import get_image_files
+from coursekit.vision import collect
 from coursekit.vision.collect import DownloadReport, _urls_of_file, download_images, resize_images
 from coursekit.vision.data import ImageDataLoaders
-from coursekit.vision.layout import Labelled, folder_layout
+from coursekit.vision.images import check_images
+from coursekit.vision.layout import Index, Labelled, folder_layout
 from coursekit.vision.own import _with_split, plan_data, same_files
 
 GOOD, OTHER = encoded(photo(), "JPEG"), encoded(photo(seed=1), "PNG")
@@ -125,6 +129,9 @@ class Server(http.server.BaseHTTPRequestHandler):
     def get_away(self) -> None:
         self.answer(b"", status=302, Location="http://example.org/cat.jpg")
 
+    def get_inside(self) -> None:
+        self.answer(b"", status=302, Location=f"http://127.0.0.1:{self.server.server_address[1]}/good.jpg")
+
     def get_file(self) -> None:
         self.answer(b"", status=302, Location="file:///etc/passwd")
 
@@ -211,6 +218,76 @@ def test_what_is_there_is_not_fetched_again(at: str, server, tmp_path: Path) -> 
 def test_a_broken_connection_is_tried_again(at: str, server, tmp_path: Path) -> None:
     download_images([f"{at}short.jpg", f"{at}missing.jpg"], tmp_path, retries=2)
     assert Counter(server.asked) == {"/short.jpg": 3, "/missing.jpg": 1}
+
+
+def test_another_machine_does_not_lead_to_this_one(at: str, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services on this machine trust whoever asks; pictures.example is a name of the test's server."""
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: real("127.0.0.1" if host == "pictures.example" else host, *a, **k))
+    monkeypatch.setenv("no_proxy", "*")
+    there = f"http://pictures.example:{server.server_port}/"
+    report = download_images([f"{there}inside.jpg", f"{there}other.jpg", f"{at}inside.jpg"], tmp_path, allow_http=True, n_workers=1)
+    assert [r.status for r in report.rows] == ["failed", "saved", "saved"]
+    assert re.search(r"redirects to http://127\.0\.0\.1:\d+/good\.jpg, which is on this machine", report.rows[0].reason)
+    assert server.asked == ["/inside.jpg", "/other.jpg", "/inside.jpg", "/good.jpg"]
+
+
+def test_the_time_limit_holds_while_connecting(at: str, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.create_connection
+
+    def slow(*args, **kwargs):
+        time.sleep(0.6)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_connection", slow)
+    report = download_images([f"{at}good.jpg"], tmp_path, timeout=0.2, retries=0)
+    assert report.rows[0].reason == "took longer than 0.2 seconds"
+    assert server.asked == []  # nothing was sent when the time was up
+
+
+def test_the_time_limit_holds_for_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy that drips its answer before there is a connection to speak of; who has had enough first?"""
+    ended: list[str] = []
+
+    def drip() -> None:
+        with listener.accept()[0] as one:
+            try:
+                one.sendall(b"HTTP/1.1 200 OK\r\nX-Wait: ")
+                for _ in range(60):
+                    time.sleep(0.05)
+                    one.sendall(b"a")
+                ended.append("proxy")
+            except OSError:
+                ended.append("client")
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        report = download_images(["https://pictures.example/a.jpg"], tmp_path, timeout=0.3, retries=0)
+        thread.join()
+    assert ended == ["client"] and report.rows[0].reason == "took longer than 0.3 seconds"
+
+
+def test_no_progress_bar_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    names = [f"ftp://example.org/{i}" for i in range(300)]
+    assert len(download_images(names, tmp_path / "web").failed) == 300
+    (tmp_path / "src").mkdir()
+    for i in range(210):
+        (tmp_path / "src" / f"{i}.png").write_bytes(b"")
+    assert len(resize_images(tmp_path / "src", tmp_path / "dest").bad) == len(check_images(get_image_files(tmp_path / "src"))) == 210
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_where_the_folder_should_be(at: str, large: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    for dest in (tmp_path / "file", tmp_path / "file" / "below"):
+        for function, source in ((download_images, [at]), (resize_images, large)):
+            with pytest.raises(NotADirectoryError, match=f"^{function.__name__}: dest=.*file is a file; pass another") as caught:
+                function(source, dest)
+            assert "\n" not in str(caught.value)
 
 
 def test_names_come_from_the_bytes_alone(at: str, tmp_path: Path) -> None:
@@ -303,6 +380,44 @@ def test_resize_skips_what_is_done(large: Path, tmp_path: Path) -> None:
     assert {p.name for p in resize_images(large, dest, max_size=64).made} == {"tiny.gif", "cmyk.jpg"}
     assert len(resize_images(large, dest, max_size=32).made) == len(inodes)
     assert max(Image.open(dest / "a" / "wide.jpg").size) == 32
+
+
+@pytest.mark.parametrize("later", [32, 64, 16])
+def test_an_interrupted_resize_leaves_no_mixture(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: int) -> None:
+    dest, real, done = tmp_path / "small", collect._shrink, []
+    resize_images(large, dest, max_size=64)
+
+    def until_stopped(*args, **kwargs):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(real(*args, **kwargs))
+
+    monkeypatch.setattr(collect, "_shrink", until_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        resize_images(large, dest, max_size=32, n_workers=1)
+    assert len(done) == 2
+    monkeypatch.undo()
+    resize_images(large, dest, max_size=later)
+    for file in get_image_files(dest):
+        with Image.open(file) as new, Image.open(large / file.relative_to(dest)) as old:
+            assert max(new.size) == min(later, max(old.size)), file
+    assert not resize_images(large, dest, max_size=later).made
+
+
+def test_an_interrupted_first_resize_is_gone_on_with(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dest, real = tmp_path / "small", collect._shrink
+
+    def until_tiny(src: Path, *args, **kwargs):
+        if src.name == "tiny.gif":
+            raise KeyboardInterrupt
+        return real(src, *args, **kwargs)
+
+    monkeypatch.setattr(collect, "_shrink", until_tiny)
+    with pytest.raises(KeyboardInterrupt):
+        resize_images(large, dest, max_size=64, n_workers=1)
+    monkeypatch.undo()
+    there = {p.name for p in get_image_files(dest)}
+    assert there and {p.name for p in resize_images(large, dest, max_size=64).skipped} == there
 
 
 def test_resize_reports_the_bad_ones(large: Path, tmp_path: Path) -> None:
@@ -512,6 +627,60 @@ def test_tables_with_faults(tmp_path: Path) -> None:
         plan_data(root / "urls.csv")
 
 
+def test_a_missing_picture_does_not_get_another_ones_label(tmp_path: Path) -> None:
+    root = write(tmp_path, *many("dog/{}.png"), *many("cow/c{}.png"))  # no folder cat
+    rows = [f"{folder}/{i}.png,cat" for i in range(12) for folder in ("cat", "C:/old/cat")] + [f"cow/c{i}.png,cow" for i in range(12)]
+    (root / "t.csv").write_text("file,label\n" + "\n".join(rows))
+    plan = plan_data(root / "t.csv")
+    assert set(labels(plan).values()) == {"cow"} and len(plan.layout.missing) == 24
+    assert {f.parent.name for f in plan.layout.stray} == {"dog"}
+
+
+def test_a_path_that_is_all_there_has_one_meaning(tmp_path: Path) -> None:
+    root = write(tmp_path, *many("p{}.png", 24), *many("thumbs/p{}.png", 24), *many("thumbs/deep/p{}.png", 24))
+    (root / "t.csv").write_text("file,label\n" + "".join(f"p{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(24)))
+    plan = plan_data(root)
+    assert {i.file for i in plan.items} == {root / f"p{i}.png" for i in range(24)} and not plan.layout.missing
+    assert len(plan.layout.stray) == 48
+
+
+@settings(max_examples=200, deadline=None)
+@given(paths=st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(tuple), min_size=1, max_size=8),
+       cell=st.lists(st.sampled_from("abc"), min_size=1, max_size=4), elsewhere=st.booleans())
+def test_a_cell_means_a_file_whose_folders_agree(paths: set[tuple[str, ...]], cell: list[str], elsewhere: bool) -> None:
+    """Of a file's path and a cell, the shorter one is the end of the longer; what is named exactly is found."""
+    root = Path("/nowhere/root")
+    files = [root.joinpath(*p).with_suffix(".png") for p in sorted(paths)]
+    found = Index(root, files).find(("D:/" if elsewhere else "") + "/".join(cell) + ".png")
+    if not elsewhere and tuple(cell) in paths:
+        assert found == root.joinpath(*cell).with_suffix(".png")
+    elif found is not None:
+        path = list(found.relative_to(root).with_suffix("").parts)
+        n = min(len(path), len(cell))
+        assert path[-n:] == cell[-n:] and (n == len(path) or not elsewhere)
+        assert elsewhere or n > 1 or len(cell) == 1
+
+
+def test_one_comma_is_no_list(tmp_path: Path) -> None:
+    root = write(tmp_path, *many("p{}.png", 24))
+
+    def table(*values: str) -> None:
+        rows = [*values, *["cat", "dog"] * 12][:24]
+        (root / "t.csv").write_text("file,label\n" + "".join(f'p{i}.png,"{v}"\n' for i, v in enumerate(rows)))
+
+    table("dog, old")
+    plan = plan_data(root)
+    assert plan.classes == ["cat", "dog", "dog, old"] and not plan.layout.multi
+    doubt = [str(n) for n in plan.warnings if "comma" in n.text]
+    assert len(doubt) == 1 and "label_delim=','" in doubt[0]
+    assert plan_data(root, label_delim=",").classes == ["cat", "dog", "old"]
+    assert not [n for n in plan_data(root, label_delim="").warnings if "comma" in n.text]
+    table("Retriever, golden", "Retriever, flat-coated", "Dane, great")
+    assert not plan_data(root).layout.multi
+    table("cat,dog", "dog, cat")
+    assert plan_data(root).layout.multi and plan_data(root).classes == ["cat", "dog"]
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.one_of(st.binary(max_size=300), st.text(max_size=300).map(lambda t: t.encode("utf-8", "replace"))))
 def test_any_bytes_as_a_table(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
@@ -543,6 +712,65 @@ def test_sources_that_say_nothing(tmp_path: Path) -> None:
     for options in ({"pat": "("}, {"pat": "cat"}, {"valid_pct": 1.5}, {"images": flat}, {"dest": tmp_path / "x"}):
         with pytest.raises(ValueError, match=next(iter(options))):
             plan_data(flat, **options)
+
+
+def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+    folders = write(tmp_path / "a", *LAYOUTS["folders"])
+    sides = write(tmp_path / "b", *LAYOUTS["sides"])
+    listed = write(tmp_path / "c", *LAYOUTS["names"])
+    (listed / "t.csv").write_text("file,kind,year\n" + "".join(f"{n},{'old' if i % 2 else 'new'},1\n" for i, n in enumerate(LAYOUTS["names"])))
+    (listed / "sizes.csv").write_text("breed,kg\npug,8\n")
+    for column in ("fn_col", "label_col", "label_delim", "valid_col"):
+        for root in (folders, sides):
+            with pytest.raises(ValueError, match=f"plan_data: {column}='x' is for a table, and .* has none"):
+                plan_data(root, **{column: "x"})
+    assert plan_data(listed, label_col="kind").classes == ["new", "old"]
+    (listed / "sizes.csv").unlink()
+    with pytest.raises(ValueError, match="label_col='kimd' is no column of .*did you mean 'kind'"):
+        plan_data(listed, label_col="kimd")
+    for pat in ("(", r"(\w+)_\d"):
+        with pytest.raises(ValueError, match=r"plan_data: pat=.*the source is a table"):
+            plan_data(listed / "t.csv", pat=pat)
+    with pytest.raises(ValueError, match=r"pat=.* label_col='kind' for a table; pass one"):
+        plan_data(listed, pat=r"(\w+)_\d", label_col="kind")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    names = [n for c in ("bus", "car", "train") for n in many(c + "/{}.png")]
+    for root in (write(tmp_path / "a", *names), write(tmp_path / "b" / "images", *names).parent):
+        plan = plan_data(root)
+        assert plan.classes == ["bus", "car", "train"] and not plan.layout.split
+        assert all(i.label == i.file.parent.name for i in plan.items) and len(plan.items) == 36
+    alone = plan_data(write(tmp_path / "c", *many("train/cat/{}.png"), *many("train/dog/{}.png"), "notes/a.txt"))
+    assert alone.classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_test_set_beside_train_and_valid(tmp_path: Path, labelled: bool) -> None:
+    tests = ["test/cat/t1.png", "test/dog/t2.png", "test/dog/t3.png"] if labelled else ["test/t1.png", "test/t2.png", "test/t3.png"]
+    plan = plan_data(write(tmp_path, *LAYOUTS["sides"], *tests))
+    assert len(plan.items) == 30 and not plan.others
+    kept = sorted(tmp_path / name for name in tests)
+    assert (sorted(plan.layout.tests), plan.layout.stray) == ((kept, []) if labelled else ([], kept))
+    assert ("3 pictures for a test, left alone" if labelled else "3 pictures without a label, left alone") in repr(plan)
+    assert {f for f, _ in plan.left_out()} == set(kept)
+
+
+def test_rows_for_a_test_are_no_other_files(tmp_path: Path) -> None:
+    root = write(tmp_path, *many("p{}.png", 24))
+    sides = ["train"] * 12 + ["valid"] * 6 + ["test"] * 6
+    (root / "t.csv").write_text("file,label,split\n" + "".join(f"p{i}.png,{'cat' if i % 2 else 'dog'},{s}\n" for i, s in enumerate(sides)))
+    plan = plan_data(root)
+    assert {f.name for f in plan.layout.tests} == {f"p{i}.png" for i in range(18, 24)} and not plan.others
+    assert "6 pictures for a test, left alone" in repr(plan)
+
+
+def test_a_class_that_is_only_validated(tmp_path: Path) -> None:
+    plan = plan_data(write(tmp_path, *LAYOUTS["sides"], *many("valid/cow/v{}.png", 2)))
+    notes = [str(n) for n in plan.warnings if "only in validation: cow" in n.text]
+    assert len(notes) == 1 and "move some pictures to the other side" in notes[0]
+    dls = plan.dataloaders(size=8, bs=4, num_workers=0, device="cpu")
+    assert dls.vocab == ["cat", "cow", "dog"] and 1 not in {int(y) for _, y in dls.train.dataset}
 
 
 def test_a_pattern_of_ones_own(tmp_path: Path) -> None:

@@ -290,14 +290,14 @@ def twin_region(
     one, other = (np.asarray(draw_pet(breed, number, seed=seed, size=size, traits_of=t).image).astype(int) for t in (None, twin))
     return np.abs(one - other).max(2) >= least
 
-# %% ../../nbs/api/12_pets.ipynb #ee72c8f3
+# %% ../../nbs/api/12_pets.ipynb #5a32dbe3
 def make_paper_pets(
     dest: str | Path,  # a folder that is empty or does not exist
     *,
     n_per_breed: int = 110,  # pictures of each of the 12 breeds
     seed: int = 7,  # another seed, other animals
     size: tuple[int, int] = (144, 176),  # the short side, from and to, in pixels
-    max_workers: int | None = None,  # processes; None: one for each core
+    n_workers: int | None = None,  # processes; None: one for each core
     progress: bool = True,  # show a bar
 ) -> Path:  # dest
     "Draw the stand-in for the Oxford-IIIT Pets archive: the same bytes for a seed, whatever the number of workers."
@@ -313,7 +313,7 @@ def make_paper_pets(
         (dest / folder).mkdir(parents=True, exist_ok=True)
     jobs = [[str(dest.absolute()), b.name, n, seed, list(size)] for b in BREEDS
         for n in _numbers(b.name, n_per_breed, seed)]
-    rows = draw_many("coursekit.samples.pets:_draw_file", jobs, max_workers=max_workers, progress=progress)
+    rows = draw_many("coursekit.samples.pets:_draw_file", jobs, n_workers=n_workers, progress=progress)
     _write_lists(dest / "annotations", rows)
     (dest / "README.txt").write_text(README, encoding="utf-8", newline="\n")
     return dest

@@ -406,20 +406,20 @@ def develop(
     index = np.clip(v, 0, 1023).astype(np.uint16)
     return Image.merge("RGB", [Image.fromarray(table[plane]) for table, plane in zip(tables, index)])
 
-# %% ../../nbs/api/11_sprites.ipynb #6b74bcb9
+# %% ../../nbs/api/11_sprites.ipynb #f361dc6b
 def draw_many(
     function: str,  # "package.module:name" of a function that takes one job and returns something JSON can hold
     jobs: Sequence,  # what JSON can hold: numbers, strings, lists, dicts
     *,
-    max_workers: int | None = None,  # processes; None: one for each core; 1: none are started
+    n_workers: int | None = None,  # processes; None: one for each core; 1: none are started
     progress: bool = False,  # show a bar
     unit: str = "picture",  # what the bar counts
 ) -> list:  # results in the order of the jobs
     "Call the function on every job, in several processes."
-    if max_workers is not None and max_workers < 1:
-        raise ValueError(f"draw_many: max_workers={max_workers} is below 1; pass 1 or more, or None for all cores.")
+    if n_workers is not None and n_workers < 1:
+        raise ValueError(f"draw_many: n_workers={n_workers} is below 1; pass 1 or more, or None for all cores.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(max_workers or cores, max(len(jobs) // 8, 1))
+    workers = min(n_workers or cores, max(len(jobs) // 8, 1))
     done: Callable[[int], object] = lambda n: None
     bar = None
     if progress:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ResizeReport', 'resize_images', 'Download', 'DownloadReport', 'download_images']
 
-# %% ../../nbs/api/20b_collect.ipynb #462ba866
+# %% ../../nbs/api/20b_collect.ipynb #ea3fd69e
 import contextlib
 import csv
 import hashlib
@@ -15,6 +15,7 @@ import json
 import os
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections import deque
@@ -28,7 +29,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from PIL import Image
 
 from ..core import atomic_file, check_range, cpu_cores, plural, show_path
+from ..data.external import DownloadError, is_safe, safe_opener
 from ..data.items import get_image_files
+from ..progress import progress_bar
 from ..show import Table
 from .images import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, _hush, _open, _printable, load_image
 
@@ -86,9 +89,17 @@ def _shrink(
         img.save(f, fmt, **({"quality": quality} if fmt in ("JPEG", "WEBP", "AVIF") else {}))
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))  # how the next call knows that this file is done
 
-# %% ../../nbs/api/20b_collect.ipynb #ffe4b796
+# %% ../../nbs/api/20b_collect.ipynb #fded1d6e
+def _check_dest(function: str, dest: Path) -> None:
+    "Raise where no folder `dest` can be made."
+    first = next((p for p in (dest, *dest.absolute().parents) if p.exists()), None)
+    if first is not None and not first.is_dir():
+        raise NotADirectoryError(f"{function}: dest={show_path(dest)} cannot be a folder: {show_path(first)} is a file; pass another one.")
+
+
 def _check_folders(src: Path, dest: Path) -> None:
     "Raise where writing to `dest` could touch `src`."
+    _check_dest("resize_images", dest)
     if not src.is_dir():
         raise NotADirectoryError(f"resize_images: src={show_path(src)} is no folder; pass the one with the pictures.")
     a, b = src.resolve(), dest.resolve()
@@ -97,28 +108,22 @@ def _check_folders(src: Path, dest: Path) -> None:
                          f"such as {src.resolve().name}-small.")
 
 
-def _settings_changed(dest: Path, settings: dict) -> bool:
-    "Whether the pictures in `dest` were made in another way; notes how they are made from now on."
-    note = dest / ".resize_images.json"
+def _same_settings(note: Path, settings: dict) -> bool:
+    "Whether all the pictures beside this note were made in this way; where they were not, the note goes until they are."
     try:
         same = json.loads(note.read_text(encoding="utf-8")) == settings
     except (OSError, ValueError):
         same = False
     if not same:
-        with atomic_file(note) as f:
-            f.write(json.dumps(settings).encode())
-    return not same
+        note.unlink(missing_ok=True)
+    return same
 
 
-def _watched(results: Iterable, total: int, text: str) -> Iterable:
-    "A progress bar where there is much to do."
-    if total <= 200:
-        return results
-    from tqdm.auto import tqdm
+def _note_settings(note: Path, settings: dict) -> None:
+    with atomic_file(note) as f:
+        f.write(json.dumps(settings).encode())
 
-    return tqdm(results, total=total, desc=text, leave=False)
-
-# %% ../../nbs/api/20b_collect.ipynb #7f5ad510
+# %% ../../nbs/api/20b_collect.ipynb #74d26b78
 def resize_images(
     src: str | os.PathLike,  # the folder with the pictures; it is only read
     dest: str | os.PathLike,  # the folder for the small ones, laid out the same; not inside src
@@ -137,7 +142,10 @@ def resize_images(
     src, dest = Path(src).expanduser(), Path(dest).expanduser()
     _check_folders(src, dest)
     files, inside = get_image_files(src, recurse=recurse), src.resolve()
-    redo, report = _settings_changed(dest, {"max_size": max_size, "side": side, "quality": quality}), ResizeReport(dest)
+    note, settings = dest / ".resize_images.json", {"max_size": max_size, "side": side, "quality": quality}
+    redo, report = not _same_settings(note, settings), ResizeReport(dest)
+    if redo and not (dest.is_dir() and get_image_files(dest)):  # nothing there is of another kind, so a call that breaks off can be gone on with
+        _note_settings(note, settings)
 
     def one(file: Path) -> tuple[str, Any]:
         target = dest / file.relative_to(src)
@@ -152,11 +160,12 @@ def resize_images(
         return "made", target
 
     with ThreadPoolExecutor(n_workers or min(cpu_cores(), 8)) as pool:
-        for what, value in _watched(pool.map(one, files), len(files), "resizing pictures"):
+        for what, value in progress_bar(pool.map(one, files), total=len(files), desc="resizing pictures", unit="picture", above=200):
             getattr(report, what).append(value)
+    _note_settings(note, settings)
     return report
 
-# %% ../../nbs/api/20b_collect.ipynb #1ac80056
+# %% ../../nbs/api/20b_collect.ipynb #81a7c871
 def _as_url(
     text: str,  # as a person pastes it: spaces, umlauts and all
 ) -> str:  # in ASCII
@@ -170,12 +179,6 @@ def _as_url(
     host = f"[{at.hostname}]" if ":" in at.hostname else at.hostname.encode("idna").decode()
     safe = "/%:@!$&'()*+,;=~-._?"
     return urlunsplit((at.scheme, host + (f":{at.port}" if at.port else ""), quote(at.path, safe), quote(at.query, safe), ""))
-
-
-def _is_local(url: str) -> bool:
-    "Whether an address is of this machine itself."
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or (host.startswith("127.") and host.replace(".", "").isdigit())
 
 # %% ../../nbs/api/20b_collect.ipynb #f1f27615
 def _is_web(text: str) -> bool:
@@ -208,43 +211,50 @@ def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
         raise ValueError(f"download_images: {where} no address; pass some, each starting with https://.")
     return list(dict.fromkeys(found))
 
-# %% ../../nbs/api/20b_collect.ipynb #0e20d8d8
+# %% ../../nbs/api/20b_collect.ipynb #cea7f86f
 class _Refused(Exception):
     "A picture that cannot be had; the text says why."
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    "Follows a redirect to an address that could have been asked for itself."
-    max_repeats, max_redirections = 2, 5
+def _connecting(sockets: list[socket.socket], late: threading.Event, deadline: float) -> Callable:
+    "What connects within the time there is, and notes the socket before anything else is done with it."
+    def connect(address, timeout=None, source_address=None):
+        error = OSError("the name has no address")
+        for *_, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            try:
+                sock = socket.create_connection(found[:2], left, source_address)
+            except OSError as e:
+                error = e
+                continue
+            sockets.append(sock)
+            if not late.is_set():  # else the timer ran out before it could see this socket
+                return sock
+            sock.close()
+        raise TimeoutError if deadline <= time.monotonic() else error
 
-    def __init__(self, allowed: Callable[[str], bool]):
-        self.allowed = allowed
-
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
-        if not self.allowed(newurl):
-            raise _Refused(f"redirects to {_printable(newurl)[:80]}, which is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+    return connect
 
 
-def _opener(allowed: Callable[[str], bool], sockets: list, local: bool) -> urllib.request.OpenerDirector:
-    "An opener that notes the sockets it opens."
-    def noting(base: type) -> type:
-        class Connection(base):
-            def connect(self):
-                super().connect()
-                sockets.append(self.sock)
-        return Connection
+def _handlers(connect: Callable) -> list[urllib.request.BaseHandler]:
+    "Handlers of http and https whose connections begin with `connect`."
+    def made(base: type) -> Callable:
+        def make(*args, **kwargs):
+            connection = base(*args, **kwargs)
+            connection._create_connection = connect  # so before a proxy answers and before the handshake of TLS
+            return connection
+        return make
 
     class Plain(urllib.request.HTTPHandler):
         def http_open(self, req):
-            return self.do_open(noting(http.client.HTTPConnection), req)
+            return self.do_open(made(http.client.HTTPConnection), req)
 
     class Secure(urllib.request.HTTPSHandler):
         def https_open(self, req):
-            return self.do_open(noting(http.client.HTTPSConnection), req)
+            return self.do_open(made(http.client.HTTPSConnection), req)
 
-    proxies = [urllib.request.ProxyHandler({})] if local else []
-    return urllib.request.build_opener(_Redirects(allowed), Plain(), Secure(), *proxies)
+    return [Plain(), Secure()]
 
 
 def _shut(sockets: list, late: threading.Event) -> None:
@@ -254,7 +264,7 @@ def _shut(sockets: list, late: threading.Event) -> None:
         with contextlib.suppress(OSError):
             socket.socket.shutdown(s, socket.SHUT_RDWR)  # not the method of SSLSocket, which a reading thread may be in
 
-# %% ../../nbs/api/20b_collect.ipynb #ac77efe5
+# %% ../../nbs/api/20b_collect.ipynb #7a39490c
 def _read_all(answer, max_bytes: int) -> bytes:
     "The body of an answer, up to the limit."
     told = answer.headers.get("Content-Length", "")
@@ -281,21 +291,21 @@ def _fetch(
     allow_http: bool,
 ) -> bytes:  # the body
     "What an address gives; raises `_Refused`, or OSError and HTTPException for what may pass."
-    def allowed(u: str) -> bool:
-        return urlsplit(u).scheme == "https" or (urlsplit(u).scheme == "http" and (allow_http or _is_local(u)))
-
-    if not allowed(url):
+    if not is_safe(url, allow_http=allow_http):
         raise _Refused("is not https; allow_http=True takes it nevertheless")
-    sockets, late = [], threading.Event()
+    sockets, late, deadline = [], threading.Event(), time.monotonic() + timeout
     timer = threading.Timer(timeout, _shut, (sockets, late))
     timer.daemon = True
     timer.start()
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "coursekit", "Accept": "image/*", "Accept-Encoding": "identity"})
-        with _opener(allowed, sockets, _is_local(url)).open(request, timeout=timeout) as answer:
+        handlers = _handlers(_connecting(sockets, late, deadline))
+        with safe_opener(url, *handlers, allow_http=allow_http).open(request, timeout=timeout) as answer:
             data = _read_all(answer, max_bytes)
         if not late.is_set():
             return data
+    except DownloadError as e:
+        raise _Refused(_printable(str(e))) from e
     except urllib.error.HTTPError as e:
         e.close()
         if 300 <= e.code < 400:
@@ -437,13 +447,13 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: list[
         for future in waiting:  # Ctrl-C
             future.cancel()
 
-# %% ../../nbs/api/20b_collect.ipynb #ac414e56
+# %% ../../nbs/api/20b_collect.ipynb #cef11094
 def download_images(
     urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one a line, or a CSV file with a column of them
     dest: str | os.PathLike,  # the folder to save in; made when missing
     *,
     max_pics: int = 1000,  # at most so many addresses, the first ones
-    timeout: float = 30.0,  # seconds for one picture, from the first contact to the last byte
+    timeout: float = 30.0,  # seconds for one try at a picture, from the first contact to the last byte
     max_bytes: int = 20_000_000,  # larger files are given up at this size
     max_pixels: int = MAX_PIXELS,  # larger pictures are refused before they are decoded
     n_workers: int = 8,  # pictures on their way at the same time
@@ -456,6 +466,7 @@ def download_images(
         check_range("download_images", name, value, low, high)
     found = _all_urls(urls)
     dest, found, left = Path(dest).expanduser(), found[:max_pics], max(0, len(found) - max_pics)
+    _check_dest("download_images", dest)
     dest.mkdir(parents=True, exist_ok=True)
     log, report = _Log(dest), DownloadReport(dest, left=left)
 
@@ -469,7 +480,7 @@ def download_images(
 
     used: set[str] = set()
     with ThreadPoolExecutor(n_workers) as pool, contextlib.closing(_in_order(pool, work, found, 2 * n_workers)) as results:
-        for url, result in zip(found, _watched(results, len(found), "fetching pictures")):
+        for url, result in zip(found, progress_bar(results, total=len(found), desc="fetching pictures", unit="picture", above=200)):
             row = Download(url, "failed", reason=result) if isinstance(result, str) and result else _keep(url, result, log, dest, used)
             report.rows.append(row)
     return report

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'ImageError', 'to_uint8_tensor', 'to_pil', 'load_image', 'PILImage', 'PILMask',
            'check_images', 'verify_images']
 
-# %% ../../nbs/api/20_images.ipynb #97c526c3
+# %% ../../nbs/api/20_images.ipynb #e5df4ec7
 import contextlib
 import ctypes
 import functools
@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import plural, show_path
+from ..core import cpu_cores, plural, show_path
+from ..progress import progress_bar
 
 # %% ../../nbs/api/20_images.ipynb #b9d22f08
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")  # what load_image decodes; JPEG includes MPO
@@ -445,11 +446,11 @@ class PILMask:
         "A mask of class numbers from a path, bytes, an array, a tensor or another picture."
         return load_image(source, mode="mask")
 
-# %% ../../nbs/api/20_images.ipynb #7ee7151c
+# %% ../../nbs/api/20_images.ipynb #7ebf7152
 def check_images(
     files: Iterable[str | os.PathLike],  # the picture files
     *,
-    max_workers: int | None = None,  # threads; None: one a core, at most 8
+    n_workers: int | None = None,  # threads; None: one a core, at most 8
     max_bytes: int = MAX_BYTES,  # see `load_image`
     max_pixels: int = MAX_PIXELS,  # see `load_image`
 ) -> list[tuple[Path, str]]:  # the bad ones and what is wrong with each, in the order of `files`
@@ -468,19 +469,15 @@ def check_images(
             return e.reason
         return None
 
-    with ThreadPoolExecutor(max_workers or min(os.cpu_count() or 1, 8)) as pool:
-        reasons = pool.map(reason, files)
-        if len(files) > 200:
-            from tqdm.auto import tqdm
-
-            reasons = tqdm(reasons, total=len(files), desc="checking pictures", leave=False, disable=None)
+    with ThreadPoolExecutor(n_workers or min(cpu_cores(), 8)) as pool:
+        reasons = progress_bar(pool.map(reason, files), total=len(files), desc="checking pictures", unit="picture", above=200)
         return [(file, why) for file, why in zip(files, reasons, strict=True) if why is not None]
 
-# %% ../../nbs/api/20_images.ipynb #1dfabfce
+# %% ../../nbs/api/20_images.ipynb #03702247
 def verify_images(
     files: Iterable[str | os.PathLike],  # the picture files
     *,
-    max_workers: int | None = None,  # threads; None: one a core, at most 8
+    n_workers: int | None = None,  # threads; None: one a core, at most 8
 ) -> list[Path]:  # those that cannot be read
     "The files that are no readable pictures; `check_images` says why."
-    return [path for path, _ in check_images(files, max_workers=max_workers)]
+    return [path for path, _ in check_images(files, n_workers=n_workers)]

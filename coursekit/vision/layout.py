@@ -19,7 +19,7 @@ from ..core import plural, show_path, suggest
 from ..data.items import get_image_files
 from .images import _printable
 
-# %% ../../nbs/api/20c_layout.ipynb #d06fd8e8
+# %% ../../nbs/api/20c_layout.ipynb #214151d5
 @dataclass(frozen=True)
 class Labelled:
     "One picture and what is known about it."
@@ -41,7 +41,9 @@ class Layout:
     empty: list[str] = field(default_factory=list)  # folders of a class that has no pictures there
     missing: list[str] = field(default_factory=list)  # file names in a table that are not there
     clashes: list[Path] = field(default_factory=list)  # pictures that a table gives two different labels
+    tests: list[Path] = field(default_factory=list)  # pictures that are kept for a test
     notes: list[str] = field(default_factory=list)  # what else was noticed
+    doubts: list[tuple[str, str]] = field(default_factory=list)  # what may have been misunderstood, and what to do
 
 # %% ../../nbs/api/20c_layout.ipynb #718b3716
 UNDERSTOOD = ("a folder for each class (cat/1.jpg); such folders inside train and valid (train/cat/1.jpg); the class in the file "
@@ -134,7 +136,7 @@ def _check_pattern(pat: str) -> None:
     if not groups:
         raise ValueError(f"plan_data: pat={pat!r} has no group; put ( ) around the part of the name that is the class.")
 
-# %% ../../nbs/api/20c_layout.ipynb #bc5a320e
+# %% ../../nbs/api/20c_layout.ipynb #2e6fd7ae
 _SIDES = {"train": r"train(ing)?|trn", "valid": r"val(id)?(ation)?|dev", "test": r"te?st(ing)?[\d_]*"}
 
 
@@ -145,6 +147,8 @@ def _sides(root: Path) -> dict[str, Path]:
         for side, pattern in _SIDES.items():
             if re.fullmatch(pattern, folder.name, re.I) and side not in found:
                 found[side] = folder
+    if set(found) == {"train"} and any(_pictures(f) for f in _folders(root) if f != found["train"]):
+        return {}  # a class by this name, such as one beside car and bus
     return found if "train" in found else {}
 
 
@@ -173,7 +177,10 @@ def _split_layout(root: Path, sides: dict[str, Path], pat: str | None) -> Layout
         layout.empty += _empty_folders(root, sides[side], list(found[side])) if depth else []
     if other == "test":
         layout.notes.append("There is no valid folder, so test is used for validation; keep other pictures for a last test.")
-    layout.stray += [f for f in _pictures(root) if f not in found["train"] and f not in found[other]]
+    elif "test" in found:
+        layout.tests = [f for f, label in found["test"].items() if label in known]
+    used = {*found["train"], *found[other], *layout.tests}
+    layout.stray += [f for f in _pictures(root) if f not in used]
     return layout
 
 
@@ -188,23 +195,34 @@ def _empty_folders(root: Path, folder: Path, files: list[Path]) -> list[str]:
     full = {p for f in files for p in f.parents}
     return [p.relative_to(root).as_posix() for p in _folders(folder) if p not in full]
 
-# %% ../../nbs/api/20c_layout.ipynb #7803d45d
+# %% ../../nbs/api/20c_layout.ipynb #d4ef1d91
 class Index:
-    "Finds the pictures below a folder by what tables call them: path, name, name without ending."
+    "Finds the pictures below a folder by what tables call them; a name without its ending will do."
 
     def __init__(self, root: Path, files: list[Path]):
-        self.by: dict[str, Path | None] = {}  # None: two files go by this name
-        for file in files:
-            self.by[file.relative_to(root).as_posix()] = file
-        for name in ("name", "stem"):
-            for file in files:
-                key = getattr(file, name)
-                self.by[key] = file if self.by.get(key, file) == file else None
+        self.files = files
+        self.paths: dict[str, Path | None] = {}  # from the folder on, with or without its own name; None: two files go by this one
+        self.ends: dict[str, Path | None] = {}  # the name, and the name with some of the folders above it
+        exact = {file.relative_to(root).as_posix(): file for file in files}
+        for rel, file in exact.items():
+            path = PurePosixPath(root.resolve().name, rel)
+            for parts in (path.parts, path.with_suffix("").parts):
+                for i in range(len(parts)):
+                    for by in (self.paths, self.ends)[i > 1 :]:
+                        key = "/".join(parts[i:])
+                        by[key] = file if by.get(key, file) == file else None
+        self.paths |= exact  # a path that is all there has one meaning
 
     def find(self, text: str) -> Path | None:
         "The picture that a cell of a table means; never a file outside of the folder."
         path = PurePosixPath(text.strip().replace("\\", "/"))
-        return self.by.get(str(path)) or self.by.get(path.name)
+        elsewhere = path.is_absolute() or path.parts[:1] and path.parts[0].endswith(":")
+        # The table may have been written for a folder further up; but folders that it names are the same ones, or none.
+        tails = ["/".join(path.parts[i:]) for i in range(1, len(path.parts) - (not elsewhere))]
+        for by, key in ((self.paths, str(path)), (self.ends, str(path)), *((self.paths, tail) for tail in tails)):
+            if key in by:
+                return by[key]
+        return None
 
 # %% ../../nbs/api/20c_layout.ipynb #742d133c
 @dataclass
@@ -247,7 +265,7 @@ def _is_utf8(data: bytes) -> bool:
         return False
     return True
 
-# %% ../../nbs/api/20c_layout.ipynb #5fb25a29
+# %% ../../nbs/api/20c_layout.ipynb #fef6477a
 _LABEL_NAMES = ("label", "labels", "class", "classes", "category", "target", "tags", "tag", "breed", "species", "kind", "y")
 _VALID_NAMES = ("is_valid", "valid", "is_val", "validation", "split", "set", "subset", "partition")
 _SIDE_OF = {**dict.fromkeys(("1", "true", "yes", "1.0", "t", "y", "valid", "val", "validation", "dev"), "valid"),
@@ -289,13 +307,18 @@ def _label_column(table: Rows, taken: Sequence[str]) -> str | None:
 
 def _delimiter(name: str, values: list[str]) -> str | None:
     "What separates several labels in a cell, if anything does."
-    for mark in ("|", ";", ","):
+    for mark in ("|", ";"):
         if any(mark in v for v in values):
             return mark
-    several = name.casefold() in ("labels", "tags", "classes") and any(" " in v.strip() for v in values)
-    return " " if several else None
+    several = name.casefold() in ("labels", "tags", "classes")
+    listed = [v for v in values if "," in v]
+    if not listed:
+        return " " if several and any(" " in v.strip() for v in values) else None
+    parts = {p.strip() for v in listed for p in v.split(",")} - {""}
+    known = len(parts & {v.strip() for v in values}) >= len(parts) / 2  # labels of their own, too
+    return "," if len(listed) > 1 and (several or known) else None
 
-# %% ../../nbs/api/20c_layout.ipynb #66a15b64
+# %% ../../nbs/api/20c_layout.ipynb #07683b02
 @dataclass(frozen=True)
 class Columns:
     "Which columns of a table to use; what is None is found."
@@ -303,6 +326,10 @@ class Columns:
     label_col: str | None = None  # labels
     label_delim: str | None = None  # between several labels of a picture; "": there is one label a picture
     valid_col: str | None = None  # training or validation
+
+    def given(self) -> str:
+        "Those that are not None, as they were passed."
+        return ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if value is not None)
 
 
 def table_layout(
@@ -324,6 +351,9 @@ def table_layout(
     several = f", several of them separated by {delim!r}" if delim else ""
     layout = Layout(root, f"pictures listed in {_printable(path.name)}, file names in column {_printable(fn_col)!r}",
                     f"column {_printable(label_col)!r}{several}", multi=bool(delim))
+    if not delim and columns.label_delim is None and any("," in v for v in table.column(label_col)):
+        layout.doubts.append((f"column {_printable(label_col)!r} has cells with a comma, taken as one label each",
+                              "label_delim=',' takes them as several, label_delim='' says that this is right"))
     if valid_col:
         layout.split = f"column {_printable(valid_col)!r}"
     sides = _row_sides(table, valid_col, path)
@@ -358,14 +388,15 @@ def _row_sides(table: Rows, valid_col: str | None, path: Path) -> list[str | Non
 def _read_rows(layout: Layout, index: Index, rows, delim: str | None) -> None:
     "Sort the rows of a table into labelled pictures, missing ones and contradictions."
     seen: dict[Path, Labelled | None] = {}  # None: contradicting labels, or held back for a test
-    unlabelled = tests = 0
+    unlabelled = 0
     for name, text, side in rows:
         file = index.find(name) if name.strip() else None
         label = tuple(dict.fromkeys(p.strip() for p in text.split(delim) if p.strip())) if delim else text.strip()
         if file is None:
             layout.missing.append(_printable(name))
         elif side == "test":
-            seen[file], tests = None, tests + 1
+            seen[file] = None
+            layout.tests.append(file)
         elif label == "":
             unlabelled += 1
         elif file in seen and seen[file] is not None and seen[file].label != label:
@@ -374,26 +405,29 @@ def _read_rows(layout: Layout, index: Index, rows, delim: str | None) -> None:
         elif file not in seen:
             seen[file] = Labelled(file, label, None if side is None else side == "valid")
     layout.items = [item for item in seen.values() if item is not None]
-    layout.stray = [f for f in dict.fromkeys(index.by.values()) if f is not None and f not in seen]
+    layout.tests = list(dict.fromkeys(layout.tests))
+    layout.stray = [f for f in index.files if f not in seen]
     if unlabelled:
         layout.notes.append(f"{plural(unlabelled, 'row')} of the table without a label; they are left out.")
-    if tests:
-        layout.notes.append(f"{plural(tests, 'row')} of the table for a test; they are left alone.")
 
-# %% ../../nbs/api/20c_layout.ipynb #55f20f8b
+# %% ../../nbs/api/20c_layout.ipynb #a221d1b0
 _PICTURE_FOLDERS = re.compile(r"(images?|imgs?|pictures?|pics?|photos?|jpe?gs?|jpegimages)", re.I)
 
 
 def _fitting_table(root: Path, columns: Columns) -> Layout | None:
-    "The layout by the table in a folder that labels most pictures."
-    found = []
+    "The layout by the table in a folder that labels most pictures; where columns were asked for there must be one."
+    found, errors, asked = [], [], columns.given()
     for path in _tables(root):
         try:
             layout = table_layout(path, root, columns)
-        except (ValueError, OSError):
-            continue  # some other table
-        if len(layout.items) >= len(layout.missing):
+        except (ValueError, OSError) as e:
+            errors.append(e)  # some other table
+            continue
+        if asked or len(layout.items) >= len(layout.missing):
             found.append(layout)
+    if asked and not found:
+        none = ValueError(f"plan_data: {asked} is for a table, and {show_path(root)} has none (.csv); leave it out.")
+        raise (errors[0] if errors else none)
     return max(found, key=lambda layout: len(layout.items), default=None)
 
 
@@ -406,11 +440,13 @@ def folder_layout(
     "How the pictures in a folder are labelled; raises with the layouts there are where they are not."
     if pat is not None:
         _check_pattern(pat)
+        if columns.given():
+            raise ValueError(f"plan_data: pat={pat!r} is for file names, {columns.given()} for a table; pass one or the other.")
     root = _unwrap(Path(root))
     files, sides = _pictures(root), _sides(root)
     if not files:
         raise _no_layout(root, "has no pictures in it")
-    layout = _split_layout(root, sides, pat) if sides else None
+    layout = _split_layout(root, sides, pat) if sides and not columns.given() else None
     if layout is None and pat is None:
         layout = _fitting_table(root, columns)
     if layout is not None:

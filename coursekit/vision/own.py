@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'Note', 'same_files', 'DataPlan', 'plan_data']
 
-# %% ../../nbs/api/22a_own.ipynb #abe1ed46
+# %% ../../nbs/api/22a_own.ipynb #b6a41671
 import hashlib
 import html
 import os
@@ -21,6 +21,7 @@ import torch
 from ..core import check_range, coursekit_home, plural, show_path
 from ..data.archive import ArchiveError, extract_archive
 from ..data.block import BatchTransform, CategoryBlock, DataBlock, ItemTransform, MultiCategoryBlock
+from ..data.external import Check, Digest
 from ..data.items import MaskSplitter, get_files
 from ..show import Table, html_table, in_notebook
 from .data import ImageBlock, ImageDataLoaders, ItemPart
@@ -28,7 +29,7 @@ from .images import _printable, check_images
 from .layout import Columns, Labelled, Layout, folder_layout, table_layout
 from .resize import Resize
 
-# %% ../../nbs/api/22a_own.ipynb #18bed57e
+# %% ../../nbs/api/22a_own.ipynb #6e042d88
 def _is_archive(path: Path) -> bool:
     "Whether a file begins as a zip or tar archive, packed or not."
     with open(path, "rb") as f:
@@ -41,14 +42,11 @@ def _unpacked(
     dest: str | os.PathLike | None,  # the folder to make; None: one below `coursekit_home()`
 ) -> Path:  # the folder
     "Unpack an archive, unless that was done before."
-    sha = hashlib.sha256()
-    with open(archive, "rb") as f:
-        while data := f.read(1 << 20):
-            sha.update(data)
+    sha256 = Digest.of(archive, Check()).sha256
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in archive.name.split(".")[0])[:40] or "pictures"
-    folder = coursekit_home() / "own" / f"{stem}-{sha.hexdigest()[:12]}" if dest is None else Path(dest).expanduser()
+    folder = coursekit_home() / "own" / f"{stem}-{sha256[:12]}" if dest is None else Path(dest).expanduser()
     note = folder.parent / f".{folder.name}.sha256"
-    done = note.is_file() and note.read_text(encoding="utf-8") == sha.hexdigest()
+    done = note.is_file() and note.read_text(encoding="utf-8") == sha256
     if folder.is_dir() and (done or dest is None):  # the extractor makes it appear when it is complete
         return folder
     if os.path.lexists(folder):
@@ -61,7 +59,7 @@ def _unpacked(
     except OSError:
         if not folder.is_dir():  # else another process was quicker
             raise
-    note.write_text(sha.hexdigest(), encoding="utf-8")
+    note.write_text(sha256, encoding="utf-8")
     return folder
 
 
@@ -166,7 +164,7 @@ def _class_notes(train: Counter, valid: Counter) -> list[Note]:
                           "are these classes? For numbers to predict use ImageDataLoaders.from_df with y_block=RegressionBlock"))
     return notes
 
-# %% ../../nbs/api/22a_own.ipynb #ed51b9e1
+# %% ../../nbs/api/22a_own.ipynb #d4a2dc57
 @dataclass
 class DataPlan:
     "What was understood of a source of pictures, and what is wrong with it."
@@ -216,7 +214,8 @@ class DataPlan:
                   for kept in [next((g for g in group if g in used), group[0])] for f in group if f not in used]
         clashes = [(f, "is there with another class, too") for group in self.clashes for f in group]
         clashes += [(f, "has two labels in the table") for f in self.layout.clashes]
-        return [*self.bad, *copies, *clashes, *((f, "has no label") for f in self.layout.stray)]
+        tests = [(f, "is kept for a test") for f in self.layout.tests]
+        return [*self.bad, *copies, *clashes, *tests, *((f, "has no label") for f in self.layout.stray)]
 
     def explain(
         self,
@@ -291,7 +290,7 @@ class DataPlan:
         notes = "".join(f'<li style="color:{colours[n.level]}">{html.escape(str(n))}</li>' for n in self.notes)
         return html_table(self.facts(), ("", "understood")) + (f"<ul>{notes}</ul>" if notes else "")
 
-# %% ../../nbs/api/22a_own.ipynb #4c242892
+# %% ../../nbs/api/22a_own.ipynb #adb2260a
 def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, columns: Columns) -> Layout:
     "The layout of a folder or of a table."
     if path.is_dir():
@@ -301,6 +300,8 @@ def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, 
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
         raise ValueError(f"plan_data: {_printable(show_path(path))} is one file, neither a folder nor an archive nor a table (.csv); pass "
                          "the folder with the pictures.")
+    if pat is not None:
+        raise ValueError(f"plan_data: pat={pat!r} is for the file names in a folder, and the source is a table; leave it out.")
     root = path.parent if images is None else Path(images).expanduser()
     if not root.is_dir():
         raise NotADirectoryError(f"plan_data: images={show_path(root)} is no folder; pass the one that holds the pictures.")
@@ -335,6 +336,10 @@ def _source_notes(plan: DataPlan) -> list[Note]:
         notes.append(Note("warning", f"no pictures in {_some(layout.empty)}", "is something missing?"))
     if plan.others:
         notes.append(Note("info", f"{plural(len(plan.others), 'other file')}: {_some([plan.short(f) for f in plan.others], 3)}"))
+    if layout.tests:
+        notes.append(Note("info", f"{plural(len(layout.tests), 'picture')} for a test, left alone: "
+                                  f"{_some([plan.short(f) for f in layout.tests], 3)}"))
+    notes += [Note("warning", text, fix) for text, fix in layout.doubts]
     return notes + [Note("info", text.rstrip(".")) for text in layout.notes]
 
 
@@ -352,7 +357,7 @@ def plan_data(
     seed: int = 42,  # of that split
     check: bool = True,  # decode every picture; False trusts them
 ) -> DataPlan:  # print it, then `.dataloaders()`
-    "Look at a source of labelled pictures: how labels are kept, what there is of each class, what is wrong. Changes nothing."
+    "Look at a source of pictures: its labels, what there is of each class, what is wrong. Only reads, but unpacks an archive."
     check_range("plan_data", "valid_pct", valid_pct, 0, 0.9)
     path = given = _source_path(source)
     if given.is_file() and _is_archive(given):
@@ -367,7 +372,7 @@ def plan_data(
     if not layout.split:
         items = _with_split(items, valid_pct, seed)
     items = [replace(i, valid=bool(i.valid)) for i in items]
-    pictures = {i.file for i in layout.items} | set(layout.stray) | set(layout.clashes)
+    pictures = {i.file for i in layout.items} | {*layout.stray, *layout.clashes, *layout.tests}
     others = [f for f in get_files(layout.root) if f not in pictures and f.suffix.lower() not in (".csv", ".tsv")]
     plan = DataPlan(given, layout, items, bad, copies, clashes, others, valid_pct=valid_pct, seed=seed)
     plan.notes = _class_notes(plan.counts(False), plan.counts(True)) + _source_notes(plan)
