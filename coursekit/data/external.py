@@ -77,7 +77,7 @@ class URLs:
     TINY_IMAGENET_32 = "mirror:tiny-imagenet-32.tgz"
     WIKITEXT_SAMPLE = "mirror:wikitext-2-sample.tgz"
 
-# %% ../../nbs/api/07_external.ipynb #048fd166
+# %% ../../nbs/api/07_external.ipynb #66b90ae2
 _head_bytes = 1 << 20  # how much of a file fastai's published md5 is of
 _published = {  # size in bytes, md5 of the first megabyte: fastai's table of download checks
     "imageclas/oxford-iiit-pet.tgz": (811706944, "e4db5c768afd933bb91f5f594d7417a4"),
@@ -143,6 +143,7 @@ class Check:
     md5: str | None = None  # md5 of the whole file
     sha256: str | None = None  # sha256 of the whole file
     sha256_prefix: str | None = None  # how the sha256 begins
+    max_bytes: int | None = None  # the largest size allowed; larger ones are not received to their end
     why: str = ""  # where the sha256 comes from, for the message
 
     def digest(self) -> Digest:
@@ -158,6 +159,8 @@ class Check:
         "What is wrong with the bytes seen"
         if self.size is not None and (seen.size > self.size or final and seen.size != self.size):
             return f"it has {'' if final else 'more than '}{seen.size if final else self.size:,} bytes instead of {self.size:,}"
+        if self.max_bytes is not None and seen.size > self.max_bytes:
+            return f"it has more than the {self.max_bytes:,} bytes allowed"
         wanted = [("md5 of the first megabyte", self.head_md5, seen._head)] if final or seen.size >= _head_bytes else []
         if final:
             wanted += [("md5", self.md5, seen._md5), ("sha256", self.sha256_prefix, seen._sha256)]
@@ -180,7 +183,7 @@ def published_check(url: str) -> Check:  # empty where nothing is published
     size, md5 = _published.get(url.removeprefix(_s3), (None, None))
     return Check(size=size, head_md5=md5)
 
-# %% ../../nbs/api/07_external.ipynb #34e39f29
+# %% ../../nbs/api/07_external.ipynb #98bfb7de
 class _Broken(Exception):
     "A transfer that broke off and is worth another try"
 
@@ -271,6 +274,8 @@ class _Transfer:
         )
         if None not in (total, self.check.size) and total != self.check.size:
             raise DownloadError(f"the server offers {total:,} bytes instead of {self.check.size:,}")
+        if total is not None and self.check.max_bytes is not None and total > self.check.max_bytes:
+            raise DownloadError(f"the server offers {total:,} bytes, more than the {self.check.max_bytes:,} allowed")
         self.bar.total = total
         with open(self.part, "ab" if self.resumed else "wb") as f:
             while True:
@@ -508,7 +513,7 @@ def _obtain(url: str, folder: Path, *, mirrored: Check, public: Check, refresh: 
         )
     return *_cached(url, folder, public, refresh=refresh), "network"
 
-# %% ../../nbs/api/07_external.ipynb #97a97638
+# %% ../../nbs/api/07_external.ipynb #9fe576a5
 def fetch_file(
     url: str,  # https address of the file
     subdir: str,  # folder in `coursekit_home()` to keep it in, such as "models"
@@ -518,6 +523,7 @@ def fetch_file(
     sha256: str | None = None,  # of the whole file, if known
     sha256_prefix: str
     | None = None,  # how it begins; None: read from the name where PyTorch's server puts it, "": none
+    max_bytes: int | None = None,  # refuse a larger file, before or while it arrives; None: any size
     mirror: bool = True,  # False: never from the mirror, which knows its files by their names only
 ) -> Path:  # the file, checked; in a mirror folder it is used where it lies
     "A file from the mirror or the network, fetched once"
@@ -528,7 +534,7 @@ def fetch_file(
     if sha256_prefix is None and urlsplit(url).hostname == "download.pytorch.org":
         found = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
         sha256_prefix = found[1] if found else None
-    check = Check(size=size, md5=md5, sha256=sha256, sha256_prefix=sha256_prefix)
+    check = Check(size=size, md5=md5, sha256=sha256, sha256_prefix=sha256_prefix, max_bytes=max_bytes)
     folder = coursekit_home() / subdir
     return (_obtain(url, folder, mirrored=check, public=check) if mirror else _cached(url, folder, check))[0]
 
