@@ -19,7 +19,7 @@ from .core import coursekit_home, show_path
 from .data.external import Check, Digest, DownloadError, fetch_file
 from .export import Exported, read_export
 
-# %% ../nbs/api/15c_address.ipynb #1dd298c1
+# %% ../nbs/api/15c_address.ipynb #d7c4752c
 MAX_MODEL = 4 * 2**30  # bytes: no larger file is downloaded
 
 
@@ -56,7 +56,7 @@ def hub_errors(
             text = f"{where} refuses this ({status}); run 'hf auth login', or pass token= with one that may write to {repo_id}."
         elif status is not None:
             text = f"{where} answers {status} ({said}); try again later."
-        elif isinstance(e, (*_no_line, hf.LocalEntryNotFoundError)) or type(e).__module__.partition(".")[0] in _http_libraries:
+        elif isinstance(e, (*_no_line, hf.LocalEntryNotFoundError)) or type(e).__module__.startswith(_http_libraries):
             text = f"{where} cannot be reached ({said}); look at the connection, or pass the file itself to load_learner."
         elif isinstance(e, OSError):
             text = f"{said}."  # of this machine: a full disk, for instance
@@ -66,7 +66,7 @@ def hub_errors(
 
 
 _no_line = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError)
-_http_libraries = ("httpx", "httpcore", "requests", "urllib3")  # huggingface_hub has used one, then another
+_http_libraries = ("httpx", "httpcore", "requests", "urllib3")  # huggingface_hub uses one, then another, then httpx2
 
 
 def hub_file(
