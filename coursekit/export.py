@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SAFE_BASES', 'MAX_SIDE', 'MAX_AREA', 'ModelSpec', 'to_spec', 'from_spec', 'atomic_write', 'tensors_hash',
-           'write_tensors', 'read_tensors', 'Exported', 'write_export', 'read_export', 'export_problem', 'Budget',
-           'build_network']
+           'write_tensors', 'read_tensors', 'Exported', 'write_export', 'read_export', 'export_problem',
+           'check_decodes', 'Budget', 'build_network']
 
-# %% ../nbs/api/15_export.ipynb #0cf341f6
+# %% ../nbs/api/15_export.ipynb #d4b5a7c8
 import dataclasses
 import hashlib
 import importlib
@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from .core import atomic_file, seeded, show_path
 from .data.block import BatchTransform, Block, ItemTransform
-from .losses import Loss
+from .losses import Loss, WrappedLoss
 
 # %% ../nbs/api/15_export.ipynb #9dd7c178
 class ModelSpec:
@@ -244,6 +244,21 @@ def export_problem(
     if needs and None not in (has, *needs) and has != sum(needs):
         return f"the network has {has} outputs and the targets need {sum(needs)}"
     return ""
+
+# %% ../nbs/api/15_export.ipynb #22425b78
+def check_decodes(
+    loss: Loss,  # of a learner
+    block: Block,  # its first target
+    n: int | None,  # outputs of its network; None: not known
+) -> None:
+    "Refuse a wrapped loss that does not make a prediction of the network's outputs."
+    if not isinstance(loss, WrappedLoss) or n is None:
+        return
+    try:
+        block.decode(loss.decode(torch.zeros(1, n))[0])
+    except Exception as e:
+        raise ValueError(f"export: {loss} does not say how {n} outputs become a {type(block).__name__}'s value; pass "
+                         "loss_func=WrappedLoss(your_function, activation=..., decode=...), or save the weights with learn.save.") from e
 
 # %% ../nbs/api/15_export.ipynb #60b4ffe6
 class Budget(TorchFunctionMode):

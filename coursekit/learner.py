@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LRFinder', 'Learner', 'Meter', 'channels_last', 'as_float', 'check_dls', 'load_weights', 'pack_learner',
-           'check_decodes', 'load_learner', 'check_device', 'try_out', 'learner_of']
+           'load_learner', 'try_out', 'learner_of']
 
-# %% ../nbs/api/16_learner.ipynb #265dd3e3
+# %% ../nbs/api/16_learner.ipynb #c09111db
 import contextlib
 import math
 import os
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from .callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
                                 CancelTrainException, CancelValidateException, ParamScheduler, Recorder, State, check_callbacks,
                                 collect_hooks)
-from .core import RngState, plural, precision_dtype, reuse_memory, show_path
+from .core import RngState, check_device, plural, precision_dtype, reuse_memory, show_path
 from .data.block import Dataset
 from .data.load import Batch, DataLoader, DataLoaders, ordered
 from .address import read_model
-from .export import Exported, atomic_write, build_network, read_tensors, write_export, write_tensors
+from .export import Exported, atomic_write, build_network, check_decodes, read_tensors, write_export, write_tensors
 from .layers import is_norm
-from .losses import WrappedLoss, as_loss
+from .losses import as_loss
 from .metrics import Metric, as_metric
 from .preds import KeptPreds, Prediction, Preds, meddling
 from .optim import AdamW, make_optimizer, set_hyper, split_params
@@ -699,7 +699,7 @@ def load_weights(
                          "architecture and the same number of classes as when it was saved.")
     model.load_state_dict(weights)
 
-# %% ../nbs/api/16_learner.ipynb #bf5e65d6
+# %% ../nbs/api/16_learner.ipynb #484eeace
 def pack_learner(
     learn: Learner,  # with a model of coursekit's and data of a DataBlock
 ) -> Exported:  # model, weights, how an item becomes a tensor, versions, the last results
@@ -711,7 +711,7 @@ def pack_learner(
                          "write the graph with coursekit.portable.write_onnx(learn, 'model.onnx'), if it takes pictures.")
     if not learn.dls.targets:
         raise ValueError("Learner.export: plain loaders do not say how items are prepared; build the data with a DataBlock.")
-    check_decodes(learn)
+    check_decodes(learn.loss_func, learn.dls.targets[0], learn.dls.n_out)
     import coursekit
 
     ds, rec = learn.dls.valid_ds, learn.recorder
@@ -722,20 +722,6 @@ def pack_learner(
                     batch_tfms=list(learn.dls.batch_tfms), loss=learn.loss_func, about=about)
 
 
-def check_decodes(
-    learn: Learner,  # with data of a DataBlock
-) -> None:
-    "Refuse a loss of one's own that does not make a prediction of the model's outputs."
-    loss, block, n = learn.loss_func, learn.dls.targets[0], learn.dls.n_out
-    if not isinstance(loss, WrappedLoss) or n is None:
-        return
-    try:
-        block.decode(loss.decode(torch.zeros(1, n, device=learn.device))[0].cpu())
-    except Exception as e:
-        raise ValueError(f"Learner.export: {loss} does not say how {n} outputs become a {type(block).__name__}'s value; pass "
-                         "loss_func=WrappedLoss(your_function, activation=..., decode=...), or save the weights with learn.save.") from e
-
-
 def load_learner(
     path: str | os.PathLike,  # a file that `Learner.export` wrote; or its address: https://..., hf://owner/repository[@revision][/file]
     *,
@@ -744,24 +730,11 @@ def load_learner(
 ) -> Learner:
     """A learner that predicts, from an exported file; nothing is unpickled and no code of the file is run. An https address is fetched once;
     hf:// (which needs `pip install 'coursekit[hub]'`) again where the repository has changed, as by `from_hub`."""
-    if device is not None:
-        check_device(device)
+    check_device(device, "load_learner")
     file, exported = read_model(path, sha256=sha256)
-    who = f"load_learner: {show_path(file)}"
-    learn = learner_of(exported, who, path=file.parent, device=device)
+    learn = learner_of(exported, who := f"load_learner: {show_path(file)}", path=file.parent, device=device)
     try_out(learn, who)
     return learn
-
-
-def check_device(
-    device: torch.device | str,  # for models
-) -> None:
-    "Refuse a device that this machine does not have."
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as e:
-        reason = str(e).strip().partition("\n")[0][:200]
-        raise ValueError(f"load_learner: device={str(device)!r} cannot be used here ({reason}); leave it out, or pass 'cpu'.") from e
 
 
 def try_out(
