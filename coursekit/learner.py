@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LRFinder', 'Learner', 'Meter', 'channels_last', 'as_float', 'check_dls', 'load_weights', 'pack_learner',
-           'load_learner', 'learner_of']
+           'load_learner', 'try_out', 'learner_of']
 
-# %% ../nbs/api/16_learner.ipynb #8cf91c91
+# %% ../nbs/api/16_learner.ipynb #c09111db
 import contextlib
 import math
 import os
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from .callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
                                 CancelTrainException, CancelValidateException, ParamScheduler, Recorder, State, check_callbacks,
                                 collect_hooks)
-from .core import RngState, plural, precision_dtype, reuse_memory, show_path
+from .core import RngState, check_device, plural, precision_dtype, reuse_memory, show_path
 from .data.block import Dataset
 from .data.load import Batch, DataLoader, DataLoaders, ordered
-from .export import Exported, build_network, model_file, read_export, read_tensors, write_export, write_tensors
+from .address import read_model
+from .export import Exported, atomic_write, build_network, check_decodes, read_tensors, write_export, write_tensors
 from .layers import is_norm
 from .losses import as_loss
 from .metrics import Metric, as_metric
@@ -70,7 +71,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #411401ec
+# %% ../nbs/api/16_learner.ipynb #41670cc9
 class Learner:
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -78,7 +79,7 @@ class Learner:
         self,
         dls: DataLoaders | Sequence,  # `DataLoaders`, or a pair of plain PyTorch loaders (train, valid)
         model: nn.Module,  # takes a batch's inputs, gives predictions
-        loss_func: Callable | None = None,  # (preds, targets) -> scalar; None: the one that fits the data
+        loss_func: Callable | None = None,  # (preds, targets) -> scalar, trained with; None: the one that fits the data
         *,
         opt_func: Callable = AdamW,  # makes the optimiser of parameter groups
         lr: float | slice = 1e-3,  # rate where a fit names none
@@ -103,7 +104,8 @@ class Learner:
         loss_func = self.dls.loss if loss_func is None else loss_func
         if loss_func is None:
             raise ValueError("Learner: plain loaders do not say which loss fits; pass loss_func, such as nn.CrossEntropyLoss().")
-        self.loss_func = as_loss(loss_func).to(self.device)
+        like = self.dls.loss if len(self.dls.targets) == 1 else None  # what the outputs mean, where a loss of yours does not say
+        self.loss_func = as_loss(loss_func, like=like).to(self.device)
         self.opt_func, self.lr, self.wd, self.moms, self.train_bn = opt_func, lr, wd, moms, train_bn
         self.splitter, self.groups = splitter, split_params(model, splitter)
         self.metrics = [as_metric(m) for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics])]
@@ -575,7 +577,7 @@ class Learner:
     # ---- files
 
     def _file(self, name: str | os.PathLike) -> Path:
-        path = self.path / self.model_dir / name
+        path = self.path / self.model_dir / Path(name).expanduser()
         return path if path.suffix == ".safetensors" else path.with_name(path.name + ".safetensors")
 
     def save(
@@ -615,21 +617,24 @@ class Learner:
 
     def export(
         self,
-        path: str | os.PathLike = "export.ck",  # file to write; relative to `self.path`
+        path: str | os.PathLike = "export.ck",  # file to write, by custom ending in .ck; relative to `self.path`
         *,
         onnx: bool = False,  # write the network's graph beside it, too, ending in .onnx
         torch_export: bool = False,  # the same as a program of torch.export, ending in .pt2 (open only those you trust)
     ) -> Path:  # the file
-        "Write the model with all it needs to predict to one file without code; `load_learner` reads it."
+        """Write the model with all it needs to predict to one file without code; `load_learner` reads it.
+        A loss that is a function of yours is code: in the file, the loss that belongs to the data says what the outputs mean."""
+        file = self.path / Path(path).expanduser()
+        if file.suffix.lower() in (".onnx", ".pt2", ".pkl", ".pth"):
+            raise ValueError(f"Learner.export: path={str(path)!r} names another kind of file; pass one that ends in .ck. onnx=True and "
+                             "torch_export=True write .onnx and .pt2 beside it.")
         packed = pack_learner(self)
-        from coursekit.portable import need_onnx, write_onnx, write_pt2  # most exports do without
+        from coursekit.portable import onnx_graph, pt2_program  # most exports do without
 
-        if onnx:
-            need_onnx()
-        file = write_export(self.path / path, packed)
-        for wanted, write, ending in ((onnx, write_onnx, ".onnx"), (torch_export, write_pt2, ".pt2")):
-            if wanted:
-                write(self, file.with_suffix(ending))
+        graphs = {ending: make(self) for wanted, make, ending in ((onnx, onnx_graph, ".onnx"), (torch_export, pt2_program, ".pt2")) if wanted}
+        write_export(file, packed)
+        for ending, data in graphs.items():
+            atomic_write(file.with_name(file.name.removesuffix(".ck") + ending), data)
         return file
 
     def __repr__(self) -> str:
@@ -694,7 +699,7 @@ def load_weights(
                          "architecture and the same number of classes as when it was saved.")
     model.load_state_dict(weights)
 
-# %% ../nbs/api/16_learner.ipynb #31d83e4d
+# %% ../nbs/api/16_learner.ipynb #484eeace
 def pack_learner(
     learn: Learner,  # with a model of coursekit's and data of a DataBlock
 ) -> Exported:  # model, weights, how an item becomes a tensor, versions, the last results
@@ -706,6 +711,7 @@ def pack_learner(
                          "write the graph with coursekit.portable.write_onnx(learn, 'model.onnx'), if it takes pictures.")
     if not learn.dls.targets:
         raise ValueError("Learner.export: plain loaders do not say how items are prepared; build the data with a DataBlock.")
+    check_decodes(learn.loss_func, learn.dls.targets[0], learn.dls.n_out)
     import coursekit
 
     ds, rec = learn.dls.valid_ds, learn.recorder
@@ -722,9 +728,31 @@ def load_learner(
     device: torch.device | str | None = None,  # None: `default_device()`
     sha256: str | None = None,  # of the file, in hex digits, where its publisher says it
 ) -> Learner:
-    "A learner that predicts, from an exported file; nothing is unpickled and no code of the file is run. From an address it is fetched once."
-    file = model_file(path, sha256=sha256)
-    return learner_of(read_export(file), f"load_learner: {show_path(file)}", path=file.parent, device=device)
+    """A learner that predicts, from an exported file; nothing is unpickled and no code of the file is run. An https address is fetched once;
+    hf:// (which needs `pip install 'coursekit[hub]'`) again where the repository has changed, as by `from_hub`."""
+    check_device(device, "load_learner")
+    file, exported = read_model(path, sha256=sha256)
+    learn = learner_of(exported, who := f"load_learner: {show_path(file)}", path=file.parent, device=device)
+    try_out(learn, who)
+    return learn
+
+
+def try_out(
+    learn: Learner,  # from a file
+    who: str,  # first words of an error
+) -> None:
+    "Predict a black picture: values that no class checks fail here, and not at the first picture of the user's."
+    ds = learn.dls.valid_ds
+    if ds.kinds[:ds.n_inp] != ["image"] or len(learn.dls.targets) != 1:
+        return
+    try:
+        learn.predict(torch.zeros(3, 8, 8, dtype=torch.uint8))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as e:
+        reason = (str(e) or type(e).__name__).strip().partition("\n")[0][:300]
+        raise ValueError(f"{who} is malformed (it cannot predict: {reason}); export the model again.") from e
+
 
 
 def learner_of(

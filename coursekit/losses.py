@@ -333,7 +333,7 @@ _DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "half": lambda probs: probs > 0.5,
 }
 
-# %% ../nbs/api/03_losses.ipynb #614336ce
+# %% ../nbs/api/03_losses.ipynb #6bc9cc83
 class WrappedLoss(Loss):
     "Any loss behind the `Loss` interface. Its options keep the activation, not the code: rebuilt, it only decodes."
 
@@ -343,12 +343,15 @@ class WrappedLoss(Loss):
         *,
         activation: str = "identity",  # "identity", "softmax" (dimension 1), "exp" or "sigmoid"
         decode: str = "identity",  # from the activations: "identity", "argmax" (dimension 1) or "half" (above 0.5)
+        like: Loss | None = None,  # a loss whose activation and decode count instead
     ):
         super().__init__()
         for name, value, known in (("activation", activation, _ACTIVATIONS), ("decode", decode, _DECODERS)):
             if value not in known:
                 raise ValueError(f"WrappedLoss: {name}={value!r} is not one of {list(known)}{suggest(value, known)}")
-        self.fn = fn
+        if not isinstance(like, Loss | None):
+            raise ValueError(f"WrappedLoss: like={like!r} is no Loss; pass e.g. CrossEntropyLossFlat().")
+        self.fn, self.like = fn, like
         self.activation_name, self.decode_name = activation, decode
 
     def forward(self, preds: Any, *targs: Any) -> Tensor:  # scalar
@@ -370,13 +373,13 @@ class WrappedLoss(Loss):
         return torch.stack([self(_item(preds, i), *(_item(t, i) for t in targs)) for i in range(n)])
 
     def activation(self, preds: Tensor) -> Tensor:
-        return _ACTIVATIONS[self.activation_name](preds)
+        return self.like.activation(preds) if self.like else _ACTIVATIONS[self.activation_name](preds)
 
     def decode(self, preds: Tensor) -> Tensor:
-        return _DECODERS[self.decode_name](self.activation(preds))
+        return self.like.decode(preds) if self.like else _DECODERS[self.decode_name](self.activation(preds))
 
     def options(self) -> dict[str, Any]:
-        return {"activation": self.activation_name, "decode": self.decode_name}
+        return {"like": self.like} if self.like else {"activation": self.activation_name, "decode": self.decode_name}
 
 # %% ../nbs/api/03_losses.ipynb #98348b2b
 def _name(
@@ -438,9 +441,11 @@ def _flat_version(
         return BCEWithLogitsLossFlat(pos_weight=module.pos_weight)
     return MSELossFlat() if type(module) is nn.MSELoss else L1LossFlat() if type(module) is nn.L1Loss else None
 
-# %% ../nbs/api/03_losses.ipynb #ae0c273c
+# %% ../nbs/api/03_losses.ipynb #d3ba34d5
 def as_loss(
     f: Any,  # a Loss; a loss of torch.nn or its functional, a class or partial; any (preds, targs) -> scalar
+    *,
+    like: Loss | None = None,  # gives activation and decode where those of `f` are not known; None: outputs are taken as they are
 ) -> Loss:
     "The `Loss` that something amounts to."
     if isinstance(f, type) and issubclass(f, nn.Module):
@@ -449,14 +454,14 @@ def as_loss(
         return f
     func, settings = (f.func, f.keywords) if isinstance(f, functools.partial) and not f.args else (f, {})
     if isinstance(func, type) and issubclass(func, nn.Module):
-        return as_loss(func(**settings))
+        return as_loss(func(**settings), like=like)
     if inspect.isfunction(func) or inspect.isbuiltin(func):
         known = _MODULES.get(func)
         if known and settings.keys() <= inspect.signature(known).parameters.keys():
             f = known(**settings)
     if not callable(f):
         raise TypeError(f"as_loss: {f!r} of type {type(f).__name__} is no loss; pass e.g. CrossEntropyLossFlat().")
-    if isinstance(f, nn.Module):
-        activation, decode = next((v for k, v in _KNOWN.items() if isinstance(f, k)), ("identity", "identity"))
-        return _flat_version(f) or WrappedLoss(f, activation=activation, decode=decode)
-    return WrappedLoss(f)
+    if isinstance(f, nn.Module) and (flat := _flat_version(f)):
+        return flat
+    names = next((v for k, v in _KNOWN.items() if isinstance(f, k)), None)
+    return WrappedLoss(f, activation=names[0], decode=names[1]) if names else WrappedLoss(f, like=like)

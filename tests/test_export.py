@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import http.server
 import json
 import pickle
 import pickletools
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -17,19 +19,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from helpers import run
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
 
-from coursekit import portable
+from coursekit import address, portable
 from coursekit.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.external import DownloadError
 from coursekit.data.items import get_image_files
 from coursekit.export import Exported, build_network, read_export, read_tensors, tensors_hash, write_export
-from coursekit.hub import HubError, from_hub, push_to_hub
+from coursekit.hub import HubError, from_hub, plain, push_to_hub
+from coursekit.interpret import ClassificationInterpretation
 from coursekit.learner import Learner, load_learner, pack_learner
-from coursekit.losses import FocalLoss
+from coursekit.losses import FocalLoss, WrappedLoss
 from coursekit.testing import same
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import vision_learner
@@ -80,22 +84,30 @@ def model_ck(classifier: Learner, tmp_path_factory: pytest.TempPathFactory) -> P
 # ---- another process
 
 
-def everywhere(learn: Learner, photos: Path, file: Path) -> None:
-    """A Python process with no path and no environment of the user's predicts the same from the file alone."""
+def readable(label: Any) -> Any:
+    return label.tolist() if isinstance(label, torch.Tensor) else label
+
+
+def test_another_process_predicts_the_same(classifier: Learner, photos: Path, model_ck: Path, tmp_path: Path) -> None:
+    """A Python process with no path and no environment of the user's predicts the same from the files alone, whatever is predicted."""
+    learners = {"classes": classifier, **{kind: learner(photos, kind) for kind in LABELS if kind != "classes"}}
+    files = {kind: model_ck if kind == "classes" else learn.export(tmp_path / f"{kind}.ck") for kind, learn in learners.items()}
     items = sorted(get_image_files(photos))[:3]
     program = ("import json, sys; from coursekit.learner import load_learner\n"
-               "learn = load_learner(sys.argv[1], device='cpu')\n"
-               "answers = [learn.predict(f) for f in sys.argv[2:]]\n"
-               "print(json.dumps([[str(a.label), a.probabilities.tolist()] for a in answers]))")  # fmt: skip
-    said = json.loads(run([sys.executable, "-I", "-c", program, str(file), *map(str, items)], cwd=file.parent).stdout.splitlines()[-1])
-    for item, (label, numbers) in zip(items, said):
-        mine = learn.predict(item)
-        assert torch.allclose(torch.tensor(numbers), mine.probabilities, atol=1e-5, rtol=0)
-        assert label == str(mine.label) or isinstance(mine.label, float | torch.Tensor)
-
-
-def test_another_process_predicts_the_same(classifier: Learner, photos: Path, model_ck: Path) -> None:
-    everywhere(classifier, photos, model_ck)
+               "n = int(sys.argv[1]); learners = [load_learner(f, device='cpu') for f in sys.argv[2:2 + n]]\n"
+               "answers = [[learn.predict(f) for f in sys.argv[2 + n:]] for learn in learners]\n"
+               "readable = lambda label: label.tolist() if hasattr(label, 'tolist') else label\n"
+               "print(json.dumps([[[readable(a.label), a.probabilities.tolist()] for a in row] for row in answers]))")  # fmt: skip
+    command = [sys.executable, "-I", "-c", program, str(len(files)), *map(str, files.values()), *map(str, items)]
+    said = json.loads(run(command, cwd=tmp_path).stdout.splitlines()[-1])
+    for kind, row in zip(files, said, strict=True):
+        for item, (label, numbers) in zip(items, row, strict=True):
+            mine = learners[kind].predict(item)
+            assert torch.allclose(torch.tensor(numbers), mine.probabilities, atol=1e-4, rtol=1e-5), kind
+            if kind in ("classes", "labels"):
+                assert label == mine.label
+            else:
+                assert np.allclose(label, readable(mine.label), atol=1e-4, rtol=1e-5)
     about = read_export(model_ck).about
     assert about["results"].keys() == {"train_loss", "valid_loss"} and all(np.isfinite(list(about["results"].values())))
 
@@ -122,6 +134,63 @@ def test_another_loss_and_a_published_architecture(photos: Path, tmp_path: Path)
     assert torch.allclose(loaded.get_preds(loaded.dls.test_dl(get_image_files(photos))).preds,
                           learn.get_preds(learn.dls.test_dl(get_image_files(photos))).preds, atol=1e-5)  # fmt: skip
     assert loaded.loss_func.options() == learn.loss_func.options()
+
+
+@pytest.mark.parametrize(("kind", "own"), [
+    ("classes", lambda p, y: F.cross_entropy(p, y)), ("labels", lambda p, y: F.binary_cross_entropy_with_logits(p, y)),
+    ("points", lambda p, y: (p - y).abs().mean())])  # fmt: skip
+def test_a_loss_function_of_your_own_predicts_and_is_exported(photos: Path, tmp_path: Path, kind: str, own: Callable) -> None:
+    learn, usual = learner(photos, kind, loss_func=own), learner(photos, kind)
+    learn.model.load_state_dict(usual.model.state_dict())
+    loaded = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
+    item = sorted(get_image_files(photos))[0]
+    wanted = usual.predict(item)
+    for given in (learn.predict(item), loaded.predict(item)):
+        assert same(given.label, wanted.label, tol=1e-4) and torch.allclose(given.probabilities, wanted.probabilities, atol=1e-5)
+    batch = learn.dls.one_batch()
+    preds = torch.randn(len(batch.y), learn.dls.n_out, generator=torch.Generator().manual_seed(0))
+    assert learn.loss_func(preds, batch.y) == own(preds, batch.y)  # the value is the function's own
+    if kind == "classes":
+        found = ClassificationInterpretation.from_learner(learn)
+        assert found.decoded.shape == (len(learn.dls.valid_ds),) and found.losses.isfinite().all()
+
+
+def test_a_loss_that_cannot_say_what_its_outputs_mean_is_refused(photos: Path, tmp_path: Path) -> None:
+    learn = learner(photos, loss_func=WrappedLoss(lambda p, y: F.cross_entropy(p, y)))  # identity, asked for
+    with pytest.raises(ValueError, match=r"does not say how 2 outputs become a CategoryBlock's value.*activation=") as e:
+        learn.export(tmp_path / "m.ck")
+    assert "\n" not in str(e.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "files"), [
+    ("pets-v0.2.ck", {"pets-v0.2.ck", "pets-v0.2.pt2"}), ("pets-v0.2", {"pets-v0.2", "pets-v0.2.pt2"})])  # fmt: skip
+def test_names_of_the_files(classifier: Learner, tmp_path: Path, name: str, files: set[str]) -> None:
+    assert classifier.export(tmp_path / name, torch_export=True) == tmp_path / name
+    assert {p.name for p in tmp_path.iterdir()} == files
+    assert read_export(tmp_path / name).n_inp == 1
+
+
+@pytest.mark.parametrize("name", ["pets.onnx", "pets.pt2", "pets.pkl", "pets.PTH"])
+def test_names_of_other_kinds_of_files_are_refused(classifier: Learner, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"names another kind of file; pass one that ends in \.ck"):
+        classifier.export(tmp_path / name, onnx=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_folder(classifier: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert classifier.export("~/m.ck") == tmp_path / "m.ck"
+    assert load_learner("~/m.ck", device="cpu").dls.vocab == ["a", "b"]
+    assert classifier.save("~/w") == tmp_path / "w.safetensors" and classifier.load("~/w") is classifier
+    assert {p.name for p in tmp_path.iterdir()} == {"m.ck", "w.safetensors"}
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there(model_ck: Path, device: str) -> None:
+    with pytest.raises(ValueError, match=f"load_learner: device='{device}' cannot be used here") as e:
+        load_learner(model_ck, device=device)
+    assert "\n" not in str(e.value)
 
 
 def test_a_network_of_your_own_says_what_can_be_done(classifier: Learner) -> None:
@@ -264,6 +333,12 @@ FORGERIES = [
     ("n_inp", "1", "a str stands in n_inp"),
     ("item_tfms.0.fields.size", 10**9, "asks for pictures of"),
     ("item_tfms.0.fields.size", "big", "malformed"),
+    ("item_tfms.0.fields.size", [16_384, 16_384], "asks for pictures of"),
+    ("item_tfms.0.fields.size", 16_384, "asks for pictures of"),
+    ("model.fields.y_range", ["a", "b"], "malformed"),
+    ("loss.fields.axis", 7, "malformed"),
+    ("loss", {"class": "coursekit.losses:WrappedLoss", "fields": {}}, "malformed"),
+    ("loss", {"class": "coursekit.losses:WrappedLoss", "fields": {"like": "softmax"}}, "malformed"),
     ("batch_tfms.0.fields", {"augment": 3, "normalize": 4}, "malformed"),
     ("loss", "softmax", "a str stands in loss"),
     ("about", ["x"], "a list stands in about"),
@@ -320,7 +395,8 @@ class Stub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
+        length = {"Content-Length": str(len(body))} if getattr(self.server, "says_length", True) else {"Connection": "close"}
+        for key, value in {**length, **headers}.items():
             self.send_header(key.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
@@ -338,10 +414,11 @@ class Stub(http.server.BaseHTTPRequestHandler):
             return self.answer(401 if repo in s.private else 404, X_Error_Code="RepoNotFound")
         if revision != "main":
             return self.answer(404, X_Error_Code="RevisionNotFound")
+        commit = hashlib.sha1(b"".join(s.repos[repo].values())).hexdigest()  # another one after every change
         if name not in s.repos[repo]:
-            return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit="0" * 40)
+            return self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         data = s.repos[repo][name]
-        return self.answer(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit="0" * 40)
+        return self.answer(200, data, ETag=f'"{hashlib.sha256(data).hexdigest()}"', X_Repo_Commit=commit)
 
     do_HEAD = do_GET
 
@@ -422,6 +499,39 @@ def test_a_model_from_an_address(server: Any, small: Path, model_ck: Path, tmp_p
     assert len(server.log) == n + 1
 
 
+def test_a_bad_download_is_not_kept(server: Any, model_ck: Path, tmp_path: Path) -> None:
+    server.files["a/model.ck"] = b"<!doctype html><title>Sign in</title>"
+    address = f"{server.url}/a/model.ck"
+    with pytest.raises(ValueError, match="no whole safetensors file") as e:
+        load_learner(address, device="cpu")
+    assert address in str(e.value) and "\n" not in str(e.value)
+    server.files["a/model.ck"] = model_ck.read_bytes()
+    assert load_learner(address, device="cpu").dls.vocab == ["a", "b"]
+
+
+def test_a_bad_file_of_a_mirror_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
+    (tmp_path / "mirror").mkdir()
+    bad = tmp_path / "mirror" / "model.ck"
+    bad.write_bytes(b"no model")
+    sha = hashlib.sha256(b"no model").hexdigest()
+    (tmp_path / "mirror" / "SHA256SUMS").write_text(f"{sha}  model.ck\n")
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path / "mirror"))
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        load_learner("https://nowhere.invalid/model.ck", sha256=sha)
+    assert bad.read_bytes() == b"no model"
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_download_may_not_be_endless(server: Any, model_ck: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says_length: bool) -> None:
+    monkeypatch.setattr(address, "MAX_MODEL", 100_000)
+    server.files["a/model.ck"] = bytes(1_500_000)
+    server.says_length = says_length
+    with pytest.raises(DownloadError, match=r"more than the 100,000 (bytes )?allowed"):
+        load_learner(f"{server.url}/a/model.ck")
+    assert sum(p.stat().st_size for p in (tmp_path / "home").rglob("*") if p.is_file()) < 1000  # nothing of it is kept
+
+
 # ---- portable graphs
 
 
@@ -479,6 +589,27 @@ def test_a_graph_that_differs_is_not_left(classifier: Learner, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_where_a_graph_fails_the_export_leaves_nothing(classifier: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = portable.PictureGraph.forward
+    monkeypatch.setattr(portable.PictureGraph, "forward", lambda self, x: whole(self, x) + 2e-4)
+    with pytest.raises(ValueError, match="nothing was written"):
+        classifier.export(tmp_path / "m.ck", torch_export=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_numbers_as_a_graph(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tolerance grows with the numbers, and not beyond them: half a millionth is rounding, a thousandth is a fault."""
+    learn = learner(photos, "number", y_range=(1e5, 5e5))
+    assert portable.output_name(learn) == "numbers" and "numbers: what" in portable.graph_notes(learn, (1, 3, 32, 32))["output"]
+    whole = portable.PictureGraph.forward
+    monkeypatch.setattr(portable.PictureGraph, "forward", lambda self, x: whole(self, x) * (1 + 2e-6))
+    learn.export(tmp_path / "m.ck", torch_export=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"m.ck", "m.pt2"}
+    monkeypatch.setattr(portable.PictureGraph, "forward", lambda self, x: whole(self, x) * (1 + 1e-3))
+    with pytest.raises(ValueError, match="gives other predictions"):
+        learn.export(tmp_path / "m2.ck", torch_export=True)
+
+
 def test_what_is_not_installed_is_named(classifier: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = portable.importlib.util.find_spec
     monkeypatch.setattr(portable.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
@@ -505,6 +636,74 @@ def test_to_the_hub_and_back(server: Any, classifier: Learner, model_ck: Path, p
     for fact in ("library_name: coursekit", "| network | coursenet |", "2 classes", "valid\\_loss", "hf://me/pets/small.ck"):
         assert fact in card, card
     assert server.repos["me/pets"].keys() == {"model.ck", "small.ck", "README.md"} and server.private == {"me/pets"}
+
+
+def test_an_address_of_the_hub_gives_the_newest_model(server: Any, model_ck: Path, photos: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    hub = pytest.importorskip("huggingface_hub")
+    for name in ("hf_hub_download", "hf_hub_url"):
+        real = getattr(hub, name)
+        monkeypatch.setattr(hub, name, lambda *a, real=real, **k: real(*a, **{**k, "endpoint": server.url}))
+    newer = learner(photos, "labels").export(tmp_path / "newer.ck")
+    server.repos = {"me/pets": {"model.ck": model_ck.read_bytes()}}
+    assert load_learner("hf://me/pets", device="cpu").dls.vocab == ["a", "b"]
+    server.repos["me/pets"]["model.ck"] = newer.read_bytes()
+    for again in (lambda: load_learner("hf://me/pets", device="cpu"), lambda: from_hub("me/pets", device="cpu")):
+        assert again().dls.vocab == ["a", "b", "x"]
+    sha = hashlib.sha256(newer.read_bytes()).hexdigest()
+    assert load_learner("hf://me/pets@main/model.ck", sha256=sha, device="cpu").dls.vocab == ["a", "b", "x"]
+    with pytest.raises(ValueError, match="is not the file that was expected"):
+        load_learner("hf://me/pets", sha256="0" * 64)
+    server.repos["me/pets"]["model.ck"] = b"no model"
+    with pytest.raises(ValueError, match=r"no whole safetensors file.*hf://me/pets"):
+        load_learner("hf://me/pets")
+    monkeypatch.setattr(address, "MAX_MODEL", 5)
+    with pytest.raises(HubError, match="has 8 bytes, more than the 5 allowed"):
+        load_learner("hf://me/pets")
+
+
+def test_a_page_of_the_owners_is_left_alone(server: Any, model_ck: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("huggingface_hub")
+    server.repos = {"me/pets": {"README.md": b"# My pets"}}
+    at: dict[str, Any] = {"endpoint": server.url, "token": "right"}
+    push_to_hub(model_ck, "me/pets", **at)
+    assert server.repos["me/pets"]["README.md"] == b"# My pets" and server.repos["me/pets"]["model.ck"] == model_ck.read_bytes()
+    assert "README.md of its own" in capsys.readouterr().out
+    push_to_hub(model_ck, "me/pets", card=True, **at)
+    assert b"library_name: coursekit" in server.repos["me/pets"]["README.md"]
+    push_to_hub(model_ck, "me/pets", filename="small.ck", **at)  # coursekit's own page is kept up to date
+    assert b"hf://me/pets/small.ck" in server.repos["me/pets"]["README.md"] and capsys.readouterr().out == ""
+    push_to_hub(model_ck, "me/pets", card=False, **at)
+    assert b"hf://me/pets/small.ck" in server.repos["me/pets"]["README.md"]
+
+
+def test_faults_of_this_machine_are_not_the_networks(server: Any, model_ck: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def fault(error: Exception) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(hub, "hf_hub_download", fail)
+        from_hub("me/pets")
+
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *args, **kwargs: None)
+    with pytest.raises(ZeroDivisionError):
+        fault(ZeroDivisionError())
+    with pytest.raises(HubError, match=r"^from_hub: \[Errno 28\] No space left on device\.$"):
+        fault(OSError(28, "No space left on device"))
+    with pytest.raises(HubError, match="cannot be reached"):
+        fault(ConnectionError())
+    monkeypatch.setattr("coursekit.hub.model_card", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        push_to_hub(model_ck, "me/pets", endpoint=server.url, token="right")
+
+
+@pytest.mark.parametrize("text", ["Bob's", 'say "hi"', "a & b", "<img>", "*x* _y_ [z](u) #1 `c` |d| ~e~ \\ !f -g +h {i}"])
+def test_names_on_the_page_show_as_typed(text: str) -> None:
+    shown = html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", plain(text)))  # as CommonMark reads backslashes and entities
+    assert shown == text
+    assert not re.search(r"&(?!amp;|lt;|gt;)", plain(text)) and "<" not in plain(text)
 
 
 def test_errors_of_the_hub_are_one_line(server: Any, model_ck: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
