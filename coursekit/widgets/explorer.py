@@ -7,7 +7,7 @@ __all__ = ['CURVATURES', 'START', 'FAR', 'PATH', 'LIMIT', 'LINE', 'STOP', 'CHOSE
            'losses_of', 'Plot', 'path_svg', 'loss_svg', 'rates_svg', 'bowl_html', 'curve_html', 'LRExplorer',
            'lr_explorer']
 
-# %% ../../nbs/api/18e_explorer.ipynb #1fefd9e5
+# %% ../../nbs/api/18e_explorer.ipynb #a7612799
 import html
 import math
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import check_range
+from ..core import check_range, plural
 from ..learner import Learner
 from .parts import style_sheet
 
@@ -122,12 +122,14 @@ STOP = f'stroke="{LIMIT}" stroke-width="1.6" stroke-dasharray="5 3"'
 CHOSEN = 'stroke="currentColor" stroke-width="1.6"'
 FAINT = 'stroke="currentColor" stroke-opacity=".35"'
 
-# %% ../../nbs/api/18e_explorer.ipynb #984f52f4
+# %% ../../nbs/api/18e_explorer.ipynb #fc1d5384
 RATES = (1e-4, 1.0)  # the slider's ends
 
 
-def path_svg(path: np.ndarray, alt: str, curvatures: Sequence[float] = CURVATURES) -> str:
+def path_svg(path: np.ndarray, curvatures: Sequence[float] = CURVATURES) -> str:
     "The path on the valley's contour lines."
+    (x0, y0), (x1, y1), n = path[0], path[-1], len(path) - 1
+    alt = f"Contour lines of the valley, and the path from ({x0:.3g}, {y0:.3g}) to ({x1:.3g}, {y1:.3g}) in {plural(n, 'step')}."
     plot, turn = Plot((-6.0, 6.0), (-2.0, 2.0)), np.linspace(0, 2 * math.pi, 73)
     for loss in (0.5, 3.0, 8.0, 17.0):
         rx, ry = (math.sqrt(2 * loss / c) for c in curvatures)
@@ -136,23 +138,28 @@ def path_svg(path: np.ndarray, alt: str, curvatures: Sequence[float] = CURVATURE
     return plot.svg("The path, from the left", alt, "position along the valley")
 
 
-def loss_svg(losses: np.ndarray, alt: str, steps: int) -> str:
+def loss_svg(losses: np.ndarray, steps: int) -> str:
     "The loss after each step."
+    low, high = int(losses.argmin()), int(losses.argmax())
+    alt = f"The loss by step: {losses[0]:.3g} at first, lowest {losses[low]:.3g} at step {low}, highest {losses[high]:.3g} at step {high}."
     plot = Plot((0, steps), (1e-6, 1e4), logy=True)
     plot.line(range(len(losses)), losses, look=LINE)
     return plot.svg("Loss after each step", alt, "step")
 
 
-def rates_svg(lr: float, momentum: float, alt: str, steps: int) -> str:
+def rates_svg(lr: float, momentum: float, steps: int) -> str:
     "The loss after all steps against the rate, with the limit."
     plot, rates = Plot(RATES, (1e-6, 1e4), logx=True, logy=True), np.geomspace(*RATES, 60)
     ends = [min(losses_of(descend(r, momentum, steps=steps))[-1], 1e5) for r in rates]
+    best = int(np.argmin(ends))
+    alt = (f"The loss after {plural(steps, 'step')} by rate: lowest, {ends[best]:.2g}, at {rates[best]:.2g}; marked are the limit, "
+           f"{limit_rate(momentum):.3g}, and the rate chosen, {lr:.4g}.")
     plot.line(rates, ends, look=LINE)
     plot.mark(limit_rate(momentum), f"limit {limit_rate(momentum):.3g}", look=STOP)
     plot.mark(lr, f"{lr:.2g}", look=CHOSEN, row=1)
     return plot.svg(f"Loss after {steps} steps, by rate", alt, "learning rate")
 
-# %% ../../nbs/api/18e_explorer.ipynb #ed59de99
+# %% ../../nbs/api/18e_explorer.ipynb #294cfa9c
 def bowl_html(
     lr: float,  # rate
     momentum: float,  # 0..1
@@ -161,12 +168,15 @@ def bowl_html(
     "The valley at one rate."
     path, limit = descend(lr, momentum, steps=steps), limit_rate(momentum)
     losses = losses_of(path)
-    if lr > limit:
-        went = f"went up to {losses[-1]:.3g} in {len(path) - 1} steps: the rate is over the limit of {limit:.3g}, so the path is thrown out"
+    taken = plural(len(path) - 1, "step")
+    if lr > limit and losses[-1] > losses[0]:
+        went = f"went up to {losses[-1]:.3g} in {taken}: the rate is over the limit of {limit:.3g}, so the path is thrown out"
+    elif lr > limit:
+        went = f"went to {losses[-1]:.3g} in {taken}; the rate is over the limit of {limit:.3g}, so in time it would go up and the path be thrown out"
     else:
-        went = f"went to {losses[-1]:.2g} in {steps} steps; from a rate of {limit:.3g} on it would go up"
-    text = f"At a rate of {lr:.3g} and momentum {momentum:.2g} the loss started at {losses[0]:.3g} and {went}."
-    plots = path_svg(path, text) + loss_svg(losses, text, steps) + rates_svg(lr, momentum, text, steps)
+        went = f"went to {losses[-1]:.2g} in {taken}; from a rate of {limit:.3g} on it would go up"
+    text = f"At a rate of {lr:.4g} and momentum {momentum:.2g} the loss started at {losses[0]:.3g} and {went}."
+    plots = path_svg(path) + loss_svg(losses, steps) + rates_svg(lr, momentum, steps)
     return f'<div class="ck"><p role="status" aria-live="polite">{html.escape(text)}</p><div class="ck-plots">{plots}</div></div>'
 
 
@@ -232,7 +242,7 @@ class LRExplorer:
     def __repr__(self) -> str:
         return f"LRExplorer(lr={self.lr:.3g})"
 
-# %% ../../nbs/api/18e_explorer.ipynb #c9c4f462
+# %% ../../nbs/api/18e_explorer.ipynb #6d9ae729
 def lr_explorer(
     learn: Learner | None = None,  # after `lr_find`: its curve; None: a valley
     *,
@@ -243,6 +253,8 @@ def lr_explorer(
     "A slider for the learning rate, and what it does."
     check_range("lr_explorer", "momentum", momentum, 0.0, 0.98)
     check_range("lr_explorer", "steps", steps, 1, 1000)
+    if not isinstance(steps, int):
+        raise ValueError(f"lr_explorer: steps={steps!r}; pass a whole number from 1 to 1000.")
     if learn is None:
         check_range("lr_explorer", "lr", 0.02 if lr is None else lr, *RATES)
         return LRExplorer(lambda rate, m: bowl_html(rate, m, steps), rates=RATES, lr=lr or 0.02, momentum=momentum)
