@@ -7,9 +7,10 @@ __all__ = ['CURVATURES', 'START', 'FAR', 'PATH', 'LIMIT', 'LINE', 'STOP', 'CHOSE
            'losses_of', 'Plot', 'path_svg', 'loss_svg', 'rates_svg', 'bowl_html', 'curve_html', 'LRExplorer',
            'lr_explorer']
 
-# %% ../../nbs/api/18e_explorer.ipynb #a7612799
+# %% ../../nbs/api/18e_explorer.ipynb #03aef4e6
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from ..core import check_range, plural
 from ..learner import Learner
-from .parts import style_sheet
+from .parts import style_sheet, voice
 
 # %% ../../nbs/api/18e_explorer.ipynb #7ecd9994
 CURVATURES = (1.0, 20.0)  # of the valley, along and across
@@ -159,7 +160,7 @@ def rates_svg(lr: float, momentum: float, steps: int) -> str:
     plot.mark(lr, f"{lr:.2g}", look=CHOSEN, row=1)
     return plot.svg(f"Loss after {steps} steps, by rate", alt, "learning rate")
 
-# %% ../../nbs/api/18e_explorer.ipynb #294cfa9c
+# %% ../../nbs/api/18e_explorer.ipynb #2e2d1227
 def bowl_html(
     lr: float,  # rate
     momentum: float,  # 0..1
@@ -177,7 +178,7 @@ def bowl_html(
         went = f"went to {losses[-1]:.2g} in {taken}; from a rate of {limit:.3g} on it would go up"
     text = f"At a rate of {lr:.4g} and momentum {momentum:.2g} the loss started at {losses[0]:.3g} and {went}."
     plots = path_svg(path) + loss_svg(losses, steps) + rates_svg(lr, momentum, steps)
-    return f'<div class="ck"><p role="status" aria-live="polite">{html.escape(text)}</p><div class="ck-plots">{plots}</div></div>'
+    return f'<div class="ck"><p>{html.escape(text)}</p><div class="ck-plots">{plots}</div></div>'
 
 
 def curve_html(
@@ -199,10 +200,10 @@ def curve_html(
         else:
             said.append(f"{name} ({rate:.2g}): not tried")
     text = f"Loss by rate: {'; '.join(said)}."
-    return (f'<div class="ck"><p role="status" aria-live="polite">{html.escape(text)}</p>'
+    return (f'<div class="ck"><p>{html.escape(text)}</p>'
             f'<div class="ck-plots">{plot.svg("Rate finder: loss by rate", text, "learning rate")}</div></div>')
 
-# %% ../../nbs/api/18e_explorer.ipynb #087cfd9a
+# %% ../../nbs/api/18e_explorer.ipynb #db9818f3
 class LRExplorer:
     "The widget that `lr_explorer` makes; `widget` is the ipywidgets box, `lr` the rate chosen."
 
@@ -217,14 +218,14 @@ class LRExplorer:
         import ipywidgets as w
 
         look = {"style": {"description_width": "initial"}, "layout": w.Layout(width="100%", max_width="520px")}
-        self.draw, self.page = draw, w.HTML(layout=w.Layout(width="100%"))
+        self.draw, self.page, self.voice = draw, w.HTML(layout=w.Layout(width="100%")), voice()
         self.slider = w.FloatLogSlider(lr, base=10, min=math.log10(rates[0]), max=math.log10(rates[1]), step=0.02,
                                        description="Learning rate", readout_format=".2g", **look)
         self.momentum = w.FloatSlider(momentum or 0.0, min=0.0, max=0.98, step=0.02, description="Momentum", readout_format=".2f", **look)
         sliders = [self.slider] + ([self.momentum] if momentum is not None else [])
         for s in sliders:
             s.observe(self.show, names="value")
-        self.widget = w.VBox([style_sheet(), *sliders, self.page])
+        self.widget = w.VBox([style_sheet(), *sliders, self.page, self.voice])
         self.show()
 
     @property
@@ -235,6 +236,8 @@ class LRExplorer:
     def show(self, change: Any = None) -> None:
         "Draw anew."
         self.page.value = self.draw(self.slider.value, self.momentum.value)
+        if change is not None:
+            self.voice.say(html.unescape(re.search("<p>(.*?)</p>", self.page.value)[1]))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return self.widget._repr_mimebundle_(include=include, exclude=exclude)
