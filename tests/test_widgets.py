@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import types
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -400,7 +401,7 @@ def test_the_round_that_ran_last_holds(tmp_path: Path, monkeypatch: pytest.Monke
     class Clock(edits.datetime):
         @classmethod
         def now(cls, tz=None):
-            return super().now(tz) - edits.timedelta(hours=1)
+            return super().now(tz) - timedelta(hours=1)
 
     if what == "waited":
         monkeypatch.setattr(edits.EditLog, "lock", busy)

@@ -7,7 +7,8 @@ __all__ = ['BIN', 'FIELDS', 'STATES', 'Edit', 'Outcome', 'encode_breaks', 'decod
            'target_of', 'apply_edits', 'edit_log', 'edit_of', 'carry_out', 'finish_edits', 'undo_edits', 'put_back',
            'read_edits']
 
-# %% ../../nbs/api/18c_edits.ipynb #5616d08f
+# %% ../../nbs/api/18c_edits.ipynb #b7432e3c
+import contextlib
 import csv
 import io
 import os
@@ -48,7 +49,7 @@ class Outcome:
     problem: str = ""  # why not, where something went wrong
     edit: Edit | None = None  # what was carried out or taken back; None: nothing
 
-# %% ../../nbs/api/18c_edits.ipynb #48a7db8d
+# %% ../../nbs/api/18c_edits.ipynb #ed28eac7
 def encode_breaks(
     text: str,  # name of a file or a class
 ) -> str:
@@ -122,10 +123,8 @@ class EditLog:
     def stamp(self) -> str:
         "The time of a new round: now, and later than the last one; to be asked for while the lock is held."
         now = datetime.now(timezone.utc)
-        try:
+        with contextlib.suppress(ValueError, TypeError):  # no rounds yet, or somebody wrote another kind of time
             now = max(now, datetime.fromisoformat(max(r["time"] for r in self.rows())) + timedelta(microseconds=1))
-        except (ValueError, TypeError):  # no rounds yet, or somebody wrote another kind of time
-            pass
         return now.isoformat(timespec="microseconds")
 
     def lock(self) -> FileLock:

@@ -6,10 +6,11 @@
 __all__ = ['VOICE', 'STYLE', 'shrunk', 'jpeg', 'message_html', 'status_html', 'other_widgets', 'voice_class', 'voice', 'img_tag',
            'thumbnail', 'percent', 'bars_html', 'prediction_html', 'overlay', 'style_sheet']
 
-# %% ../../nbs/api/18_widgets.ipynb #4a39d24c
+# %% ../../nbs/api/18_widgets.ipynb #38a6829e
 import base64
 import functools
 import html
+import importlib
 import importlib.util
 import io
 import math
@@ -61,7 +62,7 @@ def status_html(
     "A line that says how things stand; what a screen reader shall say is told to a `voice`."
     return f'<div class="ck ck-note">{html.escape(text)}</div>'
 
-# %% ../../nbs/api/18_widgets.ipynb #2b35f981
+# %% ../../nbs/api/18_widgets.ipynb #da0835ad
 VOICE = """
 function render({ model, el }) {
   const regions = {};
@@ -94,12 +95,9 @@ def other_widgets() -> bool:
 @functools.cache
 def voice_class(custom: bool) -> type:  # made when first needed, as it imports ipywidgets
     "The widget, with two lasting regions or, not custom, on top of ipywidgets."
-    if custom:
-        from anywidget import AnyWidget as Base
-    else:
-        from ipywidgets import HTML as Base
+    base: Any = importlib.import_module("anywidget").AnyWidget if custom else importlib.import_module("ipywidgets").HTML
 
-    class Voice(Base):
+    class Voice(base):
         if custom:
             _esm = VOICE
 
