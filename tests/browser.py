@@ -133,9 +133,11 @@ class LabNotebook:
 
     def restart_and_run_all(self, *, timeout: float = 300) -> None:
         """As the menu does, the question whether to restart answered with a click."""
+        # The numbers of the last run are taken away first: what has one afterwards was run by the new kernel.
+        self.page.evaluate(f"[...{PANEL}.content.model.cells].forEach(cell => cell.type === 'code' && cell.clearExecution())")
+        assert not any(c["execution_count"] for c in self.cells() if c["cell_type"] == "code")
         self.command("notebook:restart-run-all")
         self.page.locator(".jp-Dialog button.jp-mod-accept").click()
-        self.page.wait_for_timeout(500)
         self.wait_done(timeout=timeout)
 
     def wait_done(self, *, timeout: float = 300) -> None:
@@ -201,8 +203,15 @@ class LabNotebook:
         return self.shown()
 
     def shown(self) -> str:
-        """The text that the outputs show on the page, widgets included."""
-        return "\n".join(self.page.locator(".jp-OutputArea-output").all_inner_texts())
+        """The text that the outputs show on the page, widgets included; what is there for screen readers only is left out."""
+        script = """outputs => {
+            const hidden = outputs.flatMap(output => [...output.querySelectorAll('.ck-voice')]);
+            hidden.forEach(voice => { voice.style.display = 'none'; });
+            const text = outputs.map(output => output.innerText).join('\\n');
+            hidden.forEach(voice => { voice.style.display = ''; });
+            return text;
+        }"""
+        return str(self.page.locator(".jp-OutputArea-output").evaluate_all(script))
 
     def wait_new_text(self, before: str, *, timeout: float = 60) -> str:
         """Wait until the outputs show other text than `before` and rest for a second; the lines that are new."""

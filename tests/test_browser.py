@@ -17,7 +17,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from coursekit.samples.animals import BREEDS
+from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import HEADS_OF_COURSENET
+from coursekit.vision.transforms import Resize
 
 LESSON_1 = NBS / "lessons" / "01_image_classification.ipynb"
 
@@ -158,10 +160,19 @@ def test_upload_and_predict(tmp_path: Path, chromium: str) -> None:
         nb.wait_shown("film.mp4 has 524.3 MB, more than")
         nb.drop("dropped.svg", content="<svg onload='alert(1)'></svg>")
         nb.wait_shown("dropped.svg is an SVG drawing")
-        page.get_by_role("button", name="Camera").click()
+        spoken = [page.locator(f".ck-voice [role={role}]").first.inner_text() for role in ("status", "alert")]
+        assert spoken[0].startswith("phone.jpg: ") and "note.jpg is plain text" in spoken[1] and "film.mp4 has" in spoken[1]
+        page.locator(".ck-drop").first.dispatch_event("drop", {"dataTransfer": page.evaluate_handle("new DataTransfer()")})
+        nb.wait_shown("save the picture to your disk first")
+        page.evaluate("""() => {
+            const media = navigator.mediaDevices, open = media.getUserMedia.bind(media);
+            window.streams = 0;
+            media.getUserMedia = what => { window.streams += 1; return open(what); };
+        }""")
+        page.get_by_role("button", name="Camera").dblclick()
         page.get_by_role("button", name="Take the picture").click()
         page.locator(".ck-result").nth(2).wait_for()
-        assert nb.shown().count("camera 1.jpg") == 1 and images(page)[0][0] > 0
+        assert nb.shown().count("camera 1.jpg") == 1 and images(page)[0][0] > 0 and page.evaluate("window.streams") == 1
         page.get_by_role("button", name="Clear").first.click()
         page.wait_for_function("document.querySelectorAll('.ck-result, .ck-bad').length === 0")
         nb.upload(phone, tmp_path / "note.jpg", hostile)  # ipywidgets' own button
@@ -181,6 +192,8 @@ def test_cleaner_and_explorer(tmp_path: Path, chromium: str) -> None:
         return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
     before = lying()
+    split = ImageDataLoaders.from_folder(folder, valid_pct=0.34, seed=1, item_tfms=Resize(32), bs=4, num_workers=0)  # as TINY does
+    dls = [split.train, split.valid]
     with lab_server(tmp_path) as lab, lab_page(chromium, lab, "clean.ipynb") as page:
         ran: list[str] = []
         page.on("dialog", lambda d: (ran.append(d.message), d.dismiss()))
@@ -190,10 +203,14 @@ def test_cleaner_and_explorer(tmp_path: Path, chromium: str) -> None:
         picks, cards = page.locator(".ck-pick select:visible"), page.locator(".ck-card:visible b")
 
         def look_at(which: str, name: str) -> None:
+            n = sum(dls[which == "Validation"].dataset.value(i, 1) == name for i in range(len(dls[which == "Validation"].dataset)))
             part.select_option(which)
             label.select_option(name)
-            page.wait_for_function(f"[...document.querySelectorAll('.ck-card b')].every(b => b.textContent === {name!r})")
-            page.wait_for_timeout(300)  # until the kernel's last word has come
+            page.wait_for_function("""([name, n, said]) => {
+                const cards = [...document.querySelectorAll('.ck-card b')].map(b => b.textContent);
+                const lines = [...document.querySelectorAll('.ck-note')].map(line => line.textContent);
+                return cards.length === n && cards.every(text => text === name) && lines.includes(said);
+            }""", arg=[name, min(n, 4), f"1 to {min(n, 4)} of {n}, highest loss first"])
 
         look_at("Training", HOSTILE)
         picks.nth(0).select_option("delete")

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import types
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from coursekit.widgets import ImageClassifierCleaner, edits, lr_explorer, read_e
 from coursekit.widgets.cleaner import LabelledFiles
 from coursekit.widgets.dropzone import Collector
 from coursekit.widgets.edits import BIN, Edit, apply_edits, edit_log, undo_edits
-from coursekit.widgets.explorer import CURVATURES, limit_rate, lr_explorer as explorer_of
+from coursekit.widgets.explorer import CURVATURES, bowl_html, descend, limit_rate, losses_of, lr_explorer as explorer_of
 from coursekit.widgets.upload import UploadAndPredict
 
 ALLOWED = {"div", "figure", "figcaption", "img", "table", "caption", "tbody", "tr", "th", "td", "span", "p", "b", "br", "svg", "path",
@@ -172,6 +173,30 @@ def test_a_fault_of_the_model_is_a_line(learn: Learner, monkeypatch: pytest.Monk
     send(up, ("a.png", encoded(halves(), "PNG")), ("b.png", encoded(halves(), "PNG")))
     assert [s.name for s in up.seen] == ["b.png"]
     assert up.refused[0].startswith("a.png cannot be predicted (RuntimeError: mat1 and mat2") and "Looking" not in up.status.value
+
+
+@both_ways
+@pytest.mark.parametrize("colab", [False, True])
+def test_uploads_are_spoken_of(learn: Learner, monkeypatch: pytest.MonkeyPatch, uploader: str, colab: bool) -> None:
+    """In a region that stays, or, where only the widgets of ipywidgets are shown, in one of those."""
+    if colab:
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    up = upload_and_predict(learn, uploader=uploader)
+    assert (type(up.voice).__base__.__name__ == "HTML") == colab and up.voice in up.widget.children
+    send(up, ("a.png", encoded(halves(), "PNG")), ("note.jpg", b"no picture"))
+    (role, said), (bad_role, bad) = up.voice.said
+    assert (role, bad_role) == ("status", "alert") and bad == up.refused[0]
+    best = up.seen[0].prediction
+    assert said == f"a.png: {best.label} {best.probabilities.max():.1%}"
+    check_html(page(up.widget))
+
+
+@both_ways
+def test_names_that_turn_the_writing_round(learn: Learner, uploader: str) -> None:
+    up = upload_and_predict(learn, uploader=uploader, max_bytes=5000)
+    send(up, ("photo\u202egpj.exe", bytes(6000)), ("a\x1b[2Jb\x9b.jpg", bytes(6000)), ("c\u202e.jpg", b"no picture"))
+    assert len(up.refused) == 3 and all(line.isprintable() for line in up.refused)
+    assert not set(page(up.widget) + repr(up.voice.said)) & set("\u202e\x1b\x9b")
 
 
 def test_heat_map_of_hooks(learn: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +346,75 @@ def test_a_file_that_cannot_be_moved_is_reported(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"cat/a.jpg": "a", f"{BIN}/cat/b.jpg": "b"}
 
 
+def make_tree(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{root.name} {name}")
+    return root
+
+
+def cut_power(todo: list[Edit], root: Path, **options) -> None:
+    """A round that is written to the log, and stops before the first move."""
+    def stop(*args):
+        raise PowerCut
+
+    with pytest.MonkeyPatch.context() as wires:
+        wires.setattr(edits, "move_file", stop)
+        with pytest.raises(PowerCut):
+            apply_edits(todo, root, **options)
+
+
+@pytest.mark.parametrize("where", ["outside", "in a", "above"])
+def test_a_shared_log_keeps_data_sets_apart(tmp_path: Path, where: str) -> None:
+    """What was planned for one is neither carried out, nor taken back, nor read for the other; both have a cat/1.jpg."""
+    a, b = make_tree(tmp_path / "a", "cat/1.jpg", "cat/2.jpg"), make_tree(tmp_path / "b", "cat/1.jpg", "cat/2.jpg")
+    b = b if where != "above" else make_tree(tmp_path / "a" / "b", "cat/1.jpg", "cat/2.jpg")
+    log = {"outside": tmp_path / "log.csv", "in a": a / BIN / "edits.csv", "above": a / "b" / "log.csv"}[where]  # above: inside both
+    before = tree(b)
+    cut_power([Edit(a / "cat" / "1.jpg", "cat", None)], a, log=log)
+    assert apply_edits([], b, log=log) == [] and tree(b) == before and read_edits(b, log=log) == {}
+    assert [o.file for o in apply_edits([Edit(b / "cat" / "2.jpg", "cat", None)], b, log=log)] == [b / "cat" / "2.jpg"]
+    assert [o.file for o in apply_edits([], a, log=log)] == [a / "cat" / "1.jpg"]  # later than the round of b
+    assert read_edits(a, log=log) == {a / "cat" / "1.jpg": None} and read_edits(b, log=log) == {b / "cat" / "2.jpg": None}
+    assert [o.target for o in undo_edits(b, log=log)] == [b / "cat" / "2.jpg"] and tree(b) == before
+    assert undo_edits(b, log=log) == [] and not (a / "cat" / "1.jpg").exists()
+    assert [o.target for o in undo_edits(a, log=log)] == [a / "cat" / "1.jpg"]
+
+
+def test_a_folder_can_be_moved_with_its_log(tmp_path: Path) -> None:
+    apply_edits([Edit(make_tree(tmp_path / "a", "cat/1.jpg") / "cat" / "1.jpg", "cat", None)], tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert read_edits(tmp_path / "b") == {tmp_path / "b" / "cat" / "1.jpg": None}
+    assert len(undo_edits(tmp_path / "b")) == 1 and (tmp_path / "b" / "cat" / "1.jpg").is_file()
+
+
+@pytest.mark.parametrize("what", ["waited", "clock put back"])
+def test_the_round_that_ran_last_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Another notebook's round runs while this one waits for the lock; or the clock goes back between two rounds."""
+    file, lock = make_tree(tmp_path, "1.jpg") / "1.jpg", edits.EditLog.lock
+
+    def busy(book):
+        monkeypatch.setattr(edits.EditLog, "lock", lock)
+        apply_edits([Edit(file, "cat", "dog")], tmp_path, move=False)
+        return lock(book)
+
+    class Clock(edits.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) - timedelta(hours=1)
+
+    if what == "waited":
+        monkeypatch.setattr(edits.EditLog, "lock", busy)
+    else:
+        apply_edits([Edit(file, "cat", "dog")], tmp_path, move=False)
+        monkeypatch.setattr(edits, "datetime", Clock)
+    apply_edits([Edit(file, "cat", "bird")], tmp_path, move=False)
+    assert [r["to"] for r in edit_log(tmp_path).rows()] == ["dog", "dog", "bird", "bird"]
+    assert read_edits(tmp_path) == {file: "bird"}
+    undo_edits(tmp_path)
+    assert read_edits(tmp_path) == {file: "dog"}
+
+
 # ------------------------------------------------------------------------------------------------------ cleaner
 
 
@@ -454,6 +548,97 @@ def test_a_file_that_has_gone_stays_pending(cleaner: ImageClassifierCleaner) -> 
     assert "not there any more" in cleaner._view.said.value and cleaner.delete() == [i]
 
 
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_fresh_cleaner_finishes_an_interrupted_round(cleaner: ImageClassifierCleaner, scored: bool) -> None:
+    """What an earlier round had planned moves under it: names, labels and both sets follow, before and after they are scored."""
+    gone, moved = (cleaner.files.fns[i] for i in (0, 1))
+    to = next(v for v in cleaner.vocab if v != cleaner.files.labels[1])
+    cut_power([Edit(gone, gone.parent.name, None), Edit(moved, moved.parent.name, to)], cleaner.path)
+    fresh = ImageClassifierCleaner(make_learner(cleaner.path), max_n=3)
+    a, b, n = fresh.fns.index(gone), fresh.fns.index(moved), fresh.files.n_train
+    fresh.widget  # noqa: B018
+    assert "finishes its 2 edits" in fresh._view.said.value
+    if scored:
+        look_at(fresh, 0, 0)
+    fresh.choose(b, "delete")  # chosen for this picture wherever it lies
+    fresh._view.ask.click()
+    fresh._view.yes.click()
+    assert fresh.fns[a].is_file() and BIN in fresh.fns[a].parts and a in fresh.files.gone
+    assert fresh.fns[b].is_file() and fresh.fns[b].parent.name == to == fresh.files.labels[b] and fresh.delete() == [b]
+    for part in (0, 1):
+        fresh._view.part.index = part
+        assert "does not exist" not in fresh._view.said.value and fresh._view.shown
+    assert sorted(fresh.files.hardest(0) + fresh.files.hardest(1)) == [i for i in range(len(fresh.fns)) if i != a] and 0 < n < len(fresh.fns)
+    assert not [o for o in fresh.apply() if o.problem] and b in fresh.files.gone
+
+
+def test_apply_before_a_set_was_scored(cleaner: ImageClassifierCleaner) -> None:
+    expected = ImageClassifierCleaner(cleaner.files.learn).files.scored(0)
+    cleaner.choose(0, "delete")
+    cleaner.apply()
+    cleaner.fns[1].unlink()  # and somebody else took this one away
+    cleaner.widget  # noqa: B018
+    look_at(cleaner, 0, 0)
+    assert sorted(cleaner.files.hardest(0)) == list(range(2, cleaner.files.n_train))
+    for got, want in zip(cleaner.files.scored(0), expected):
+        torch.testing.assert_close(got[2:], want[2:])  # row i is that of file i still
+
+
+def test_a_choice_lands_on_the_picture_it_was_made_for(cleaner: ImageClassifierCleaner) -> None:
+    """Next is pressed and, before the browser has drawn the new page, a list of the old one is changed."""
+    cleaner.widget  # noqa: B018
+    view, first = cleaner._view, list(look_at(cleaner, 0, 0))
+    cards = list(view.cards)
+    view.on.click()
+    assert not set(view.shown) & set(first)
+    cards[0].pick.set_state({"index": 1})  # as the browser's message does
+    assert cleaner.delete() == [first[0]] and [c.pick.index for c in view.cards] == [0] * len(view.cards)
+    view.back.click()
+    assert view.shown == first and [c.pick.index for c in view.cards] == [1, 0, 0]
+    view.label.index = 1
+    view.label.index = 2
+    assert cards[0].pick.comm is None or cards[0] in [*view.old, *view.cards]  # cards do not pile up
+    assert len(view.old) <= cleaner.max_n
+    cleaner.apply()
+    cards[0].pick.set_state({"index": 0})
+    cards[0].pick.set_state({"index": 2})  # its picture is in the bin
+    assert not cleaner.choices.pending
+
+
+def test_nobody_chooses_while_losses_are_computed(cleaner: ImageClassifierCleaner, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaner.widget  # noqa: B018
+    view, scored, during = cleaner._view, cleaner.files.scored, []
+    monkeypatch.setattr(cleaner.files, "scored", lambda part: (during.append(len(view.grid.children)), scored(part))[1])
+    look_at(cleaner, 0, 0)
+    assert during[0] == 0 and len(view.grid.children) == 3
+
+
+def test_taking_back_leaves_other_choices(cleaner: ImageClassifierCleaner) -> None:
+    home = cleaner.files.labels[0]
+    other = next(v for v in cleaner.vocab if v != home)
+    for choice, left in (("delete", [0]), (home, [])):
+        cleaner.choose(0, other)
+        cleaner.apply()
+        cleaner.choose(0, choice)
+        cleaner.undo_applied()
+        assert cleaner.files.labels[0] == home and cleaner.delete() == left and not cleaner.change()
+        cleaner.choose(0, "keep")
+
+
+def test_the_cleaner_speaks(cleaner: ImageClassifierCleaner) -> None:
+    cleaner.widget  # noqa: B018
+    said = cleaner._view.voice.said
+    look_at(cleaner, 0, 1)
+    cleaner._view.cards[0].pick.index = 1
+    cleaner.fns[cleaner.delete()[0]].unlink()
+    cleaner._view.ask.click()
+    cleaner._view.yes.click()
+    said = cleaner._view.voice.said
+    for line in ("Computing the losses ...", "1 edit pending: 1 to delete.", "Move 1 file to the bin?", "0 edits applied."):
+        assert ("status", line) in said
+    assert said[-1][0] == "alert" and "not there any more" in said[-1][1] and "role=" not in page(cleaner.widget)
+
+
 def test_labels_that_are_no_folders_give_a_log_only(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         for k in range(5):
@@ -509,7 +694,22 @@ def test_explorer_draws_at_every_place_of_its_sliders() -> None:
             assert "nan" not in ex.page.value and "inf" not in ex.page.value
             assert ("thrown out" in ex.page.value) == (ex.slider.value > limit_rate(m))
     check_html(page(ex.widget))
-    assert ex.page.value.count("aria-label=") == 3
+    assert len(set(re.findall('aria-label="([^"]+)"', ex.page.value))) == 3  # each drawing has words of its own
+
+
+@given(st.floats(1.0001, 1.3), st.floats(0, 0.98), st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_explorer_says_up_where_it_went_up(share: float, momentum: float, steps: int) -> None:
+    lr = share * limit_rate(momentum)
+    losses = losses_of(descend(lr, momentum, steps=steps))
+    text = bowl_html(lr, momentum, steps)
+    assert ("went up to" in text) == (losses[-1] > losses[0]) != ("in time it would go up" in text)
+
+
+def test_explorer_takes_whole_steps_only() -> None:
+    for steps in (2.5, 2.0, True, 0):
+        with pytest.raises(ValueError, match=f"steps={steps}"):
+            lr_explorer(steps=steps)
 
 
 def test_explorer_of_a_learner() -> None:

@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'ImageError', 'to_uint8_tensor', 'to_pil', 'load_image', 'PILImage', 'PILMask',
            'check_images', 'verify_images']
 
-# %% ../../nbs/api/20_images.ipynb #e5df4ec7
+# %% ../../nbs/api/20_images.ipynb #d7321109
 import contextlib
 import ctypes
 import functools
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import cpu_cores, plural, show_path
+from ..core import cpu_cores, plural, printable, show_path
 from ..progress import progress_bar
 
 # %% ../../nbs/api/20_images.ipynb #b9d22f08
@@ -44,13 +44,8 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason = reason or message
 
-# %% ../../nbs/api/20_images.ipynb #f1f42855
-def _printable(
-    name: str,  # a file name, from whoever made it
-) -> str:  # at most 160 characters, none of them a line break or another control character
-    "A name that fits in one line of an error message."
-    name = "".join(c if c.isprintable() else "?" for c in str(name))
-    return name if len(name) <= 160 else name[:78] + "..." + name[-79:]
+# %% ../../nbs/api/20_images.ipynb #44ef6630
+_printable = printable  # the name under which its neighbours import it
 
 
 def _bad(
@@ -60,7 +55,7 @@ def _bad(
 ) -> ImageError:
     "The error for one picture."
     called = show_path(name) if isinstance(name, Path) else name  # only now: it takes a tenth as long as decoding a small picture
-    return ImageError(f"{_printable(called)} {reason}; {fix}.", reason=reason)
+    return ImageError(f"{printable(called)} {reason}; {fix}.", reason=reason)
 
 # %% ../../nbs/api/20_images.ipynb #19cddea0
 def _read_path(path: Path, max_bytes: int) -> bytes:
@@ -391,7 +386,7 @@ def _mask_numbers(
     a = a.astype(np.uint8)
     return a[0] if a.ndim == 3 and a.shape[0] == 1 else a
 
-# %% ../../nbs/api/20_images.ipynb #5b19644a
+# %% ../../nbs/api/20_images.ipynb #d8b0e3c3
 def load_image(
     source,  # path, bytes, memoryview, file object, array (H, W[, C]), tensor ([C,] H, W), PIL image, or FileUpload (value)
     *,
@@ -418,7 +413,7 @@ def load_image(
     except MemoryError as e:
         raise _bad(name, "does not fit in memory", "make it smaller") from e
     except Exception as e:  # on damaged files Pillow's readers raise nearly any exception
-        detail = _printable(str(e) or type(e).__name__)[:80]
+        detail = printable(str(e) or type(e).__name__)[:80]
         reason = "is cut off" if "truncated" in detail.lower() else "is damaged"
         raise _bad(name, f"{reason} ({detail})") from e
 

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['KEEP', 'DELETE', 'Choices', 'LabelledFiles', 'ImageClassifierCleaner', 'CleanerView', 'Card']
 
-# %% ../../nbs/api/18d_cleaner.ipynb #75e1a12b
+# %% ../../nbs/api/18d_cleaner.ipynb #f99f1265
 import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import plural, show_path
+import torch
+
+from ..core import plural, printable, show_path
 from ..data.load import DataLoader
 from ..learner import Learner
 from .edits import Edit, Outcome, apply_edits, edit_log, undo_edits
-from .parts import message_html, percent, status_html, style_sheet, thumbnail
+from .parts import message_html, percent, status_html, style_sheet, thumbnail, voice
 
-# %% ../../nbs/api/18d_cleaner.ipynb #7f2a931f
+# %% ../../nbs/api/18d_cleaner.ipynb #69f82425
 KEEP, DELETE = "keep", "delete"
 
 
@@ -49,10 +51,10 @@ class Choices:
         return i
 
     def settle(self, done: Sequence[int]) -> None:
-        "Forget choices that were carried out, and the steps to them."
+        "Forget choices that are fulfilled, and the steps to them."
         for i in done:
             self.pending.pop(i, None)
-        self.steps = [s for s in self.steps if s[0] in self.pending]
+        self.steps = [s for s in self.steps if s[0] not in done]
 
     def _set(self, i: int, choice: tuple[str, Any] | None) -> None:
         self.pending.pop(i, None)
@@ -64,7 +66,7 @@ class Choices:
         parts = [f"{k} to {word}" for k, word in ((deletes, "delete"), (n - deletes, "change")) if k]
         return f"{plural(n, 'edit')} pending: {', '.join(parts)}" if n else "no edits pending"
 
-# %% ../../nbs/api/18d_cleaner.ipynb #a97e9bf3
+# %% ../../nbs/api/18d_cleaner.ipynb #65b75e2f
 class LabelledFiles:
     "The files of training and validation set, their classes and, once asked for, their losses."
 
@@ -88,6 +90,7 @@ class LabelledFiles:
         self.fns = [Path(f).absolute() for f in self.fns]
         self.labels = [ds.value(i, 1) for ds, i in both]
         self.gone: set[int] = set()  # positions of files in the bin
+        self.lost: set[int] = set()  # of files that somebody else took away before they were scored
         self._losses: dict[int, tuple] = {}
 
     @property
@@ -98,17 +101,33 @@ class LabelledFiles:
     def scored(self, part: int) -> tuple:  # losses (N,), predicted class indices (N,), their probabilities (N,)
         "Losses and predictions of set 0 (training, not augmented) or 1 (validation); computed when first asked for."
         if part not in self._losses:
-            with self.learn.no_bar():
-                preds, _, decoded, losses = self.learn.get_preds(self.sets[part], with_loss=True, with_decoded=True)
-            self._losses[part] = losses, decoded, preds.amax(1)
+            dl, there = self._where_they_lie(part)
+            found = torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
+            if len(there):
+                with self.learn.no_bar():
+                    preds, _, decoded, losses = self.learn.get_preds(dl, with_loss=True, with_decoded=True)
+                found = losses, decoded, preds.amax(1)
+            self._losses[part] = tuple(x.new_zeros(len(self.sets[part].dataset)).index_copy(0, there, x) for x in found)
         return self._losses[part]
+
+    def _where_they_lie(self, part: int) -> tuple:  # loader of the files that are there, and their positions in the set
+        "A set as it is now: its files may have been moved since the data were made."
+        dl, start = self.sets[part], self.n_train * part
+        ds, every = dl.dataset, list(range(len(dl.dataset)))
+        fns = self.fns[start:start + len(every)]
+        there = every if ds.is_cached else [i for i in every if fns[i].exists()]
+        self.lost |= {start + i for i in set(every) - set(there)}
+        if not ds.is_cached and any(there != every or fns[i] != Path(ds.value(i, 0)).absolute() for i in every):
+            values = [[fns[i] for i in there], [ds.value(i, 1) for i in there]]
+            dl = dl.new(dataset=ds._changed(items=[ds.items[i] for i in there], values=values, cache=None))
+        return dl, torch.tensor(there, dtype=torch.long)
 
     def hardest(self, part: int, label: Any = None) -> list[int]:  # positions, highest loss first
         "The files of a set and a class (None: all) that are still there."
         start = self.n_train if part else 0
         order = self.scored(part)[0].argsort(descending=True, stable=True).tolist() if len(self.sets[part].dataset) else []
-        found = (start + i for i in order)
-        return [i for i in found if i not in self.gone and (label is None or self.labels[i] == label)]
+        found, away = (start + i for i in order), self.gone | self.lost
+        return [i for i in found if i not in away and (label is None or self.labels[i] == label)]
 
     def about(self, i: int) -> tuple[Any, float, float]:  # predicted class, its probability 0..1, loss
         "What the model says of one file."
@@ -117,7 +136,7 @@ class LabelledFiles:
         k = i - self.n_train * part
         return self.learn.dls.vocab[int(decoded[k])], float(sure[k]), float(losses[k])
 
-# %% ../../nbs/api/18d_cleaner.ipynb #4d9f5115
+# %% ../../nbs/api/18d_cleaner.ipynb #69f2037d
 class ImageClassifierCleaner:
     "Pictures sorted by loss, each with a list: keep, delete, or another class. Nothing is applied until told."
 
@@ -175,34 +194,28 @@ class ImageClassifierCleaner:
         where = dict(self.choices.pending)
         edits = {i: Edit(self.fns[i], str(self.files.labels[i]), None if kind == DELETE else str(to)) for i, (kind, to) in where.items()}
         outcomes = apply_edits(list(edits.values()), self.path, move=self.move, log=self.log)
-        failed = {o.file for o in outcomes if o.problem}
-        targets = {o.file: o.target for o in outcomes}
-        done = [i for i, e in edits.items() if e.file not in failed]
-        for i in done:
-            kind, to = where[i]
-            if kind == DELETE:
-                self.files.gone.add(i)
-            else:
-                self.files.labels[i] = to
-            self.fns[i] = targets[self.fns[i]] or self.fns[i]
-        self.choices.settle(done)
-        self.refresh()
+        self._follow(outcomes)
         return outcomes
 
     def undo_applied(self) -> list[Outcome]:  # where each file lies again
         "Take back the last `apply`, with the help of the log; again: the one before. Works in a new session, too."
-        rows = {r["target"] or r["file"]: r for r in edit_log(self.path, self.log).latest() if r["state"] == "done"}
         outcomes = undo_edits(self.path, log=self.log)
-        book, by_name = edit_log(self.path, self.log), {str(v): v for v in self.vocab}
-        places = {f: i for i, f in enumerate(self.fns)}
-        for o in outcomes:
-            i, row = places.get(o.file), rows.get(book.name(o.file))
-            if i is not None and row is not None and not o.problem:
-                self.fns[i], self.files.labels[i] = o.target, by_name.get(row["from"], row["from"])
-                self.files.gone.discard(i)
-                self.choices.settle([i])
-        self.refresh()
+        self._follow(outcomes, back=True)
         return outcomes
+
+    def _follow(self, outcomes: Sequence[Outcome], *, back: bool = False) -> None:
+        "Files, labels and choices as they are after some edits (back: taken back), be they of this cleaner or of an interrupted round."
+        files, by_name = self.files, {str(v): v for v in self.vocab}
+        done = {o.file: o for o in outcomes if o.edit is not None}
+        for i, o in [(i, done[f]) for i, f in enumerate(self.fns) if f in done]:
+            to = o.edit.label if back else o.edit.to
+            self.fns[i] = o.target or o.file
+            (files.gone.add if to is None else files.gone.discard)(i)
+            if to is not None:
+                files.labels[i] = by_name.get(to, to)
+            if i in files.gone or self.choices.pending.get(i) == ("change", files.labels[i]):
+                self.choices.settle([i])  # any other choice for it still waits
+        self.refresh()
 
     def refresh(self) -> None:
         "Show what is chosen now, where the widget is on a page."
@@ -223,7 +236,7 @@ class ImageClassifierCleaner:
     def __repr__(self) -> str:
         return f"ImageClassifierCleaner({plural(len(self.fns), 'file')}, {self.choices!r})"
 
-# %% ../../nbs/api/18d_cleaner.ipynb #c14c2b13
+# %% ../../nbs/api/18d_cleaner.ipynb #d9b8e488
 class CleanerView:
     "What a cleaner looks like: class and set, a page of cards, and buttons."
 
@@ -234,6 +247,7 @@ class CleanerView:
         import ipywidgets as w
 
         self.cleaner, self.cards, self.shown, self.first, self.busy = cleaner, [], [], 0, False
+        self.old: list[Card] = []  # those of the page before
         wide = w.Layout(width="auto", max_width="100%")
         self.part = w.Dropdown(options=[("Training", 0), ("Validation", 1)], value=1, description="Set", layout=wide)
         self.label = w.Dropdown(options=self.labels(), description="Class", layout=wide)
@@ -241,13 +255,13 @@ class CleanerView:
         names = ("Previous", "Next", "Undo", "Apply ...", "Yes, apply", "No", "Undo what was applied")
         self.back, self.on, self.undo, self.ask, self.yes, self.no, self.restore = (
             w.Button(description=n, layout=w.Layout(width="auto")) for n in names)
-        self.range, self.status, self.said, self.question = w.HTML(), w.HTML(), w.HTML(), w.HTML()
+        self.range, self.status, self.said, self.question, self.voice = w.HTML(), w.HTML(), w.HTML(), w.HTML(), voice()
         self.grid = w.Box([], layout=w.Layout(display="flex", flex_flow="row wrap", width="100%"))
         row = w.Layout(display="flex", flex_flow="row wrap", align_items="center")
         self.confirm = w.Box([self.question, self.yes, self.no], layout=w.Layout(display="none", flex_flow="row wrap"))
         buttons = w.Box([self.undo, self.ask, self.restore], layout=row)
         self.widget = w.VBox([style_sheet(), w.Box([self.part, self.label], layout=row), w.Box([self.back, self.on, self.range], layout=row),
-                              self.grid, self.status, buttons, self.confirm, self.said])
+                              self.grid, self.status, buttons, self.confirm, self.said, self.voice])
         self.part.observe(self._turn_to_start, names="value")
         self.label.observe(self._turn_to_start, names="index")
         actions = ((self.back, lambda: self.turn(-1)), (self.on, lambda: self.turn(1)), (self.undo, cleaner.undo),
@@ -267,6 +281,7 @@ class CleanerView:
             action()
         except Exception as e:  # a traceback in the middle of a widget helps nobody
             self.said.value = message_html(f"{e or type(e).__name__}")
+            self.voice.say(f"{e or type(e).__name__}", alert=True)
 
     def _turn_to_start(self, change: Any) -> None:
         self.first = 0
@@ -281,28 +296,48 @@ class CleanerView:
         "Bring everything on the page up to date."
         c = self.cleaner
         if self.part.value not in c.files._losses:
+            self.grid.children = ()  # so that nobody chooses meanwhile
             self.range.value = status_html("Computing the losses ...")
+            self.voice.say("Computing the losses ...")
         order = c.files.hardest(self.part.value, self.labels()[self.label.index or 0][1])
         self.first = min(self.first, max(0, (len(order) - 1) // c.max_n * c.max_n))
         self.shown = order[self.first:self.first + c.max_n]
         last = self.first + len(self.shown)
-        self.range.value = status_html(f"{self.first + 1} to {last} of {len(order):,}, highest loss first" if order else "No pictures here.")
+        self._tell_if_new(self.range, f"{self.first + 1} to {last} of {len(order):,}, highest loss first" if order else "No pictures here.")
         self.back.disabled, self.on.disabled = self.first == 0, last >= len(order)
-        while len(self.cards) < len(self.shown):
-            self.cards.append(Card(self, len(self.cards)))
-        for card, i in zip(self.cards, self.shown):
-            card.fill(i)
-        boxes = tuple(card.box for card in self.cards[:len(self.shown)])
-        if boxes != self.grid.children:
-            self.grid.children = boxes
-        self.status.value = status_html(f"{str(c.choices)[0].upper()}{str(c.choices)[1:]}.")
+        self.lay_out()
+        self._tell_if_new(self.status, f"{str(c.choices)[0].upper()}{str(c.choices)[1:]}.")
         self.undo.disabled, self.ask.disabled = not c.choices.steps, not c.choices.pending
         rows = edit_log(c.path, c.log).latest()
         self.restore.disabled = not any(r["state"] == "done" for r in rows)
         if open_ones := sum(r["state"] == "planned" for r in rows):
             self.ask.disabled = False
-            self.said.value = message_html(f"An earlier round was interrupted; Apply finishes its {plural(open_ones, 'edit')}.", kind="note")
+            note = f"An earlier round was interrupted; Apply finishes its {plural(open_ones, 'edit')}."
+            if self.said.value != message_html(note, kind="note"):
+                self.said.value = message_html(note, kind="note")
+                self.voice.say(note)
         self.confirming(False)
+
+    def lay_out(self) -> None:
+        """A card for each picture shown. A card belongs to one picture for good: a choice that was made in the browser just before the page
+        was turned arrives here after it, and must not land on another picture. So cards are kept for one more page, then closed."""
+        known = {card.i: card for card in [*self.old, *self.cards]}
+        cards = [known.get(i) or Card(self, i) for i in self.shown]
+        if cards != self.cards:
+            for card in known.values():
+                if card not in self.cards and card not in cards:
+                    card.close()
+            self.old, self.cards = [card for card in self.cards if card not in cards], cards
+        for card in self.cards:
+            card.fill()
+        boxes = tuple(card.box for card in self.cards)
+        if boxes != self.grid.children:
+            self.grid.children = boxes
+
+    def _tell_if_new(self, line: Any, text: str) -> None:
+        if line.value != status_html(text):
+            line.value = status_html(text)
+            self.voice.say(text)
 
     def confirming(self, on: bool) -> None:
         "Show or hide the question."
@@ -310,7 +345,10 @@ class CleanerView:
         deletes, changes = len(c.delete()), len(c.change())
         what = [f"move {plural(deletes, 'file')} to the bin"] * (deletes > 0) + [f"give {plural(changes, 'file')} another class"] * (changes > 0)
         how = "" if c.move else " The labels are not folders, so only the log is written."
-        self.question.value = f'<div class="ck">{" and ".join(what).capitalize() or "Finish the interrupted round"}?{how}&nbsp;</div>'
+        question = f'{" and ".join(what).capitalize() or "Finish the interrupted round"}?{how}'
+        self.question.value = f'<div class="ck">{question}&nbsp;</div>'
+        if on:
+            self.voice.say(question)
         self.confirm.layout.display = "flex" if on else "none"
 
     def apply(self) -> None:
@@ -328,19 +366,22 @@ class CleanerView:
         lines = [message_html(f"{plural(len(good), 'edit')} {done}.{more}", kind="note")]
         lines += [message_html(f"{show_path(o.file)}: {o.problem}.") for o in outcomes if o.problem]
         self.said.value = "".join(lines)
+        self.voice.say(f"{plural(len(good), 'edit')} {done}.")
+        for o in (o for o in outcomes if o.problem):
+            self.voice.say(f"{show_path(o.file)}: {o.problem}.", alert=True)
 
-# %% ../../nbs/api/18d_cleaner.ipynb #f02cd204
+# %% ../../nbs/api/18d_cleaner.ipynb #3a4fd71b
 class Card:
-    "One picture of the page: it is filled anew when the page is turned, so that no widgets pile up."
+    "One picture of the page, and the list under it."
 
     def __init__(
         self,
         view: CleanerView,  # the page
-        place: int,  # which card of the page
+        i: int,  # position of the picture
     ):
         import ipywidgets as w
 
-        self.view, self.place, self.key = view, place, None
+        self.view, self.i, self.key = view, i, None
         self.picture = w.HTML(layout=w.Layout(width="100%"))
         classes = view.cleaner.vocab
         self.options = [("keep", KEEP), ("delete", DELETE), *((f"to: {v}", v) for v in classes)]
@@ -349,13 +390,20 @@ class Card:
         self.box = w.VBox([self.picture, self.pick], layout=w.Layout(width="150px", max_width="calc(50% - 8px)", margin="4px", padding="4px"))
         self.pick.observe(self._picked, names="index")
 
-    def fill(self, i: int) -> None:
-        "Show picture i and what is chosen for it."
-        c = self.view.cleaner
+    def close(self) -> None:
+        "Take the widgets away, in the browser too; a choice that still arrives is for nothing."
+        for part in (self.box, self.picture, self.pick):
+            for each in (part.layout, getattr(part, "style", None), part):
+                if each is not None:
+                    each.close()
+
+    def fill(self) -> None:
+        "Show the picture and what is chosen for it."
+        c, i = self.view.cleaner, self.i
         key = (i, c.fns[i], c.files.labels[i])
         if key != self.key:
             said, sure, loss = c.files.about(i)
-            label, name = c.files.labels[i], c.fns[i].name
+            label, name = c.files.labels[i], printable(c.fns[i].name)
             about = f"{label}; predicted {said} ({percent(sure)}), loss {loss:.2f}"
             self.picture.value = (f'<div class="ck ck-card"><div class="ck-thumb">{thumbnail(c.fns[i], f"{name}, labelled {about}", 150)}</div>'
                                   f"<b>{html.escape(str(label))}</b><br>predicted {html.escape(str(said))}, {html.escape(percent(sure))}<br>"
@@ -364,15 +412,15 @@ class Card:
         self.view.busy = True
         try:
             choice = c.choices.pending.get(i)
-            self.pick.description = "".join(x if x.isprintable() else "?" for x in c.fns[i].name)
+            self.pick.description = printable(c.fns[i].name)
             self.pick.index = 0 if choice is None else 1 if choice[0] == DELETE else 2 + c.vocab.index(choice[1])
             (self.box.remove_class if choice is None else self.box.add_class)("ck-edited")
         finally:
             self.view.busy = False
 
     def _picked(self, change: Any) -> None:
-        if not self.view.busy:  # somebody chose, and not this program
-            c, k, i = self.view.cleaner, change["new"], self.view.shown[self.place]
+        if not self.view.busy and self.i not in self.view.cleaner.files.gone:  # somebody chose, and not this program
+            c, k, i = self.view.cleaner, change["new"], self.i
             choice = None if not k else (DELETE, None) if k == 1 else ("change", self.options[k][1])
             c.choices.choose(i, None if choice == ("change", c.files.labels[i]) else choice)
             self.view.guarded(c.refresh)

@@ -7,17 +7,18 @@ __all__ = ['CURVATURES', 'START', 'FAR', 'PATH', 'LIMIT', 'LINE', 'STOP', 'CHOSE
            'losses_of', 'Plot', 'path_svg', 'loss_svg', 'rates_svg', 'bowl_html', 'curve_html', 'LRExplorer',
            'lr_explorer']
 
-# %% ../../nbs/api/18e_explorer.ipynb #1fefd9e5
+# %% ../../nbs/api/18e_explorer.ipynb #03aef4e6
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..core import check_range
+from ..core import check_range, plural
 from ..learner import Learner
-from .parts import style_sheet
+from .parts import style_sheet, voice
 
 # %% ../../nbs/api/18e_explorer.ipynb #7ecd9994
 CURVATURES = (1.0, 20.0)  # of the valley, along and across
@@ -122,12 +123,14 @@ STOP = f'stroke="{LIMIT}" stroke-width="1.6" stroke-dasharray="5 3"'
 CHOSEN = 'stroke="currentColor" stroke-width="1.6"'
 FAINT = 'stroke="currentColor" stroke-opacity=".35"'
 
-# %% ../../nbs/api/18e_explorer.ipynb #984f52f4
+# %% ../../nbs/api/18e_explorer.ipynb #fc1d5384
 RATES = (1e-4, 1.0)  # the slider's ends
 
 
-def path_svg(path: np.ndarray, alt: str, curvatures: Sequence[float] = CURVATURES) -> str:
+def path_svg(path: np.ndarray, curvatures: Sequence[float] = CURVATURES) -> str:
     "The path on the valley's contour lines."
+    (x0, y0), (x1, y1), n = path[0], path[-1], len(path) - 1
+    alt = f"Contour lines of the valley, and the path from ({x0:.3g}, {y0:.3g}) to ({x1:.3g}, {y1:.3g}) in {plural(n, 'step')}."
     plot, turn = Plot((-6.0, 6.0), (-2.0, 2.0)), np.linspace(0, 2 * math.pi, 73)
     for loss in (0.5, 3.0, 8.0, 17.0):
         rx, ry = (math.sqrt(2 * loss / c) for c in curvatures)
@@ -136,23 +139,28 @@ def path_svg(path: np.ndarray, alt: str, curvatures: Sequence[float] = CURVATURE
     return plot.svg("The path, from the left", alt, "position along the valley")
 
 
-def loss_svg(losses: np.ndarray, alt: str, steps: int) -> str:
+def loss_svg(losses: np.ndarray, steps: int) -> str:
     "The loss after each step."
+    low, high = int(losses.argmin()), int(losses.argmax())
+    alt = f"The loss by step: {losses[0]:.3g} at first, lowest {losses[low]:.3g} at step {low}, highest {losses[high]:.3g} at step {high}."
     plot = Plot((0, steps), (1e-6, 1e4), logy=True)
     plot.line(range(len(losses)), losses, look=LINE)
     return plot.svg("Loss after each step", alt, "step")
 
 
-def rates_svg(lr: float, momentum: float, alt: str, steps: int) -> str:
+def rates_svg(lr: float, momentum: float, steps: int) -> str:
     "The loss after all steps against the rate, with the limit."
     plot, rates = Plot(RATES, (1e-6, 1e4), logx=True, logy=True), np.geomspace(*RATES, 60)
     ends = [min(losses_of(descend(r, momentum, steps=steps))[-1], 1e5) for r in rates]
+    best = int(np.argmin(ends))
+    alt = (f"The loss after {plural(steps, 'step')} by rate: lowest, {ends[best]:.2g}, at {rates[best]:.2g}; marked are the limit, "
+           f"{limit_rate(momentum):.3g}, and the rate chosen, {lr:.4g}.")
     plot.line(rates, ends, look=LINE)
     plot.mark(limit_rate(momentum), f"limit {limit_rate(momentum):.3g}", look=STOP)
     plot.mark(lr, f"{lr:.2g}", look=CHOSEN, row=1)
     return plot.svg(f"Loss after {steps} steps, by rate", alt, "learning rate")
 
-# %% ../../nbs/api/18e_explorer.ipynb #ed59de99
+# %% ../../nbs/api/18e_explorer.ipynb #2e2d1227
 def bowl_html(
     lr: float,  # rate
     momentum: float,  # 0..1
@@ -161,13 +169,16 @@ def bowl_html(
     "The valley at one rate."
     path, limit = descend(lr, momentum, steps=steps), limit_rate(momentum)
     losses = losses_of(path)
-    if lr > limit:
-        went = f"went up to {losses[-1]:.3g} in {len(path) - 1} steps: the rate is over the limit of {limit:.3g}, so the path is thrown out"
+    taken = plural(len(path) - 1, "step")
+    if lr > limit and losses[-1] > losses[0]:
+        went = f"went up to {losses[-1]:.3g} in {taken}: the rate is over the limit of {limit:.3g}, so the path is thrown out"
+    elif lr > limit:
+        went = f"went to {losses[-1]:.3g} in {taken}; the rate is over the limit of {limit:.3g}, so in time it would go up and the path be thrown out"
     else:
-        went = f"went to {losses[-1]:.2g} in {steps} steps; from a rate of {limit:.3g} on it would go up"
-    text = f"At a rate of {lr:.3g} and momentum {momentum:.2g} the loss started at {losses[0]:.3g} and {went}."
-    plots = path_svg(path, text) + loss_svg(losses, text, steps) + rates_svg(lr, momentum, text, steps)
-    return f'<div class="ck"><p role="status" aria-live="polite">{html.escape(text)}</p><div class="ck-plots">{plots}</div></div>'
+        went = f"went to {losses[-1]:.2g} in {taken}; from a rate of {limit:.3g} on it would go up"
+    text = f"At a rate of {lr:.4g} and momentum {momentum:.2g} the loss started at {losses[0]:.3g} and {went}."
+    plots = path_svg(path) + loss_svg(losses, steps) + rates_svg(lr, momentum, steps)
+    return f'<div class="ck"><p>{html.escape(text)}</p><div class="ck-plots">{plots}</div></div>'
 
 
 def curve_html(
@@ -189,10 +200,10 @@ def curve_html(
         else:
             said.append(f"{name} ({rate:.2g}): not tried")
     text = f"Loss by rate: {'; '.join(said)}."
-    return (f'<div class="ck"><p role="status" aria-live="polite">{html.escape(text)}</p>'
+    return (f'<div class="ck"><p>{html.escape(text)}</p>'
             f'<div class="ck-plots">{plot.svg("Rate finder: loss by rate", text, "learning rate")}</div></div>')
 
-# %% ../../nbs/api/18e_explorer.ipynb #087cfd9a
+# %% ../../nbs/api/18e_explorer.ipynb #db9818f3
 class LRExplorer:
     "The widget that `lr_explorer` makes; `widget` is the ipywidgets box, `lr` the rate chosen."
 
@@ -207,14 +218,14 @@ class LRExplorer:
         import ipywidgets as w
 
         look = {"style": {"description_width": "initial"}, "layout": w.Layout(width="100%", max_width="520px")}
-        self.draw, self.page = draw, w.HTML(layout=w.Layout(width="100%"))
+        self.draw, self.page, self.voice = draw, w.HTML(layout=w.Layout(width="100%")), voice()
         self.slider = w.FloatLogSlider(lr, base=10, min=math.log10(rates[0]), max=math.log10(rates[1]), step=0.02,
                                        description="Learning rate", readout_format=".2g", **look)
         self.momentum = w.FloatSlider(momentum or 0.0, min=0.0, max=0.98, step=0.02, description="Momentum", readout_format=".2f", **look)
         sliders = [self.slider] + ([self.momentum] if momentum is not None else [])
         for s in sliders:
             s.observe(self.show, names="value")
-        self.widget = w.VBox([style_sheet(), *sliders, self.page])
+        self.widget = w.VBox([style_sheet(), *sliders, self.page, self.voice])
         self.show()
 
     @property
@@ -225,6 +236,8 @@ class LRExplorer:
     def show(self, change: Any = None) -> None:
         "Draw anew."
         self.page.value = self.draw(self.slider.value, self.momentum.value)
+        if change is not None:
+            self.voice.say(html.unescape(re.search("<p>(.*?)</p>", self.page.value)[1]))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return self.widget._repr_mimebundle_(include=include, exclude=exclude)
@@ -232,7 +245,7 @@ class LRExplorer:
     def __repr__(self) -> str:
         return f"LRExplorer(lr={self.lr:.3g})"
 
-# %% ../../nbs/api/18e_explorer.ipynb #c9c4f462
+# %% ../../nbs/api/18e_explorer.ipynb #6d9ae729
 def lr_explorer(
     learn: Learner | None = None,  # after `lr_find`: its curve; None: a valley
     *,
@@ -243,6 +256,8 @@ def lr_explorer(
     "A slider for the learning rate, and what it does."
     check_range("lr_explorer", "momentum", momentum, 0.0, 0.98)
     check_range("lr_explorer", "steps", steps, 1, 1000)
+    if not isinstance(steps, int):
+        raise ValueError(f"lr_explorer: steps={steps!r}; pass a whole number from 1 to 1000.")
     if learn is None:
         check_range("lr_explorer", "lr", 0.02 if lr is None else lr, *RATES)
         return LRExplorer(lambda rate, m: bowl_html(rate, m, steps), rates=RATES, lr=lr or 0.02, momentum=momentum)

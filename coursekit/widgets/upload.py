@@ -5,24 +5,24 @@
 # %% auto #0
 __all__ = ['SHOWN', 'HEATED', 'Seen', 'heat_picture', 'UploadAndPredict', 'upload_and_predict']
 
-# %% ../../nbs/api/18b_upload.ipynb #ea3bf6fa
+# %% ../../nbs/api/18b_upload.ipynb #f3bc92df
 import html
-import importlib.util
 import io
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
+from ..core import printable
 from ..learner import Learner
 from ..preds import Prediction
 from ..vision.images import MAX_BYTES, ImageError, load_image
 from .dropzone import dropzone
-from .parts import img_tag, jpeg, message_html, overlay, prediction_html, status_html, style_sheet
+from .parts import (img_tag, jpeg, message_html, other_widgets, overlay, percent, prediction_html, status_html,
+                                     style_sheet, voice)
 
-# %% ../../nbs/api/18b_upload.ipynb #0a863971
+# %% ../../nbs/api/18b_upload.ipynb #82c002e0
 SHOWN = 640  # pixels of the longer side of a picture that is shown, at most
 HEATED = 320  # of one with a heat map, at least
 
@@ -33,6 +33,12 @@ class Seen:
     name: str  # the file's name, as its owner gave it
     prediction: Prediction  # of the picture as it was uploaded
     picture: bytes  # a small JPEG of it, upright
+
+    def line(self) -> str:  # such as "photo.jpg: dog 92.0%"
+        "Name and answer in a few words."
+        p = self.prediction.probabilities
+        sure = f" {percent(float(p.max()))}" if isinstance(self.prediction.label, str) and p.ndim == 1 and len(p) > 1 else ""
+        return f"{self.name}: {printable(self.prediction.label)}{sure}"
 
     def html(
         self,
@@ -64,7 +70,7 @@ def heat_picture(
     large = max(1.0, HEATED / max(seen.size))  # what a network sees is small
     return overlay(seen.resize([round(side * large) for side in seen.size], Image.Resampling.BICUBIC), heat.map)
 
-# %% ../../nbs/api/18b_upload.ipynb #17fd39b6
+# %% ../../nbs/api/18b_upload.ipynb #c9ad11f0
 class UploadAndPredict:
     "The widget that `upload_and_predict` makes; `widget` is the ipywidgets box to put into other boxes."
 
@@ -89,20 +95,21 @@ class UploadAndPredict:
             self.uploader.observe(self._uploaded, names="value")
         self.toggle = w.ToggleButton(False, description="Heat map", tooltip="Show what the network looked at", disabled=True)
         self.clear_button = w.Button(description="Clear", tooltip="Take all pictures away", disabled=True)
-        self.status, self.results = w.HTML(status_html("")), w.VBox([])
+        self.status, self.voice, self.results = w.HTML(status_html("")), voice(), w.VBox([])
         self.toggle.observe(self._redraw, names="value")
         self.clear_button.on_click(lambda button: self.clear())
         buttons = w.HBox(([self.toggle] if heat else []) + [self.clear_button])
-        self.widget = w.VBox([style_sheet(), self.uploader, buttons, self.status, self.results])
+        self.widget = w.VBox([style_sheet(), self.uploader, buttons, self.status, self.results, self.voice])
 
     def take(self, name: str, data: bytes) -> None:
         "Predict one file; whatever is wrong with it becomes a line."
-        name = "".join(c if c.isprintable() else "?" for c in name) or "the picture"
+        name = printable(name) or "the picture"
         self.say(f"Looking at {name} ...")
         try:
             img = load_image({"name": name, "content": data}, max_bytes=self.max_bytes, draft_size=SHOWN)
             found = Seen(name, self.learn.predict(data), jpeg(img, SHOWN))  # from the file, as predict(path) would
             self._add(found, self._draw(found))
+            self.voice.say(found.line())
         except ImageError as e:
             self.refuse(str(e))
         except Exception as e:  # a fault of the model: named, and the next file gets its turn
@@ -112,7 +119,9 @@ class UploadAndPredict:
 
     def refuse(self, line: str) -> None:
         "Say what is wrong with a file."
+        line = printable(" ".join(line.split()), width=500)
         self._add(line, message_html(line))
+        self.voice.say(line, alert=True)
 
     def say(self, text: str) -> None:
         "What is being done just now."
@@ -126,6 +135,7 @@ class UploadAndPredict:
             child.close()
         self.results.children = ()
         self.clear_button.disabled = self.toggle.disabled = True
+        self.voice.say("All pictures were taken away.")
 
     def _add(self, found: Any, page: str) -> None:
         import ipywidgets as w
@@ -147,6 +157,7 @@ class UploadAndPredict:
             if isinstance(box.found, Seen):
                 box.value = self._draw(box.found)
         self.say("")
+        self.voice.say("The heat maps are drawn." if self.toggle.value else "The heat maps are gone.")
 
     def _uploaded(self, change: Any) -> None:
         files = self.uploader.value
@@ -167,7 +178,7 @@ class UploadAndPredict:
     def __repr__(self) -> str:
         return f"UploadAndPredict({len(self.seen)} seen, {len(self.refused)} refused)"
 
-# %% ../../nbs/api/18b_upload.ipynb #d494803d
+# %% ../../nbs/api/18b_upload.ipynb #588b6537
 def upload_and_predict(
     learn: Learner,  # an image model: trained, or from `load_learner`
     *,
@@ -185,9 +196,8 @@ def upload_and_predict(
         raise ValueError(f"upload_and_predict: top={top!r}; pass a whole number from 1.")
     if uploader not in ("auto", "drop", "plain"):
         raise ValueError(f"upload_and_predict: uploader={uploader!r} is unknown; use 'auto', 'drop' or 'plain'.")
-    if uploader == "auto":  # Colab shows other people's widgets only after it was told to
-        there = importlib.util.find_spec("anywidget") is not None and "google.colab" not in sys.modules
-        uploader = "drop" if there else "plain"
+    if uploader == "auto":
+        uploader = "drop" if other_widgets() else "plain"
     make = heatmap if callable(heatmap) else heat_picture
     heat = (lambda img: make(learn, img)) if heatmap else None
     return UploadAndPredict(learn, top=top, heat=heat, max_bytes=max_bytes, uploader=uploader)
