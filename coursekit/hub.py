@@ -56,8 +56,8 @@ def model_card(
               'learn.predict("photo.jpg")', "```", ""]
     return "\n".join(lines)
 
-# %% ../nbs/api/18_hub.ipynb #0a4f5695
-class HubError(RuntimeError):
+# %% ../nbs/api/18_hub.ipynb #2c8c9204
+class HubError(OSError):
     "A repository or file of the Hub that cannot be had or written; the message says why and what to do."
 
 
