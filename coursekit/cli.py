@@ -316,7 +316,7 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
     if not dry_run:
         train_model(plan, recipe, target, size=size, bs=bs, precision=precision, cache=None if cache == "none" else cache, say=click.echo)
 
-# %% ../nbs/api/35_cli.ipynb #248c74a8
+# %% ../nbs/api/35_cli.ipynb #56946725
 @main.command()
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True)
@@ -400,6 +400,7 @@ def clean(folder: str, move_to: str | None, copies: bool, as_json: bool) -> None
 
     from coursekit.commands.clean import look_through, move_out
     from coursekit.commands.common import printable
+    from coursekit.core import plural
 
     if copies and not move_to:
         raise click.UsageError("--copies says what to move; give --move-to FOLDER too.")
@@ -416,7 +417,7 @@ def clean(folder: str, move_to: str | None, copies: bool, as_json: bool) -> None
         for first, *rest in found.copies:
             click.echo(f"same  {printable(found.name(first))} = " + ", ".join(printable(found.name(f)) for f in rest))
         click.echo(f"{found.n_files:,} files: {len(found.bad):,} bad, {len(found.spare):,} spare copies"
-                   + (f"; {len(found.links):,} reached by links left out" if found.links else "")
+                   + (f"; {plural(len(found.links), 'link')} left out" if found.links else "")
                    + (f"; {len(moved):,} moved to {printable(move_to)}" if move_to else ""))
     if found.bad and not move_to:
         raise click.exceptions.Exit(1)

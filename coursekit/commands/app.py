@@ -55,7 +55,7 @@ def page_notebook(
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     return json.dumps({"cells": cells, "metadata": {"kernelspec": kernel, "title": title}, "nbformat": 4, "nbformat_minor": 5})
 
-# %% ../../nbs/api/35i_app.ipynb #3a58dfbb
+# %% ../../nbs/api/35i_app.ipynb #76130c27
 def free_port(
     ip: str,  # address to listen at
     port: int,  # 0: any free one
@@ -87,7 +87,7 @@ def few_kernels(
         async def start_kernel(self, **options: Any) -> str:
             async with self.door:
                 if len(self) >= limit:
-                    raise HTTPError(503, reason=f"All {limit} places are taken, try again in some minutes")
+                    raise HTTPError(503, reason=f"Too many visitors ({limit} at a time), try again in some minutes")
                 return str(await super().start_kernel(**options))
 
     return FewKernels

@@ -17,7 +17,7 @@ from ..vision.images import check_images
 from ..vision.own import same_files
 from ..widgets.edits import free_path, move_file
 
-# %% ../../nbs/api/35f_clean.ipynb #d042148c
+# %% ../../nbs/api/35f_clean.ipynb #5af9c2dd
 @dataclass
 class Found:
     "What was found in a folder."
@@ -25,7 +25,7 @@ class Found:
     n_files: int  # looked at
     bad: list[tuple[Path, str]] = field(default_factory=list)  # file and reason
     copies: list[list[Path]] = field(default_factory=list)  # groups of exact copies, the first of each is the one to keep
-    links: list[Path] = field(default_factory=list)  # reached by a link, and left out: the file itself lies elsewhere
+    links: list[Path] = field(default_factory=list)  # left out: links to files, and what a linked folder outside holds
 
     @property
     def spare(self) -> list[Path]:
@@ -43,14 +43,16 @@ def look_through(
     "Decode every picture of a folder and compare their bytes."
     folder = Path(folder)
     found, top = get_image_files(folder), folder.resolve()
-    files = [f for f in found if f.resolve() == top / f.relative_to(folder)]  # not through a link, whether to a file or to a folder
+    real = {f: f.resolve() for f in found if not f.is_symlink()}  # that of a linked folder's files lies elsewhere, maybe outside
+    files = sorted(folder / r.relative_to(top) for r in real.values() if r.is_relative_to(top))
+    links = [f for f in found if f not in real or not real[f].is_relative_to(top)]
     if not files:
         also = f" ({plural(len(found), 'link')} left out)" if found else ""
         raise ValueError(f"there is no picture in {show_path(folder)}{also}; pass the folder that holds them, at any depth.")
     bad = check_images(files)
     broken = {file for file, _ in bad}
     copies = same_files([f for f in files if f not in broken])
-    return Found(folder, len(files), bad, copies, sorted(set(found) - set(files)))
+    return Found(folder, len(files), bad, copies, links)
 
 
 def move_out(
