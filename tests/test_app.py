@@ -29,7 +29,7 @@ class App:
 
 
 @contextmanager
-def app_server(model: str, folder: Path, *, timeout: float = 120) -> Iterator[App]:
+def app_server(model: str, folder: Path, *, timeout: float = 300) -> Iterator[App]:
     """`coursekit app MODEL` as typed in `folder`; ended by Ctrl-C."""
     port, log = free_port(), folder / "app.log"
     (folder / "tmp").mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def visitor(chromium: str, url: str, *, width: int = 1280, height: int = 900) ->
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         try:
             page.goto(url, wait_until="domcontentloaded")
             page.get_by_text("Choose pictures").wait_for()
@@ -118,7 +118,7 @@ def test_upload_to_the_app(tmp_path: Path, chromium: str) -> None:
 
 def fetch(url: str) -> tuple[int, str]:
     try:
-        with OPENER.open(url, timeout=60) as reply:
+        with OPENER.open(url, timeout=120) as reply:
             return int(reply.status), reply.read().decode(errors="replace")
     except urllib.error.HTTPError as e:
         return e.code, e.read().decode(errors="replace")

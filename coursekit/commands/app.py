@@ -55,7 +55,7 @@ def page_notebook(
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     return json.dumps({"cells": cells, "metadata": {"kernelspec": kernel, "title": title}, "nbformat": 4, "nbformat_minor": 5})
 
-# %% ../../nbs/api/35i_app.ipynb #76130c27
+# %% ../../nbs/api/35i_app.ipynb #9383e83e
 def free_port(
     ip: str,  # address to listen at
     port: int,  # 0: any free one
@@ -84,7 +84,7 @@ def few_kernels(
     class FewKernels(AsyncMappingKernelManager):
         door = asyncio.Lock()  # one starts at a time, so that they are counted right
 
-        async def start_kernel(self, **options: Any) -> str:
+        async def start_kernel(self, **options: Any) -> str:  # type: ignore[override]  # the base class declares the blocking one
             async with self.door:
                 if len(self) >= limit:
                     raise HTTPError(503, reason=f"Too many visitors ({limit} at a time), try again in some minutes")
