@@ -19,11 +19,11 @@ from .core import coursekit_home, show_path
 from .data.external import Check, Digest, DownloadError, fetch_file
 from .export import Exported, read_export
 
-# %% ../nbs/api/15c_address.ipynb #d7c4752c
+# %% ../nbs/api/15c_address.ipynb #f6450350
 MAX_MODEL = 4 * 2**30  # bytes: no larger file is downloaded
 
 
-class HubError(RuntimeError):
+class HubError(OSError):
     "A repository or file of the Hub that cannot be had or written; the message says why and what to do."
 
 

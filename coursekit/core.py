@@ -94,15 +94,19 @@ def plural(
     "`1 picture`, `2 pictures`, `1,200 pictures`."
     return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
 
-# %% ../nbs/api/00_core.ipynb #02af6bf6
+# %% ../nbs/api/00_core.ipynb #18d758f1
 def default_device() -> torch.device:  # "cuda", "mps" or "cpu"
     "The device models run on unless told otherwise: `$COURSEKIT_DEVICE`, else CUDA, else MPS, else the CPU."
     name = os.environ.get("COURSEKIT_DEVICE", "")
     if name:
         try:
-            return torch.device(name)
+            device = torch.device(name)
         except RuntimeError as e:
-            raise ValueError(f"COURSEKIT_DEVICE={name!r} is no device; use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from e
+            raise ValueError(f"COURSEKIT_DEVICE={name!r} is no device; unset it, or use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from e
+        count = {"cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}.get(device.type)
+        if count is not None and (device.index or 0) >= count():
+            raise ValueError(f"COURSEKIT_DEVICE={name!r} is not on this machine, or its driver is missing; unset COURSEKIT_DEVICE, or use 'cpu'.")
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "coursekit"
 NBS = ROOT / "nbs"
-HAND_WRITTEN = ("__init__.py", "all.py")  # names of modules that no notebook exports
+HAND_WRITTEN = ("__init__.py", "__main__.py", "all.py")  # names of modules that no notebook exports
 
 
 def notebooks(*folders: str) -> list[Path]:

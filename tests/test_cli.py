@@ -21,7 +21,9 @@ from PIL import Image
 
 from coursekit import cli, doctor
 from coursekit.commands.notebooks import output_text
+from coursekit.hub import HubError
 from coursekit.learner import Learner
+from coursekit.vision.models import WeightsError
 
 
 def coursekit(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
@@ -34,16 +36,19 @@ def python_path() -> dict[str, str]:
 
 
 def invoke(*args: str | Path, **more: str) -> Result:
-    return CliRunner().invoke(cli.main, [str(a) for a in args], **more)
+    return CliRunner().invoke(cli.main, [str(a) for a in args], prog_name="coursekit", **more)
 
 
 def assert_one_line(done: Result, *, code: int = 1, says: str) -> None:
     """A user's error: the exit code, one line on the error channel, no traceback."""
     assert done.exit_code == code, done.output
-    assert "Traceback" not in done.output
-    last = done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.output and "unexpected " not in done.stderr, done.stderr
     assert says in " ".join(done.stderr.split()), done.stderr
-    assert last.startswith("coursekit: " if code == 1 else "Error: ") or code == 2, done.stderr
+    lines = done.stderr.splitlines()
+    if code == 1:
+        assert len(lines) == 1 and lines[0].startswith("coursekit: "), done.stderr
+    else:  # the usage comes before, and click wraps what is long
+        assert lines[0].startswith("Usage: coursekit ") and any(line.startswith("Error: ") for line in lines), done.stderr
 
 
 @pytest.fixture
@@ -122,7 +127,8 @@ def test_a_bug_is_one_line_and_a_traceback_with_debug(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(doctor, "report", broken)
     done = invoke("doctor")
-    assert_one_line(done, says="unexpected KeyError: 'nobody thought of this' (`coursekit --debug ...` shows where it comes from)")
+    said = "coursekit: unexpected KeyError: 'nobody thought of this' (`coursekit --debug ...` shows where it comes from)\n"
+    assert (done.exit_code, done.stderr) == (1, said)
     assert isinstance(invoke("--debug", "doctor").exception, KeyError)
 
 
@@ -131,6 +137,9 @@ def test_a_bug_is_one_line_and_a_traceback_with_debug(monkeypatch: pytest.Monkey
     (FileNotFoundError(2, "No such file or directory", "x.ck"), "coursekit: x.ck: No such file or directory"),
     (FloatingPointError("the loss is nan"), "coursekit: the loss is nan"),
     (MemoryError(), "coursekit: MemoryError"),
+    (ValueError("a\x1b[2Jb"), "coursekit: a?[2Jb"),
+    (WeightsError("no weights"), "coursekit: no weights"),
+    (HubError("no repository"), "coursekit: no repository"),
 ])  # fmt: skip
 def test_errors_are_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, said: str) -> None:
     def broken() -> list[str]:
@@ -185,6 +194,20 @@ def test_doctor_survives_what_it_is_to_diagnose(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv(name, value)
     done = invoke("doctor")
     assert done.exit_code == 0 and "Traceback" not in done.output and "secret" not in done.output
+    if env.get("COURSEKIT_DEVICE") == "gpu":
+        assert "-> COURSEKIT_DEVICE='gpu' is no device; unset it" in done.output
+
+
+def test_a_device_that_is_not_here(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_DEVICE", "cuda:99")
+    monkeypatch.setattr(doctor, "network", lambda: False)
+    assert "-> COURSEKIT_DEVICE='cuda:99' is not on this machine, or its driver is missing; unset COURSEKIT_DEVICE" in invoke("doctor").output
+    assert_one_line(invoke("predict", "cifar10", photos), says="unset COURSEKIT_DEVICE, or use 'cpu'")
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "coursekit", "--version"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout.startswith("coursekit, version ")
 
 
 def test_doctor_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,7 +260,7 @@ def test_run_fails_shortly(notebook: Path, tmp_path: Path, monkeypatch: pytest.M
     assert done.exit_code == 1
     assert "code cell 2 of 3" in done.stderr and "math.sqrt(-1)" in done.stderr and "ValueError: " in done.stderr
     assert "Traceback" not in done.output and len(done.stderr.splitlines()) < 10, done.stderr
-    kept = tmp_path / "home" / "runs" / "03_sums" / "03_sums.ipynb"
+    (kept,) = (tmp_path / "home" / "runs").glob("03_sums-*/03_sums.ipynb")
     assert "Traceback" in kept.read_text(), "the whole traceback is not in the executed copy"
 
 
@@ -245,7 +268,68 @@ def test_what_is_no_lesson(tmp_path: Path) -> None:
     assert_one_line(invoke("run", "99"), says="there is no lesson or notebook '99'; there are ")
     assert_one_line(invoke("run", "01_image_clasification"), says="did you mean '01_image_classification'?")
     (tmp_path / "bad.ipynb").write_text("no notebook")
-    assert_one_line(invoke("run", tmp_path / "bad.ipynb", "--out", tmp_path / "out"), says="Notebook")
+    assert_one_line(invoke("run", tmp_path / "bad.ipynb", "--out", tmp_path / "out"), says="bad.ipynb is no notebook")
+    (tmp_path / "bad.ipynb").write_text('{"metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    assert_one_line(invoke("run", tmp_path / "bad.ipynb", "--out", tmp_path / "out"), says="it lists no cells")
+    assert_one_line(invoke("run", ""), says="there is no lesson or notebook ''")
+    assert_one_line(invoke("run", "1", "--timeout", "1.5"), code=2, says="'1.5' is not a valid integer")
+
+
+def test_ctrl_c_while_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
+    """To the whole group, as a terminal sends it: no traceback, and what was run is kept."""
+    import nbformat
+
+    nb = nbformat.read(notebook, as_version=4)
+    nb.cells[2].source = "import time\ntime.sleep(100)"
+    nbformat.write(nb, notebook)
+    script = Path(sys.executable).with_name("coursekit")
+    run = subprocess.Popen([str(script), "run", str(notebook), "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True, start_new_session=True)
+    assert run.stdout is not None
+    said = ""
+    while "[2/3]" not in said:
+        more = run.stdout.read(1)
+        assert more, said
+        said += more
+    os.killpg(run.pid, signal.SIGINT)
+    out, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and err == "coursekit: stopped\n", (run.returncode, out, err)
+    assert "stopped; what was run: " in out
+    kept = nbformat.read(tmp_path / "out" / notebook.name, as_version=4)
+    assert next(c.execution_count for c in kept.cells if c.cell_type == "code") == 1 and kept.metadata["coursekit"]["failed"]
+
+
+def test_the_list_survives_what_lies_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notebook: Path) -> None:
+    from coursekit.commands.lessons import list_lessons, run_folder, run_state
+
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
+    first = list_lessons()[0]
+    file = run_folder(first.path) / first.path.name
+    file.parent.mkdir(parents=True)
+    for text in ("no notebook", "[]", '{"cells": []}', '{"cells": [], "metadata": {"coursekit": 3}}', '{"cells": [], "metadata": {}}'):
+        file.write_text(text)
+        assert run_state(first) == "not known" and invoke("lessons").exit_code == 0
+    other = tmp_path / first.path.name  # somebody's notebook that is called like the lesson
+    notebook.rename(other)
+    assert run_folder(other) != run_folder(first.path)
+
+
+def test_lab_finds_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`!coursekit` in a notebook is found where the environment is not active."""
+    from coursekit.commands import lessons
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    program = "import os, shutil; assert shutil.which('coursekit'), os.environ['PATH']"
+    if os.name == "posix":
+        began: list[dict[str, str]] = []
+        monkeypatch.setattr(lessons.os, "execve", lambda path, command, env: began.append(env))
+        with pytest.raises(SystemExit) as e:  # the process was not replaced, so the other way follows
+            lessons.replace_process([sys.executable, "-c", program])
+        assert began[0]["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    else:
+        with pytest.raises(SystemExit) as e:
+            lessons.replace_process([sys.executable, "-c", program])
+    assert e.value.code == 0
 
 
 def test_lab_is_started_at_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,13 +381,17 @@ def test_clearing_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     outside = tmp_path / "mine"
     outside.mkdir()
     (outside / "photo.jpg").write_text("keep me")
-    for part in ("samples", "data", "models", "runs"):
+    for part in ("samples", "data", "models", "runs", "own/photos-1", "cache"):
         (tmp_path / "home" / part).mkdir(parents=True)
     (tmp_path / "home" / "data" / "camvid").symlink_to(outside)
     (tmp_path / "home" / "models" / "w.pth").write_text("weights")
+    (tmp_path / "home" / "own" / "photos-1" / "a.png").write_bytes(bytes(200_000))
+    (tmp_path / "home" / "cache" / "0f.samples").write_bytes(bytes(300_000))
+    assert "unpacked 0.2 MB, prepared 0.3 MB" in invoke("data", "list").output
     done = invoke("data", "clear", "--yes")
     assert done.exit_code == 0, done.output
     assert (outside / "photo.jpg").exists() and (tmp_path / "home" / "models" / "w.pth").exists() and not (tmp_path / "home" / "data" / "camvid").exists()
+    assert not any((tmp_path / "home" / "own").iterdir()) and not any((tmp_path / "home" / "cache").iterdir())
 
 
 def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,12 +436,58 @@ def test_the_settings_reach_the_learner(photos: Path, tmp_path: Path, monkeypatc
     assert asked == {"epochs": 7, "base_lr": 8e-3, "lr_mult": 5, "size": 48, "bs": 4, "precision": "fp32", "cache": None, "n_valid": 6}
 
 
+def test_ctrl_c_keeps_the_model(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = Learner.fit_one_cycle
+
+    def stopped_in_the_second(self: Learner, epochs: int, *args: object, **options: object) -> None:
+        whole(self, 1, *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "fit_one_cycle", stopped_in_the_second)
+    done = invoke("train", "photos", "--size", "32", "--epochs", "9")
+    assert done.exit_code == 130 and done.output.splitlines()[-2:] == ["stopped after 1 epoch, wrote model.ck", "coursekit: stopped"], done.output
+    assert invoke("predict", "model.ck", "photos").exit_code == 0
+
+
+def test_weights_that_cannot_be_had(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path))
+    done = invoke("train", "photos", "--arch", "resnet18")
+    assert_one_line(done, says="train from scratch with --from-scratch")
+    assert "pretrained=" not in done.stderr and "vision_learner" not in done.stderr
+
+
+def test_pictures_too_small_for_a_network(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = invoke("train", "photos", "--arch", "alexnet", "--size", "16", "--from-scratch")
+    assert_one_line(done, says="alexnet cannot take pictures of 16 pixels")
+
+
+def test_names_that_steer_a_terminal_are_not_offered(photos: Path, tmp_path: Path) -> None:
+    from coursekit.commands.train import next_line
+    from coursekit.vision.own import plan_data
+
+    (photos / "day").rename(photos / "d\x1b[31may")
+    (photos / "night").rename(photos / "n\x1b[31might")
+    plan = plan_data(photos)
+    assert next_line(plan, tmp_path / "m.ck") == ""
+    (photos / "n\x1b[31might").rename(photos / "night")
+    plan = plan_data(photos)
+    assert "/night/night" in next_line(plan, tmp_path / "m.ck")
+    for file in (photos / "night").iterdir():
+        file.unlink()
+    assert next_line(plan, tmp_path / "m.ck") == "", "a file is offered that is not there any more"
+
+
 def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile("photos.zip", "w") as z:
         for file in photos.rglob("*.png"):
             z.write(file, file.relative_to(photos))
     Path("labels.csv").write_text("name,kind\n" + "".join(f"photos/{f.parent.name}/{f.name},{f.parent.name}\n" for f in sorted(photos.rglob("*.png"))))
+    Path("model.ck").write_text("an older one")
     before = sorted(tmp_path.iterdir())
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path.parent / f"{tmp_path.name}-home"))
     for source in ("photos", "photos.zip", "labels.csv"):
@@ -367,6 +501,9 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, monkeypatch: pyt
     (["--epochs", "0"], 2, "0 is not in the range"),
     (["--epochs", "many"], 2, "'many' is not a valid integer"),
     (["--lr", "-1"], 2, "-1.0 is not in the range"),
+    (["--lr", "nan"], 2, "nan is no number"),
+    (["--valid-pct", "nan"], 2, "nan is no number"),
+    (["--seed", "1" + 23 * "0"], 2, "is not in the range"),
     (["--arch", "resnet19"], 2, "did you mean 'resnet18'"),
     (["--cache", "ram"], 2, "'ram' is not one of"),
     (["--out", "nowhere/model.ck"], 2, "there is no folder"),
@@ -407,6 +544,7 @@ def test_bad_files_are_named_and_the_others_predicted(photos: Path, spoilt: Path
     assert done.exit_code == 1
     told = {Path(x["file"]).name: x for x in map(json.loads, done.stdout.splitlines())}
     assert {n for n, x in told.items() if "error" in x} == {*BAD, "no.jpg"}
+    assert all(isinstance(x["prediction"], str) for x in told.values() if "error" not in x)
     good = [x for x in told.values() if "error" not in x]
     assert len(good) == 7 and all(len(x["top"]) == 2 and x["prediction"] == x["top"][0]["class"] for x in good)
     for name, why in {**BAD, "no.jpg": "does not exist"}.items():
@@ -431,7 +569,26 @@ def test_names_that_steer_a_terminal(tmp_path: Path) -> None:
 def test_folders_and_patterns_without_pictures(tmp_path: Path) -> None:
     done = invoke("predict", "cifar10", tmp_path, f"{tmp_path}/*.jpg")
     assert done.exit_code == 1 and "is a folder without pictures" in done.stderr and "matches no file" in done.stderr
+    told = list(map(json.loads, invoke("predict", "cifar10", tmp_path, f"{tmp_path}/*.jpg", "--json").stdout.splitlines()))
+    assert told == [{"file": str(tmp_path), "error": "is a folder without pictures"}, {"file": f"{tmp_path}/*.jpg", "error": "matches no file"}]
+    rows = list(csv.reader(invoke("predict", "cifar10", f"{tmp_path}/*.jpg", "--csv", "--top", "1").stdout.splitlines()))
+    assert rows[1] == [f"{tmp_path}/*.jpg", "", "", "", "matches no file"]
     assert invoke("predict", "cifar10").exit_code == 2
+
+
+def test_cells_that_a_spreadsheet_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "=1+1,@x.png"
+    Image.new("RGB", (9, 9)).save(name)
+    rows = list(csv.reader(invoke("predict", "--csv", "--top", "1", "cifar10", "--", name, "-.jpg").stdout.splitlines()))
+    assert [r[0] for r in rows[1:]] == [f"'{name}", "'-.jpg"]
+
+
+def test_a_folder_is_no_model(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder called cifar10 lies about; the model of that name is there all the same."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cifar10").mkdir()
+    assert invoke("predict", "cifar10", photos / "day" / "day0.png").exit_code == 0
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x08builtins\x94.", b"PK\x03\x04" + bytes(40), b"hello", b""],
@@ -467,6 +624,74 @@ def test_clean(photos: Path, spoilt: Path, tmp_path: Path) -> None:
     assert_one_line(invoke("clean", tmp_path / "nowhere"), code=2, says="does not exist")
     (tmp_path / "empty").mkdir()
     assert_one_line(invoke("clean", tmp_path / "empty"), says="there is no picture in")
+
+
+def test_clean_and_links(photos: Path, tmp_path: Path) -> None:
+    """A link is no copy, and a file that is reached through one lies elsewhere: neither is moved."""
+    real, outside = photos / "day" / "day0.png", tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "mine.png").write_text("not a picture, and not in the folder")
+    (photos / "alias.png").symlink_to(real)
+    (photos / "linked").symlink_to(outside)
+    (photos / "again").symlink_to(photos / "night")
+    done = invoke("clean", photos, "--move-to", tmp_path / "bin", "--copies")
+    assert done.exit_code == 0 and "12 files: 0 bad, 0 spare copies; 2 links left out; 0 moved" in done.output, done.output
+    assert real.exists() and (outside / "mine.png").exists() and (photos / "alias.png").is_symlink()
+
+
+def test_clean_tells_what_was_moved_before_an_error(photos: Path, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coursekit.commands import clean
+
+    move, moved = clean.move_file, []
+
+    def full(old: Path, new: Path) -> None:
+        if len(moved) == 2:
+            raise OSError(28, "No space left on device", str(new))
+        moved.append(old)
+        move(old, new)
+
+    monkeypatch.setattr(clean, "move_file", full)
+    for how in ([], ["--json"]):
+        moved.clear()
+        done = invoke("clean", spoilt, "--move-to", tmp_path / f"bin{len(how)}", *how)
+        if not how:
+            assert done.exit_code == 1 and [x.split()[1] for x in done.stdout.splitlines()] == [f.name for f in moved] and len(moved) == 2
+            assert_one_line(done, says="No space left on device")
+        else:  # the two that are left
+            assert done.exit_code == 0 and len(json.loads(done.stdout)["moved"]) == 2 and len(done.stderr.splitlines()) == 2
+    assert_one_line(invoke("clean", photos, "--copies"), code=2, says="give --move-to FOLDER too")
+
+
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = invoke("app", "cifar10", "--ip", "192.0.2.1", "--port", "0", "--no-browser")
+    assert_one_line(bad, says="192.0.2.1 is no address of this machine")
+    assert "--port" not in bad.stderr
+    assert_one_line(invoke("app", "cifar10", "--idle-minutes", "nan"), code=2, says="nan is no number")
+
+
+def test_visitors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many who come at once get no more kernels than are allowed, the others a page that says so."""
+    import asyncio
+
+    from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
+    from tornado.web import HTTPError
+
+    from coursekit.commands.app import few_kernels
+
+    async def start(self: AsyncMappingKernelManager, **options: object) -> str:
+        await asyncio.sleep(0.01)
+        self._kernels[str(len(self))] = None
+        return "started"
+
+    monkeypatch.setattr(AsyncMappingKernelManager, "start_kernel", start)
+
+    async def come(n: int) -> list[object]:
+        manager = few_kernels(3)()
+        return await asyncio.gather(*(manager.start_kernel() for _ in range(n)), return_exceptions=True)
+
+    got = asyncio.run(come(10))
+    refused = [x for x in got if isinstance(x, HTTPError)]
+    assert got.count("started") == 3 and len(refused) == 7 and refused[0].status_code == 503 and "(3 at a time)" in str(refused[0].reason)
 
 
 def test_a_port_in_use() -> None:
@@ -509,12 +734,13 @@ def test_voila_takes_the_settings(tmp_path: Path) -> None:
     (tmp_path / "app.ipynb").write_text(page_notebook())
     before = signal.getsignal(signal.SIGTERM)
     try:
-        server = Voila(config=Config(server_settings(ip="127.0.0.1", port=8866, browser=False, idle_minutes=2)))
+        server = Voila(config=Config(server_settings(ip="127.0.0.1", port=8866, browser=False, idle_minutes=2, max_visitors=3)))
         server.initialize([str(tmp_path / "app.ipynb")])
         server.connection_dir = str(tmp_path)
         manager = server.init_settings()["kernel_manager"]
     finally:
         signal.signal(signal.SIGTERM, before)
+    assert any(base.__name__ == "FewKernels" for base in type(manager).__mro__), "kernels are not counted"
     assert (manager.cull_idle_timeout, manager.cull_connected, manager.cull_interval) == (120, True, 30)
     assert set(manager.allowed_message_types) == {"comm_open", "comm_close", "comm_msg", "comm_info_request", "kernel_info_request", "shutdown_request"}
     voila = server.voila_configuration

@@ -22,7 +22,7 @@ LAYERS = {
     "callbacks": 4, "hooks": 4, "interpret": 4, "embeddings": 4, "hub": 4,
     "vision": 5, "text": 5, "tabular": 5, "collab": 5,
     "widgets": 6, "exercises": 6, "lesson_checks": 6, "distributed": 6, "cli": 6, "commands": 6, "doctor": 6, "testing": 6, "v1": 6,
-    "vision.all": 6, "text.all": 6, "tabular.all": 6, "collab.all": 6,
+    "__main__": 6, "vision.all": 6, "text.all": 6, "tabular.all": 6, "collab.all": 6,
 }  # fmt: skip
 APPLICATIONS = ("vision", "text", "tabular", "collab")
 

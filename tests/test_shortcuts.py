@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import CI, missing
 from helpers import NBS
 from notebooks import read
 
@@ -48,7 +49,7 @@ def installed() -> dict[str, list[dict]]:
         for shortcut in json.loads(schema.read_text(encoding="utf-8")).get("jupyter.lab.shortcuts", []):
             found.setdefault(shortcut["command"], []).append(shortcut)
     if not found:
-        pytest.skip(f"no settings of JupyterLab below {sys.prefix}")
+        missing(f"no settings of JupyterLab below {sys.prefix}", must=CI)
     return found
 
 

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['Found', 'look_through', 'move_out']
 
-# %% ../../nbs/api/35f_clean.ipynb #68eb4d4a
+# %% ../../nbs/api/35f_clean.ipynb #0c4afa70
 import os
-import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import show_path
+from ..core import plural, show_path
 from ..data.items import get_image_files
 from ..vision.images import check_images
 from ..vision.own import same_files
+from ..widgets.edits import free_path, move_file
 
-# %% ../../nbs/api/35f_clean.ipynb #903f04ca
+# %% ../../nbs/api/35f_clean.ipynb #5af9c2dd
 @dataclass
 class Found:
     "What was found in a folder."
@@ -24,6 +25,7 @@ class Found:
     n_files: int  # looked at
     bad: list[tuple[Path, str]] = field(default_factory=list)  # file and reason
     copies: list[list[Path]] = field(default_factory=list)  # groups of exact copies, the first of each is the one to keep
+    links: list[Path] = field(default_factory=list)  # left out: links to files, and what a linked folder outside holds
 
     @property
     def spare(self) -> list[Path]:
@@ -40,12 +42,17 @@ def look_through(
 ) -> Found:
     "Decode every picture of a folder and compare their bytes."
     folder = Path(folder)
-    files = get_image_files(folder)
+    found, top = get_image_files(folder), folder.resolve()
+    real = {f: f.resolve() for f in found if not f.is_symlink()}  # that of a linked folder's files lies elsewhere, maybe outside
+    files = sorted(folder / r.relative_to(top) for r in real.values() if r.is_relative_to(top))
+    links = [f for f in found if f not in real or not real[f].is_relative_to(top)]
     if not files:
-        raise ValueError(f"there is no picture in {show_path(folder)}; pass the folder that holds them, at any depth.")
+        also = f" ({plural(len(found), 'link')} left out)" if found else ""
+        raise ValueError(f"there is no picture in {show_path(folder)}{also}; pass the folder that holds them, at any depth.")
     bad = check_images(files)
     broken = {file for file, _ in bad}
-    return Found(folder, len(files), bad, same_files([f for f in files if f not in broken]))
+    copies = same_files([f for f in files if f not in broken])
+    return Found(folder, len(files), bad, copies, links)
 
 
 def move_out(
@@ -53,6 +60,7 @@ def move_out(
     bin_folder: str | os.PathLike,  # where to; made when missing; outside of the folder that was looked through
     *,
     copies: bool = False,  # the spare copies too
+    say: Callable[[Path, Path], None] = lambda old, new: None,  # is told of each file that was moved: an error may follow
 ) -> list[tuple[Path, Path]]:  # from, to
     "Move the bad files out of a folder, to the same places below another; nothing is written over."
     target = Path(bin_folder).expanduser()
@@ -60,11 +68,8 @@ def move_out(
         raise ValueError(f"{show_path(target)} lies in the folder that is cleaned, where its pictures would be found again; pass one outside of it.")
     pairs = []
     for file in [*(f for f, _ in found.bad), *(found.spare if copies else [])]:
-        new, n = target / found.name(file), 1
-        while new.exists():
-            n += 1
-            new = (target / found.name(file)).with_stem(f"{file.stem}-{n}")
-        new.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(file, new)
+        new = free_path(target / found.name(file))
+        move_file(file, new)
+        say(file, new)
         pairs.append((file, new))
     return pairs

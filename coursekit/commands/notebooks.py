@@ -7,9 +7,13 @@ __all__ = ['ANSI', 'DIRECTIVE', 'first_line', 'shorten', 'is_left_alone', 'has_t
            'last_output_line', 'results', 'NotebookFailed', 'kernel_env', 'describe_failure', 'make_client',
            'execute_notebook']
 
-# %% ../../nbs/api/35b_notebooks.ipynb #814c10c8
+# %% ../../nbs/api/35b_notebooks.ipynb #66f78469
+import asyncio
+import contextlib
+import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -156,7 +160,7 @@ def describe_failure(
         lines.append(f"  {type(error).__name__}: {ANSI.sub('', str(error)).strip()[-1500:]}")
     return "\n".join(lines)
 
-# %% ../../nbs/api/35b_notebooks.ipynb #358ffde6
+# %% ../../nbs/api/35b_notebooks.ipynb #69113cc5
 def make_client(
     nb: Any,  # the notebook
     *,
@@ -171,7 +175,20 @@ def make_client(
     total = sum(c.cell_type == "code" for c in nb.cells)
 
     class Client(NotebookClient):
-        count, running = 0, -1
+        count, running, stopped = 0, -1, False
+
+        async def async_start_new_kernel(self, **kwargs: Any) -> None:
+            # nbclient's own answer to Ctrl-C takes the kernel away and then waits for it: it was put in place just before this
+            task, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+            def stop() -> None:
+                self.stopped = True
+                if task is not None:
+                    task.cancel()
+
+            with contextlib.suppress(RuntimeError):  # Windows, or not the main thread
+                loop.add_signal_handler(signal.SIGINT, stop)
+            await super().async_start_new_kernel(**kwargs)
 
         async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
             if cell.cell_type != "code":
@@ -187,14 +204,14 @@ def make_client(
             try:
                 done = await super().async_execute_cell(cell, cell_index, *args, **kwargs)
             except BaseException:
-                say(f" {time.perf_counter() - start:6.1f} s  FAILED\n")
+                say(f" {time.perf_counter() - start:6.1f} s  {'stopped' if self.stopped else 'FAILED'}\n")
                 raise
             last = last_output_line(cell)
             say(f" {time.perf_counter() - start:6.1f} s{'  ' + shorten(last, 70) if last else ''}\n")
             return done
 
     # What kernels log about their transport is nothing to act upon; errors and Python's warnings are shown.
-    return Client(nb, timeout=timeout, kernel_name="python3", record_timing=False,
+    return Client(nb, timeout=math.ceil(timeout), kernel_name="python3", record_timing=False,
                   extra_arguments=["--IPKernelApp.log_level=40"], resources={"metadata": {"path": str(cwd)}})
 
 
@@ -208,7 +225,7 @@ def execute_notebook(
     say: Callable[[str], None] | None = None,  # is told of each cell; None: nobody
     trace: int = 30,  # lines of a failure's traceback
 ) -> float:  # seconds
-    "Run every code cell in one fresh kernel; raises `NotebookFailed`, with what was run so far in `nb`."
+    "Run every code cell in one fresh kernel; raises `NotebookFailed`, or after Ctrl-C `KeyboardInterrupt`, with what was run so far in `nb`."
     from nbclient.exceptions import CellControlSignal, CellTimeoutError, DeadKernelError
 
     for cell in nb.cells:
@@ -218,7 +235,9 @@ def execute_notebook(
     start = time.perf_counter()
     try:
         client.execute(env=kernel_env())
-    except (CellControlSignal, CellTimeoutError, DeadKernelError, RuntimeError) as error:
+    except (CellControlSignal, CellTimeoutError, DeadKernelError, RuntimeError, asyncio.CancelledError) as error:
+        if client.stopped:
+            raise KeyboardInterrupt from None
         seconds = time.perf_counter() - start
         raise NotebookFailed(describe_failure(name, nb, client.running, error, seconds=seconds, trace=trace)) from None
     return time.perf_counter() - start

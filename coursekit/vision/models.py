@@ -203,8 +203,8 @@ def vision_groups(
     body, head = model
     return [*(body.groups() if isinstance(body, TimmBody) else body), head]
 
-# %% ../../nbs/api/23_models.ipynb #8f703772
-class WeightsError(RuntimeError):
+# %% ../../nbs/api/23_models.ipynb #53a6fd98
+class WeightsError(OSError):
     "Published weights that cannot be had."
 
 

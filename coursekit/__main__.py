@@ -1,0 +1,5 @@
+"""`python -m coursekit`: the command, also where the environment's folder of programs is not on PATH."""
+
+from coursekit.cli import main
+
+main(prog_name="coursekit")
