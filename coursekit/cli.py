@@ -25,7 +25,7 @@ def one_line(
     error: BaseException,  # what went wrong
 ) -> str:
     "An exception as a sentence."
-    from coursekit.commands.common import printable  # names of files and classes are in it
+    from coursekit.core import printable  # names of files and classes are in it
 
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return printable(f"{error.filename}: {error.strerror}", width=4096)
@@ -335,7 +335,8 @@ def predict(model: str, files: tuple[str, ...], top: int, how: str | None) -> No
       coursekit predict model.ck photos/ --json
       coursekit predict model.ck "photos/**/*.jpg" --csv --top 1 > all.csv
     """
-    from coursekit.commands.common import find_pictures, load_model, printable
+    from coursekit.commands.common import find_pictures, load_model
+    from coursekit.core import printable
     from coursekit.commands.predict import FilePrediction, csv_line, json_line, predict_files, table_line
 
     found, bad = find_pictures(files)
@@ -399,7 +400,7 @@ def clean(folder: str, move_to: str | None, copies: bool, as_json: bool) -> None
     import json
 
     from coursekit.commands.clean import look_through, move_out
-    from coursekit.commands.common import printable
+    from coursekit.core import printable
     from coursekit.core import plural
 
     if copies and not move_to:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .common import load_model, printable, require
-from ..core import show_path
+from .common import load_model, require
+from ..core import printable, show_path
 
 # %% ../../nbs/api/35i_app.ipynb #108318e0
 MODEL_VARIABLE = "COURSEKIT_APP_MODEL"  # what the kernel of a page reads

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .common import printable
+from ..core import printable
 from ..learner import Learner
 from ..vision.images import check_images
 

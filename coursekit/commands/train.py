@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from ..callback import Callback
-from .common import printable
-from ..core import plural, show_path
+from ..core import plural, printable, show_path
 from ..data.block import CategoryBlock, MultiCategoryBlock
 from ..interpret import ClassificationInterpretation
 from ..learner import Learner

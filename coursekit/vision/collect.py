@@ -28,12 +28,12 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from PIL import Image
 
-from ..core import atomic_file, check_range, cpu_cores, plural, show_path
+from ..core import atomic_file, check_range, cpu_cores, plural, printable, show_path
 from ..data.external import DownloadError, is_safe, safe_opener
 from ..data.items import get_image_files
 from ..progress import progress_bar
 from ..show import Table
-from .images import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, _hush, _open, _printable, load_image
+from .images import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, _hush, _open, load_image
 
 # %% ../../nbs/api/20b_collect.ipynb #a27e1296
 @dataclass
@@ -46,7 +46,7 @@ class ResizeReport:
 
     def table(self) -> Table:
         "The refused files and the reasons."
-        return Table([(_printable(show_path(f)), why) for f, why in self.bad], ("file", "why"), caption=self.line())
+        return Table([(printable(show_path(f)), why) for f, why in self.bad], ("file", "why"), caption=self.line())
 
     def to_df(self):
         "The refused files and the reasons as a pandas DataFrame."
@@ -305,15 +305,15 @@ def _fetch(
         if not late.is_set():
             return data
     except DownloadError as e:
-        raise _Refused(_printable(str(e))) from e
+        raise _Refused(printable(str(e))) from e
     except urllib.error.HTTPError as e:
         e.close()
         if 300 <= e.code < 400:
             circle = "infinite loop" in str(e.reason)  # urllib's words
             raise _Refused("redirects in a circle, or too often" if circle else "redirects to what is no web address") from e
         if e.code < 500 and e.code not in (408, 429):
-            raise _Refused(f"the server answered {e.code} {_printable(str(e.reason))[:60]}") from e
-        raise ConnectionError(f"the server answered {e.code} {_printable(str(e.reason))[:60]}") from e
+            raise _Refused(f"the server answered {e.code} {printable(str(e.reason))[:60]}") from e
+        raise ConnectionError(f"the server answered {e.code} {printable(str(e.reason))[:60]}") from e
     except Exception as e:
         slow = isinstance(e, TimeoutError) or isinstance(getattr(e, "reason", None), TimeoutError)
         if not (late.is_set() or slow):  # a connection that was shut fails in many ways
@@ -346,7 +346,7 @@ def _get_picture(
         except (OSError, http.client.HTTPException, ValueError) as e:
             if not left:
                 reason = getattr(e, "reason", None) or e
-                raise _Refused(f"no connection ({_printable(str(reason) or type(e).__name__)[:100]})") from e
+                raise _Refused(f"no connection ({printable(str(reason) or type(e).__name__)[:100]})") from e
     try:
         load_image(data, max_bytes=limits["max_bytes"], max_pixels=max_pixels, draft_size=1)
         with _hush():
@@ -394,7 +394,7 @@ class DownloadReport:
     def table(self, status: str | None = None) -> Table:  # a row an address
         "One row an address; all, or those with one state."
         rows = self.of(status) if status else self.rows
-        return Table([(_printable(r.url), r.status, r.file, r.reason) for r in rows], ("address", "state", "file", "reason"),
+        return Table([(printable(r.url), r.status, r.file, r.reason) for r in rows], ("address", "state", "file", "reason"),
                      caption=self.line())
 
     def to_df(self):

@@ -45,9 +45,6 @@ class ImageError(ValueError):
         self.reason = reason or message
 
 # %% ../../nbs/api/20_images.ipynb #44ef6630
-_printable = printable  # the name under which its neighbours import it
-
-
 def _bad(
     name: str | Path,  # what to call the picture
     reason: str,  # what is wrong, as it follows the name

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..core import plural, show_path, suggest
+from ..core import plural, printable, show_path, suggest
 from ..data.items import get_image_files
-from .images import _printable
 
 # %% ../../nbs/api/20c_layout.ipynb #214151d5
 @dataclass(frozen=True)
@@ -169,7 +168,7 @@ def _split_layout(root: Path, sides: dict[str, Path], pat: str | None) -> Layout
     other = next((side for side in ("valid", "test") if known & set(found.get(side, {}).values())), None)
     if other is None:
         return None
-    names = f"{_printable(sides['train'].name)} and {_printable(sides[other].name)}"
+    names = f"{printable(sides['train'].name)} and {printable(sides[other].name)}"
     layout = Layout(root, f"folders {names}" + (", in each a folder for each class" if depth else ""),
                     "the name of the folder" if depth else "the file name", split=f"the folders {names}")
     for side in ("train", other):
@@ -349,13 +348,13 @@ def table_layout(
         raise ValueError(f"plan_data: {show_path(path)} has the columns {table.columns[:12]} and none with labels; add one.")
     delim = columns.label_delim if columns.label_delim is not None else _delimiter(label_col, table.column(label_col))
     several = f", several of them separated by {delim!r}" if delim else ""
-    layout = Layout(root, f"pictures listed in {_printable(path.name)}, file names in column {_printable(fn_col)!r}",
-                    f"column {_printable(label_col)!r}{several}", multi=bool(delim))
+    layout = Layout(root, f"pictures listed in {printable(path.name)}, file names in column {printable(fn_col)!r}",
+                    f"column {printable(label_col)!r}{several}", multi=bool(delim))
     if not delim and columns.label_delim is None and any("," in v for v in table.column(label_col)):
-        layout.doubts.append((f"column {_printable(label_col)!r} has cells with a comma, taken as one label each",
+        layout.doubts.append((f"column {printable(label_col)!r} has cells with a comma, taken as one label each",
                               "label_delim=',' takes them as several, label_delim='' says that this is right"))
     if valid_col:
-        layout.split = f"column {_printable(valid_col)!r}"
+        layout.split = f"column {printable(valid_col)!r}"
     sides = _row_sides(table, valid_col, path)
     _read_rows(layout, index, zip(table.column(fn_col), table.column(label_col), sides), delim)
     return layout
@@ -367,7 +366,7 @@ def _why_no_files(table: Rows, path: Path, root: Path) -> str:
         if any(v.startswith(("http://", "https://")) for v in table.column(c)[:200]):
             return (f"column {c!r} of {show_path(path)} has web addresses; get the pictures first, with "
                     f"download_images({path.name!r}, 'pictures').")
-    first = [_printable(v)[:40] for v in (table.rows[0] if table.rows else [])]
+    first = [printable(v)[:40] for v in (table.rows[0] if table.rows else [])]
     return (f"{show_path(path)} names no picture that is in {show_path(root)} (its first row is {first}); pass the folder with the "
             "pictures as images.")
 
@@ -379,7 +378,7 @@ def _row_sides(table: Rows, valid_col: str | None, path: Path) -> list[str | Non
     values = [v.strip().casefold() for v in table.column(valid_col)]
     odd = next((v for v in values if v not in _SIDE_OF), None)
     if odd is not None:
-        raise ValueError(f"plan_data: valid_col={valid_col!r} has {_printable(odd)!r} in {show_path(path)}; use true and false, or train "
+        raise ValueError(f"plan_data: valid_col={valid_col!r} has {printable(odd)!r} in {show_path(path)}; use true and false, or train "
                          "and valid.")
     sides = [_SIDE_OF[v] for v in values]
     return sides if "valid" in sides else ["valid" if s == "test" else s for s in sides]
@@ -393,7 +392,7 @@ def _read_rows(layout: Layout, index: Index, rows, delim: str | None) -> None:
         file = index.find(name) if name.strip() else None
         label = tuple(dict.fromkeys(p.strip() for p in text.split(delim) if p.strip())) if delim else text.strip()
         if file is None:
-            layout.missing.append(_printable(name))
+            layout.missing.append(printable(name))
         elif side == "test":
             seen[file] = None
             layout.tests.append(file)
@@ -462,7 +461,7 @@ def _plain_layout(root: Path, files: list[Path], everything: list[Path], pat: st
     label = _folder_label(root, depth) if depth else _by_names(files, pat) if files else None
     if label is None:
         one = len({f.parent for f in files}) == 1
-        where = f"all in one folder, {_printable(files[0].parent.name)!r}" if one else "in folders that do not tell them apart"
+        where = f"all in one folder, {printable(files[0].parent.name)!r}" if one else "in folders that do not tell them apart"
         raise _no_layout(root, f"has {plural(len(files), 'picture')} {where}, and neither names nor a table say what is in them")
     layout = Layout(root, "a folder for each class" if depth else "the class in the file name",
                     "the name of the folder" if depth else "the file name")

@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from ..core import check_range, coursekit_home, plural, show_path
+from ..core import check_range, coursekit_home, plural, printable, show_path
 from ..data.archive import ArchiveError, extract_archive
 from ..data.block import BatchTransform, CategoryBlock, DataBlock, ItemTransform, MultiCategoryBlock
 from ..data.external import Check, Digest
 from ..data.items import MaskSplitter, get_files
 from ..show import Table, html_table, in_notebook
 from .data import ImageBlock, ImageDataLoaders, ItemPart
-from .images import _printable, check_images
+from .images import check_images
 from .layout import Columns, Labelled, Layout, folder_layout, table_layout
 from .resize import Resize
 
@@ -71,7 +71,7 @@ def _source_path(source: str | os.PathLike) -> Path:
         raise ValueError(f"plan_data: source={source!r} is a web address; fetch it with untar_data or download_images first.")
     path = Path(source).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"plan_data: there is no {_printable(show_path(path))}; check the spelling.")
+        raise FileNotFoundError(f"plan_data: there is no {printable(show_path(path))}; check the spelling.")
     return path
 
 # %% ../../nbs/api/22a_own.ipynb #591a8a6c
@@ -131,7 +131,7 @@ SMALL = 10  # a class with fewer pictures to learn from is worth a warning
 
 def _some(names: Sequence, n: int = 5) -> str:
     "The first few names."
-    return ", ".join(_printable(str(v)) for v in names[:n]) + (f", ... ({len(names):,})" if len(names) > n else "")
+    return ", ".join(printable(str(v)) for v in names[:n]) + (f", ... ({len(names):,})" if len(names) > n else "")
 
 
 def _class_notes(train: Counter, valid: Counter) -> list[Note]:
@@ -199,10 +199,10 @@ class DataPlan:
         n_valid, found = sum(bool(i.valid) for i in self.items), len(self.items) + len(self.left_out())
         split = self.layout.split or f"{self.valid_pct:.0%} of each class at random, seed {self.seed}"
         total = self.counts(False) + self.counts(True)
-        sizes = [f"{_printable(c)} {n:,}" for c, n in sorted(total.items(), key=lambda cn: (-cn[1], cn[0]))]
+        sizes = [f"{printable(c)} {n:,}" for c, n in sorted(total.items(), key=lambda cn: (-cn[1], cn[0]))]
         more = f", and {len(sizes) - 12:,} more" if len(sizes) > 12 else ""
         kind = "any number of classes a picture" if self.layout.multi else "one class a picture"
-        return [("source", _printable(show_path(self.source))), ("layout", self.layout.title), ("labels", f"{self.layout.labels}; {kind}"),
+        return [("source", printable(show_path(self.source))), ("layout", self.layout.title), ("labels", f"{self.layout.labels}; {kind}"),
                 ("split", f"{split}: {len(self.items) - n_valid:,} for training, {n_valid:,} for validation"),
                 ("pictures", f"{len(self.items):,} to use of {found:,} files"),
                 ("classes", f"{len(sizes):,}: {', '.join(sizes[:12])}{more}")]
@@ -210,7 +210,7 @@ class DataPlan:
     def left_out(self) -> list[tuple[Path, str]]:
         "Every picture file that will not be used, and why."
         used = {i.file for i in self.items}
-        copies = [(f, f"has the same bytes as {_printable(kept.name)} in {_printable(kept.parent.name)}") for group in self.copies
+        copies = [(f, f"has the same bytes as {printable(kept.name)} in {printable(kept.parent.name)}") for group in self.copies
                   for kept in [next((g for g in group if g in used), group[0])] for f in group if f not in used]
         clashes = [(f, "is there with another class, too") for group in self.clashes for f in group]
         clashes += [(f, "has two labels in the table") for f in self.layout.clashes]
@@ -228,12 +228,12 @@ class DataPlan:
             label = item.label if isinstance(item.label, str) else " + ".join(item.label) or "(none)"
             seen[label] += 1
             if seen[label] <= n:
-                rows.append((self.short(item.file), _printable(label), "validation" if item.valid else "training"))
+                rows.append((self.short(item.file), printable(label), "validation" if item.valid else "training"))
         return Table(rows + [(self.short(f), "", f"left out: {why}") for f, why in self.left_out()], ("file", "class", "used for"))
 
     def short(self, file: Path) -> str:
         "A file's name as it is printed."
-        return _printable(file.relative_to(self.layout.root).as_posix() if file.is_relative_to(self.layout.root) else show_path(file))
+        return printable(file.relative_to(self.layout.root).as_posix() if file.is_relative_to(self.layout.root) else show_path(file))
 
     def to_df(self):
         "The pictures to use as a pandas DataFrame with the columns file, label, is_valid."
@@ -249,7 +249,7 @@ class DataPlan:
     ) -> DataBlock:  # takes the plan's items
         "The data block that the loaders are made with."
         if problem := next((n for n in self.notes if n.level == "problem"), None):
-            raise ValueError(f"DataPlan: {problem.text} in {_printable(show_path(self.source))}; {problem.fix}.")
+            raise ValueError(f"DataPlan: {problem.text} in {printable(show_path(self.source))}; {problem.fix}.")
         target = MultiCategoryBlock if self.layout.multi else CategoryBlock
         return DataBlock(blocks=(ImageBlock, target(vocab=self.classes)), get_x=ItemPart(0), get_y=ItemPart(1),
                          splitter=MaskSplitter([bool(i.valid) for i in self.items]), item_tfms=item_tfms, batch_tfms=batch_tfms)
@@ -298,7 +298,7 @@ def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, 
             raise ValueError(f"plan_data: images={os.fspath(images)!r} belongs to a CSV file, and the source is a folder.")
         return folder_layout(path, pat=pat, columns=columns)
     if path.suffix.lower() not in (".csv", ".tsv", ".txt"):
-        raise ValueError(f"plan_data: {_printable(show_path(path))} is one file, neither a folder nor an archive nor a table (.csv); pass "
+        raise ValueError(f"plan_data: {printable(show_path(path))} is one file, neither a folder nor an archive nor a table (.csv); pass "
                          "the folder with the pictures.")
     if pat is not None:
         raise ValueError(f"plan_data: pat={pat!r} is for the file names in a folder, and the source is a table; leave it out.")
@@ -363,7 +363,7 @@ def plan_data(
     if given.is_file() and _is_archive(given):
         path = _unpacked(given, dest)
     elif dest is not None:
-        raise ValueError(f"plan_data: dest={os.fspath(dest)!r} is for archives, and {_printable(show_path(given))} is none; leave it out.")
+        raise ValueError(f"plan_data: dest={os.fspath(dest)!r} is for archives, and {printable(show_path(given))} is none; leave it out.")
     layout = _find_layout(path, images, pat, Columns(fn_col, label_col, label_delim, valid_col))
     layout.items = [i for i in layout.items if i.label != "" and i.file.is_file()]
     bad = check_images([i.file for i in layout.items]) if check else []
