@@ -2,4 +2,5 @@
 
 from coursekit.cli import main
 
-main(prog_name="coursekit")
+if __name__ == "__main__":
+    main(prog_name="coursekit")

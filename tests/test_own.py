@@ -164,9 +164,9 @@ TROUBLE = {
     "endless.jpg": r"more than the 0\.1 MB allowed",
     "short.jpg": r"ended after [\d,]+ of [\d,]+ bytes",
     "lying.jpg": "is cut off",
-    "slow.jpg": "took longer than 1 second",
-    "slowhead.jpg": "took longer than 1 second",
-    "silent.jpg": "took longer than 1 second",
+    "slow.jpg": "took longer than 4 seconds",
+    "slowhead.jpg": "took longer than 4 seconds",
+    "silent.jpg": "took longer than 4 seconds",
     "loop.jpg": "redirects in a circle, or too often",
     "chain.jpg": "redirects in a circle, or too often",
     "away.jpg": "redirects to http://example.org/cat.jpg, which is not https",
@@ -179,7 +179,7 @@ def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path)
     urls = [f"{at}good.jpg", *(f"{at}{name}" for name in TROUBLE), f"{at}other.jpg", f"{at}moved.jpg", f"{at}bild-ü%20 ñ.jpg?größe=1"]
     wrong = ["http://example.org/a.jpg", "ftp://example.org/a.jpg", "cat.jpg", "", "https://", "https://[::1", "file:///etc/passwd",
              "data:image/png;base64,AAAA", "https://exa mple.org/\x00", f"http://127.0.0.1:{1}/refused.jpg"]
-    report = download_images([*urls, *wrong], tmp_path, timeout=1, max_bytes=100_000, retries=0, n_workers=8)
+    report = download_images([*urls, *wrong], tmp_path, timeout=4, max_bytes=100_000, retries=0, n_workers=8)  # a busy machine is slow to redirect
     assert [r.url for r in report.rows] == [*urls, *wrong]
     state = {r.url: r.status for r in report.rows}
     assert state[f"{at}good.jpg"] == state[f"{at}other.jpg"] == "saved"
