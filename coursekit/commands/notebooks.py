@@ -160,7 +160,7 @@ def describe_failure(
         lines.append(f"  {type(error).__name__}: {ANSI.sub('', str(error)).strip()[-1500:]}")
     return "\n".join(lines)
 
-# %% ../../nbs/api/35b_notebooks.ipynb #69113cc5
+# %% ../../nbs/api/35b_notebooks.ipynb #a0ac609a
 def make_client(
     nb: Any,  # the notebook
     *,
@@ -183,6 +183,7 @@ def make_client(
 
             def stop() -> None:
                 self.stopped = True
+                self.shutdown_kernel = "immediate"  # in the midst of a cell an orderly end may print a traceback of its own
                 if task is not None:
                     task.cancel()
 
