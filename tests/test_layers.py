@@ -33,7 +33,8 @@ LONGER: dict[str, tuple[int, str]] = {
     "learner": (500, "the loop and all of its short public methods; splitting the class would need patches"),
     "learner.Learner": (380, "DESIGN 2: fit_one_cycle, fine_tune, lr_find and the rest are ordinary methods"),
     "data.block.DataBlock": (130, "summary names the step that failed, so it walks through all of them"),
-    "data.external": (500, "a third is the table of public archives with their published sizes and sums"),
+    "data.external": (520, "a third is the table of public archives with their published sizes and sums"),
+    "widgets.cleaner.CleanerView": (110, "one page: its buttons, and what happens at each press"),
     "data.items": (380, "a dozen splitters and labellers, each a small dataclass"),
     "samples.animals": (520, "drawings: shapes, palettes and markings are written out as data"),
 }
