@@ -17,7 +17,7 @@ import click
 
 from . import __version__
 
-# %% ../nbs/api/35_cli.ipynb #3e8c68ba
+# %% ../nbs/api/35_cli.ipynb #38eae2ab
 EXPECTED = (ValueError, OSError, FloatingPointError, MemoryError, ModuleNotFoundError)  # their messages are written for people
 
 
@@ -264,12 +264,12 @@ def data_clear(name: str | None, yes: bool) -> None:
     else:
         raise Failed("nothing was removed")
 
-# %% ../nbs/api/35_cli.ipynb #9ea5b2d5
+# %% ../nbs/api/35_cli.ipynb #2171eec4
 @main.command()
 @click.argument("source", type=click.Path(exists=True))
 @click.option("--arch", default="coursenet", show_default=True, help="Network: coursenet, or a name of torchvision or timm.")
 @click.option("--epochs", type=click.IntRange(1, 10_000), default=3, show_default=True,
-              help="Times through all pictures; over published weights one more comes first, for the new last layers.")
+              help="Times through all pictures; over pretrained weights one more comes first, for the new last layers.")
 @click.option("--size", type=click.IntRange(16, 2048), default=96, show_default=True, help="Pixels a side that pictures are brought to.")
 @click.option("--out", default="model.ck", show_default=True, help="File for the model.")
 @click.option("--lr", type=Number(0, 10, min_open=True), help="Highest rate.  [default: what serves the network]")
@@ -277,7 +277,7 @@ def data_clear(name: str | None, yes: bool) -> None:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True, help="Of the split and all that is random.")
 @click.option("--valid-pct", type=Number(0, 0.9, min_open=True), default=0.2, show_default=True,
               help="Share held out at random, where the source does not say which.")
-@click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from published weights or not.")
+@click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from pretrained weights or not.")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True, help="Of the arithmetic.")
 @click.option("--cache", type=click.Choice(["memory", "disk", "device", "none"]), default="memory", show_default=True,
               help="Where decoded pictures are kept.")
@@ -316,7 +316,7 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
     if not dry_run:
         train_model(plan, recipe, target, size=size, bs=bs, precision=precision, cache=None if cache == "none" else cache, say=click.echo)
 
-# %% ../nbs/api/35_cli.ipynb #56946725
+# %% ../nbs/api/35_cli.ipynb #d61df79f
 @main.command()
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True)

@@ -85,3 +85,14 @@ def real_photo(folder: Path) -> Path:
     from coursekit.data.items import get_image_files
 
     return get_image_files(course_data(URLs.PETS) / "images")[0]
+
+
+def rough_photos(folder: Path, size: tuple[int, int]) -> Path:
+    """Twelve pictures of random patches in `folder`, named a_0.png, b_1.png, a_2.png, ..."""
+    import numpy as np
+    from PIL import Image
+
+    r = np.random.default_rng(1)
+    for i in range(12):
+        Image.fromarray(r.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size).save(folder / f"{'ab'[i % 2]}_{i}.png")
+    return folder

@@ -450,6 +450,18 @@ def test_ctrl_c_keeps_the_model(photos: Path, tmp_path: Path, monkeypatch: pytes
     assert invoke("predict", "model.ck", "photos").exit_code == 0
 
 
+def test_what_was_trained_is_written_before_anything_is_said_of_it(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coursekit.commands import train
+
+    def fails(learn: Learner) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "result_lines", fails)
+    assert invoke("train", "photos", "--size", "32", "--epochs", "1", "--from-scratch").exit_code == 130
+    assert invoke("predict", "model.ck", "photos").exit_code == 0
+
+
 def test_weights_that_cannot_be_had(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

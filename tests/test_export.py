@@ -20,8 +20,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import run
-from PIL import Image
+from helpers import rough_photos, run
 from safetensors.torch import save
 from torch import nn
 
@@ -45,11 +44,7 @@ SIZE = 40
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, r = tmp_path_factory.mktemp("photos"), np.random.default_rng(1)
-    for i in range(12):
-        rough = r.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(rough).resize((60, 50)).save(folder / f"{'ab'[i % 2]}_{i}.png")
-    return folder
+    return rough_photos(tmp_path_factory.mktemp("photos"), (60, 50))
 
 
 LABELS: dict[str, tuple[Any, Callable[[Path], Any]]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import rough_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -29,11 +30,7 @@ FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, r = tmp_path_factory.mktemp("zoo"), np.random.default_rng(1)
-    for i in range(12):
-        rough = r.integers(0, 256, (5, 5, 3), dtype=np.uint8)
-        Image.fromarray(rough).resize((110, 100)).save(folder / f"{'ab'[i % 2]}_{i}.png")
-    return folder
+    return rough_photos(tmp_path_factory.mktemp("zoo"), (110, 100))
 
 
 def loaders(photos: Path, size: int = 80, **options) -> ImageDataLoaders:

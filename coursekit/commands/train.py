@@ -6,7 +6,7 @@
 __all__ = ['check_out', 'Recipe', 'metrics_for', 'result_lines', 'as_typed', 'next_line', 'Progress', 'make_learner',
            'train_model']
 
-# %% ../../nbs/api/35h_train.ipynb #dbcf38d0
+# %% ../../nbs/api/35h_train.ipynb #6ce21383
 import os
 import shlex
 import tempfile
@@ -49,12 +49,12 @@ def check_out(
     except OSError as e:
         raise ValueError(f"{show_path(path.parent)} cannot be written to ({e.strerror}); write elsewhere.") from None
 
-# %% ../../nbs/api/35h_train.ipynb #7b2c3e2c
+# %% ../../nbs/api/35h_train.ipynb #0b6b489a
 @dataclass(frozen=True)
 class Recipe:
     "How a model is trained."
     arch: str  # name, checked
-    pretrained: bool  # start from published weights
+    pretrained: bool  # start from pretrained weights
     epochs: int  # at least 1
     lr: float  # highest rate of the head
 
@@ -85,7 +85,7 @@ class Recipe:
 
     def __str__(self) -> str:
         if self.pretrained:
-            return (f"{self.arch} over published weights: 1 epoch of the new last layers, then {plural(self.epochs, 'epoch')} of all, "
+            return (f"{self.arch} over pretrained weights: 1 epoch of the new last layers, then {plural(self.epochs, 'epoch')} of all, "
                     f"rate {self.lr:g}")
         return f"{self.arch} from scratch: {plural(self.epochs, 'epoch')} of one cycle, rate {self.lr:g}"
 
@@ -172,7 +172,7 @@ def make_learner(
         raise ValueError(f"{recipe.arch} cannot take pictures of {size} pixels ({said}); pass another --size, such as 224.") from e
     return learn
 
-# %% ../../nbs/api/35h_train.ipynb #f8903d36
+# %% ../../nbs/api/35h_train.ipynb #7015b844
 def train_model(
     plan: DataPlan,  # from `plan_data`
     recipe: Recipe,
@@ -197,9 +197,9 @@ def train_model(
             learn.export(out)
             say(f"stopped after {plural(done.epochs, 'epoch')}, wrote {printable(as_typed(out))}")
         raise
+    learn.export(out)  # before anything is said of it: what was trained is safe
     for line in result_lines(learn):
         say(line)
-    learn.export(out)
     say(f"wrote {printable(as_typed(out))}, {out.stat().st_size / 1e6:.1f} MB")
     if following := next_line(plan, out):
         say(following)
