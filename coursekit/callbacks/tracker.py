@@ -13,7 +13,7 @@ from ..callback import Callback, CancelFitException, ParamScheduler
 from ..core import check_range, plural, suggest
 from ..learner import Learner
 
-# %% ../../nbs/api/19_tracker.ipynb #83ce35a3
+# %% ../../nbs/api/19_tracker.ipynb #55376877
 class TrackerCallback(Callback):
     "Base of the callbacks that watch one number: after each epoch `value` is it, and `is_best` says whether it is the best so far."
     order: ClassVar[int] = 80  # the recorder has written the row, and the loggers have read it
@@ -59,7 +59,7 @@ def find_monitor(
     "Where a number is recorded, and which way it should go."
     ways: dict[str, Any] = {"train_loss": False, "valid_loss": False} | {m.name: m.higher_is_better for m in learn.metrics}
     if monitor not in ways:
-        raise ValueError(f"{who}: monitor={monitor!r} is not recorded here; pass one of {', '.join(map(repr, ways))}{suggest(str(monitor), ways)}")
+        raise ValueError(f"{who}: monitor={monitor!r} is not recorded here; pass one of {', '.join(map(repr, ways))}{suggest(str(monitor), ways, n=1)}")
     if ways[monitor] is None:
         raise ValueError(f"{who}: the metric {monitor!r} does not say which way is better; pass it to the learner as "
                          "AverageMetric(function, higher_is_better=True), or False.")
