@@ -25,7 +25,7 @@ from .optim import get_hyper
 from .preds import KeptPreds, meddling
 from .progress import ProgressCallback
 
-# %% ../nbs/api/14a_loop.ipynb #8044dc63
+# %% ../nbs/api/14a_loop.ipynb #1ff091f9
 class Loop:
     "What a `Learner` does in a fit and in a validation."
 
@@ -193,7 +193,7 @@ class Loop:
             s.loss = self.loss_func(s.preds, *s.batch.ys)
             self._call("after_loss")
             self._check_loss(s.loss)
-            weight = s.weight * part.size / batch.size
+            weight = s.weight * part.size / batch.size if parts > 1 else s.weight
             (s.loss if weight == 1 else s.loss * weight).backward()
             if parts > 1:
                 losses.append(s.loss.detach() * (part.size / batch.size))
