@@ -19,7 +19,7 @@ from ..hooks import find_layers
 from ..learner import Learner
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/19e_stats.ipynb #5a45d4ae
+# %% ../../nbs/api/19e_stats.ipynb #b7c20747
 class ActivationStats(Callback):
     "Notes mean, deviation, share near zero and histogram of what layers put out, in the training batches of a fit."
     order: ClassVar[int] = 40
@@ -98,7 +98,7 @@ class ActivationStats(Callback):
         fig, axes = plt.subplots(1, 3, figsize=figsize, layout="constrained")
         for k, (ax, what) in enumerate(zip(axes, ("mean", "standard deviation", "share near zero"))):
             for i, (name, rows) in enumerate(record.items()):
-                ax.plot(torch.arange(len(rows)) * self.every, rows[:, k], label=name, color=plt.cm.viridis(i / max(len(record) - 1, 1) * 0.9))
+                ax.plot(torch.arange(len(rows)).numpy() * self.every, rows[:, k].numpy(), label=name, color=plt.cm.viridis(i / max(len(record) - 1, 1) * 0.9))
             ax.set(xlabel="batches", title=what)
             ax.spines[["top", "right"]].set_visible(False)
         axes[2].set_ylim(-0.02, 1.02)
@@ -118,7 +118,7 @@ class ActivationStats(Callback):
         fig, axes = figure_grid(len(record), ncols=ncols, figsize=figsize)
         for ax, (name, rows) in zip(axes, record.items()):
             ax.axis("on")
-            ax.imshow(rows[:, 3:].T.log1p(), origin="lower", aspect="auto", extent=(0, len(rows) * self.every, *self.limits))
+            ax.imshow(rows[:, 3:].T.log1p().numpy(), origin="lower", aspect="auto", extent=(0, len(rows) * self.every, *self.limits))
             ax.set(title=name, xlabel="batches", ylabel="activation")
         finish(fig, f"Histograms of the activations of {plural(len(record), 'layer')} over the batches, from {self.limits[0]} to {self.limits[1]}")
 
