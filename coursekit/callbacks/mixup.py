@@ -16,7 +16,7 @@ from ..data.load import Batch
 from ..learner import Learner
 from ..losses import Loss
 
-# %% ../../nbs/api/19b_mixup.ipynb #df41d92f
+# %% ../../nbs/api/19b_mixup.ipynb #617f5b9a
 class _MixedLoss(Loss):
     "A loss of two targets an item, each to its share."
 
@@ -27,7 +27,7 @@ class _MixedLoss(Loss):
         super().__init__()
         self.plain = plain
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         preds: Tensor,  # (N, ...) raw outputs
         first: Tensor,  # (N, ...) targets
