@@ -17,7 +17,7 @@ from ..callback import Callback
 from ..core import check_range
 from ..learner import Learner
 
-# %% ../../nbs/api/19c_ema.ipynb #cccc8f2e
+# %% ../../nbs/api/19c_ema.ipynb #00fde94d
 class EMA(Callback):
     """Averages the weights over the steps. The mean is put into the model for each validation and stays there until training goes on,
     so what is validated is what is saved, and what the fit leaves behind. Running statistics of norm layers are averaged as well."""
@@ -51,6 +51,7 @@ class EMA(Callback):
         self.swap(learn, True)
 
     def before_train(self, learn: Learner) -> None:
+        self.held = {name: t.to(learn.device) for name, t in self.held.items()}  # a checkpoint's are on the CPU
         self.swap(learn, False)
 
     def after_fit(self, learn: Learner) -> None:
