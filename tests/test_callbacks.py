@@ -6,6 +6,7 @@ import contextlib
 import csv
 import math
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -641,16 +642,12 @@ def test_graph_in_a_notebook_is_one_output_that_changes(monkeypatch: pytest.Monk
 
 def all_of_them() -> list[Callback]:
     return [EMA(0.9), GradientAccumulation(20), GradientClip(0.5), MixUp(), SaveModelCallback("train_loss"), ReduceLROnPlateau(patience=1, min_delta=9.0),
-            CSVLogger(), TensorBoardLogger(every=2), ActivationStats(every=2)]  # fmt: skip
+            CSVLogger(), ActivationStats(every=2)]  # fmt: skip
 
 
-def outcome(learn: Learner, cbs: list[Callback]) -> tuple[dict[str, Tensor], list, dict[str, Tensor], Tensor, list]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (run,) = (learn.path / "runs").iterdir()
-    events = EventAccumulator(str(run)).Reload()
+def outcome(learn: Learner, cbs: list[Callback]) -> tuple[dict[str, Tensor], list, dict[str, Tensor], Tensor]:
     rows = [list(r.values())[:-1] for r in rows_of(learn.path / "history.csv")]
-    return (weights(learn), rows, cbs[0].held, cbs[-1].record["2"], [[(e.step, e.value) for e in events.Scalars(t)] for t in events.Tags()["scalars"]])  # type: ignore[attr-defined]
+    return weights(learn), rows, cbs[0].held, cbs[-1].record["2"]  # type: ignore[attr-defined]
 
 
 def test_a_fit_that_was_broken_off_anywhere_goes_on_with_all_of_them(tmp_path: Path) -> None:
@@ -665,14 +662,34 @@ def test_a_fit_that_was_broken_off_anywhere_goes_on_with_all_of_them(tmp_path: P
     whole.fit(3, 0.05, cbs=cbs)
     want = outcome(whole, cbs)
     assert len(set(whole.recorder.lrs)) == 2
-    for k in range(1, 18):
+    ends: list[Callback] = [DiesAt(k, Killed) for k in (1, 2, 3, 5, 6, 7, 12, 14, 17)]
+    ends += [Break("before_epoch", Killed, epoch=2), Break("after_pred", Killed, epoch=1, nth=8)]  # the mean is in the model
+    for k, end in enumerate(ends):
         with contextlib.suppress(Killed):
-            new(f"at{k}").fit(3, 0.05, cbs=[*all_of_them(), Checkpoint(every=1), DiesAt(k, Killed)])
+            new(f"at{k}").fit(3, 0.05, cbs=[*all_of_them(), Checkpoint(every=1), end])
         learn, cbs = new(f"at{k}"), all_of_them()
         learn.fit(3, 0.05, cbs=[*cbs, Checkpoint(every=1)])
         got = outcome(learn, cbs)
         for a, b in zip(got, want, strict=True):
             assert (close(a, b) if isinstance(a, dict) else torch.equal(a, b) if isinstance(a, Tensor) else a == b), k  # type: ignore[arg-type]
+
+
+def test_tensorboard_goes_on_in_the_run_that_was_broken_off(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    class Killed(BaseException):
+        pass
+
+    learn = small(tmp_path)
+    with contextlib.suppress(Killed):
+        learn.fit(2, 0.05, cbs=[TensorBoardLogger(every=1), Checkpoint(every=3), DiesAt(11, Killed)])
+    time.sleep(1.1)  # TensorBoard tells a run's files apart by the second
+    learn = small(tmp_path)
+    learn.fit(2, 0.05, cbs=[TensorBoardLogger(every=1), Checkpoint(every=3)])  # from batch 9
+    (run,) = (tmp_path / "runs").iterdir()
+    events = EventAccumulator(str(run)).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("batch/loss")] == list(enumerate(pytest.approx(v, rel=1e-6) for v in learn.recorder.losses))
+    assert [e.step for e in events.Scalars("epoch/accuracy")] == [7, 14]
 
 
 class DiesAt(Callback):

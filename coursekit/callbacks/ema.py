@@ -17,7 +17,7 @@ from ..callback import Callback
 from ..core import check_range
 from ..learner import Learner
 
-# %% ../../nbs/api/19c_ema.ipynb #00fde94d
+# %% ../../nbs/api/19c_ema.ipynb #fa024ed3
 class EMA(Callback):
     """Averages the weights over the steps. The mean is put into the model for each validation and stays there until training goes on,
     so what is validated is what is saved, and what the fit leaves behind. Running statistics of norm layers are averaged as well."""
@@ -44,8 +44,9 @@ class EMA(Callback):
             return
         self.k += 1
         share = (1 - self.decay) / (1 - self.decay**self.k)  # of the newest weights: 1 at the first step
+        now = averaged(learn.model)
         with torch.no_grad():
-            get_ema_multi_avg_fn(1 - share)(list(self.held.values()), list(averaged(learn.model).values()), None)
+            get_ema_multi_avg_fn(1 - share)([self.held[name] for name in now], list(now.values()), None)
 
     def before_validate(self, learn: Learner) -> None:
         self.swap(learn, True)
