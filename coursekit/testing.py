@@ -7,7 +7,7 @@ __all__ = ['ContractError', 'require', 'same', 'global_rng_untouched', 'all_subc
            'check_schedule', 'check_loss', 'check_metric', 'StopAfter', 'check_callback', 'check_block',
            'check_item_transform', 'check_batch_transform', 'check_model_spec', 'check_export', 'check_signature']
 
-# %% ../nbs/api/31_testing.ipynb #83fad1b5
+# %% ../nbs/api/31_testing.ipynb #2f6e486f
 import contextlib
 import copy
 import dataclasses
@@ -19,6 +19,7 @@ import pkgutil
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback, CancelFitException
+from .callback import Callback, CancelEpochException, CancelFitException, CancelTrainException
 from .data.block import BatchTransform, Block, ItemTransform
 from .data.load import DataLoaders
 from .exercises import shown
@@ -276,7 +277,7 @@ def check_metric(
     require(type(metric).__name__ in repr(metric) or metric.name in repr(metric), metric,
             "says what it is in its repr", seen=repr(metric))
 
-# %% ../nbs/api/31_testing.ipynb #696c95e0
+# %% ../nbs/api/31_testing.ipynb #21a5b926
 class StopAfter(Callback):
     "Ends the fit when so many training batches are done; for tests of what a cancelled fit leaves behind."
 
@@ -314,12 +315,12 @@ def check_callback(
     with tempfile.TemporaryDirectory() as folder:
         def fresh() -> Learner:
             learn = learner() if learner else synthetic_learner(n_train=2, n_valid=1)
-            learn.path, learn.progress = Path(folder), False
+            learn.path, learn.progress = Path(tempfile.mkdtemp(dir=folder)), False
             return learn
 
         with global_rng_untouched(cb):
             if not once:
-                _check_trial(make(), fresh())  # first, while the folder is empty
+                _check_trial(make(), fresh())
                 _check_fits_alike(make, fresh)
             _check_keeps(make, fresh)
             _check_interrupted(make, fresh)
@@ -390,23 +391,25 @@ def _check_keeps(make: Callable[[], Callback], fresh: Callable[[], Learner]) -> 
 
 
 def _check_interrupted(make: Callable[[], Callback], fresh: Callable[[], Learner]) -> None:
-    "A fit that is interrupted, in a batch or in the validation, leaves a learner that works without the callback."
-    for event in ("after_pred", "after_backward", "before_validate", "after_epoch"):
+    "A fit that is interrupted or cut short, in a batch or in the validation, leaves a learner that works without the callback."
+    events = ("after_pred", "after_backward", "before_validate", "after_epoch")
+    for event, error in [(e, KeyboardInterrupt) for e in events] + [(events[1], CancelTrainException), (events[1], CancelEpochException)]:
         learn, cb = fresh(), make()
+        where = f"after a {error.__name__} in {event}"
         loss_func, metrics, hooks = learn.loss_func, list(learn.metrics), _count_hooks(learn)
         learn.add_cb(cb)
-
-        def interrupt() -> None:
-            raise KeyboardInterrupt
-
         with contextlib.suppress(KeyboardInterrupt):
-            learn.fit(1, cbs=_At(event, interrupt))
+            learn.fit(2, cbs=_At(event, partial(_throw, error)))
         learn.remove_cb(cb)
-        require(learn.loss_func is loss_func and learn.metrics == metrics, cb, f"puts loss and metrics back after an interrupt in {event}")
-        require(_count_hooks(learn) == hooks, cb, f"takes its hooks off the model after an interrupt in {event}")
-        require(not learn.model.training and cb not in learn.cbs, cb, f"leaves the learner in order after an interrupt in {event}")
+        require(learn.loss_func is loss_func and learn.metrics == metrics, cb, f"puts loss and metrics back {where}")
+        require(_count_hooks(learn) == hooks, cb, f"takes its hooks off the model {where}")
+        require(not learn.model.training and cb not in learn.cbs, cb, f"leaves the learner in order {where}")
         learn.fit(1)
         require(all(p.isfinite().all() for p in learn.model.parameters()), cb, "leaves a learner that works without it")
+
+
+def _throw(error: type[BaseException]) -> None:
+    raise error
 
 
 def _count_hooks(learn: Learner) -> int:

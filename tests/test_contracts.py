@@ -210,7 +210,13 @@ def picture_learner():
     return Learner(loaders, model, nn.CrossEntropyLoss(), device="cpu", precision="fp32", seed=0)
 
 
-CALLBACKS = made(Callback, {"LRFinder": [lr_finder], "StopWatch": [stop_watch]})
+def checkpoint():
+    from coursekit.callbacks.checkpoint import Checkpoint
+
+    return Checkpoint(resume=False)  # to go on from a file is the opposite of starting anew
+
+
+CALLBACKS = made(Callback, {"LRFinder": [lr_finder], "StopWatch": [stop_watch], "Checkpoint": [checkpoint]})
 LEARNERS = {"CutMix": picture_learner}  # what the callback needs, where a straight line through points does not do
 ONCE = {"LRFinder", "StopWatch"}  # made by a method of the learner for one fit
 

@@ -15,7 +15,7 @@ from ..callback import Callback, CancelStepException
 from ..core import check_range
 from ..learner import Learner
 
-# %% ../../nbs/api/19a_gradient.ipynb #ab09e59f
+# %% ../../nbs/api/19a_gradient.ipynb #dedc08ab
 class GradientAccumulation(Callback):
     """One step of the optimiser for every `n_acc` samples, equal to that of one batch of them. A group ends with the batch that completes it,
     or with the epoch; where it then holds more or fewer samples than `n_acc`, the gradient is the mean over those that it holds."""
@@ -50,7 +50,7 @@ class GradientAccumulation(Callback):
     def after_step(self, learn: Learner) -> None:
         self.count = 0
 
-    def after_train(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Learner) -> None:
         self.batches = 0
 
     def __repr__(self) -> str:

@@ -129,7 +129,7 @@ def next_run(
     taken = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     return str(max(taken, default=0) + 1)
 
-# %% ../../nbs/api/19d_loggers.ipynb #6b8bee42
+# %% ../../nbs/api/19d_loggers.ipynb #3e9d1ee6
 class ShowGraphCallback(Callback):
     "Draws the losses: in a notebook a figure that grows during the fit, elsewhere one at the end."
     order: ClassVar[int] = 74
@@ -166,10 +166,11 @@ class ShowGraphCallback(Callback):
         import matplotlib.pyplot as plt
 
         fig, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-        learn.recorder.plot_loss(skip_start=0, ax=ax)
+        rec = learn.recorder
+        rec.plot_loss(skip_start=0, ax=ax, with_valid=all(len(row) > 1 for row in rec.values))  # a validation may have been cancelled
         ax.set(xlabel="batches", ylabel="loss", xlim=(0, learn.state.n_steps))
         ax.spines[["top", "right"]].set_visible(False)
-        done = f"Training and validation loss over {learn.state.step} of {learn.state.n_steps} batches, at {learn.recorder.smooth_losses[-1]:.3g}"
+        done = f"Training and validation loss over {learn.state.step} of {learn.state.n_steps} batches, at {rec.smooth_losses[-1]:.3g}"
         if live:
             self.update(fig, done)
         else:

@@ -19,7 +19,7 @@ from ..hooks import find_layers
 from ..learner import Learner
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/19e_stats.ipynb #b7c20747
+# %% ../../nbs/api/19e_stats.ipynb #6d7147ca
 class ActivationStats(Callback):
     "Notes mean, deviation, share near zero and histogram of what layers put out, in the training batches of a fit."
     order: ClassVar[int] = 40
@@ -83,8 +83,11 @@ class ActivationStats(Callback):
             handle.remove()
         self.handles = []
 
+    def after_epoch(self, learn: Learner) -> None:
+        self.after_train(learn)  # where the epoch was cancelled in its training part
+
     def after_fit(self, learn: Learner) -> None:
-        self.after_train(learn)
+        self.after_train(learn)  # where the fit was
 
     def plot_stats(
         self,
@@ -103,7 +106,7 @@ class ActivationStats(Callback):
             ax.spines[["top", "right"]].set_visible(False)
         axes[2].set_ylim(-0.02, 1.02)
         if len(record) <= 12:
-            axes[2].legend(frameon=False, fontsize="small")
+            axes[2].legend(frameon=False, fontsize="small", title="layer")
         finish(fig, f"Mean, deviation and share near zero of the activations of {plural(len(record), 'layer')}; at the end "
                + ", ".join(f"{n}: {r[-1, 0]:.2g}, {r[-1, 1]:.2g}, {r[-1, 2]:.2g}" for n, r in list(record.items())[:6]))
 
