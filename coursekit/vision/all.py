@@ -29,6 +29,7 @@ from coursekit.embeddings import EmbeddingMap, embeddings, pca
 from coursekit.hooks import HeatMap, cam, grad_cam, heat_maps, hook_outputs
 from coursekit.hub import from_hub, push_to_hub
 from coursekit.interpret import ClassificationInterpretation, Interpretation
+from coursekit.landscape import Landscape, WeightPath, loss_landscape
 from coursekit.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
 from coursekit.learner import Learner, Prediction, Preds, load_learner
 from coursekit.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss,
