@@ -40,6 +40,7 @@ from coursekit.optim import SGD, Adam, AdamW, RMSProp
 from coursekit.schedule import (SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle,
                                 slide, steep, valley)
 from coursekit.show import display_table, finish, show_grid, show_image
+from coursekit.trials import Choice, LogUniform, Trials, Uniform, trials
 from coursekit.vision.collect import DownloadReport, download_images, resize_images
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
