@@ -6,11 +6,11 @@
 __all__ = ['Uniform', 'LogUniform', 'Choice', 'option_name', 'Trial', 'draw_knobs', 'run_trial', 'sklearn_forest', 'oob_means',
            'r_squared', 'Trials', 'knob_text', 'trials', 'check_search']
 
-# %% ../nbs/api/17c_trials.ipynb #e931aaad
+# %% ../nbs/api/17c_trials.ipynb #250e0b6a
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -154,7 +154,7 @@ def run_trial(
         failed = "" if math.isfinite(loss) else f"the objective returned {loss}"
     return Trial(number, knobs, math.nan if failed else loss, time.perf_counter() - start, failed)
 
-# %% ../nbs/api/17c_trials.ipynb #17f2a2c9
+# %% ../nbs/api/17c_trials.ipynb #74a2589d
 def sklearn_forest() -> Any:  # the class RandomForestRegressor
     "scikit-learn's forest, or an error that says how to get it."
     try:
@@ -166,16 +166,17 @@ def sklearn_forest() -> Any:  # the class RandomForestRegressor
 
 def oob_means(
     forest: Any,  # a fitted RandomForestRegressor
-    x: Tensor,  # (N, D) the rows it was fitted to, or the same with columns changed
-) -> Tensor:  # (N,) for each row the mean over the trees that were fitted without it; nan where there is none
+    x: Tensor,  # (..., N, D) the rows it was fitted to, or the same with columns changed
+) -> Tensor:  # (..., N) for each row the mean over the trees that were fitted without it; nan where there is none
     "Out-of-bag predictions: no tree is asked about a row that it has learned."
-    rows = x.float().numpy()
-    out = torch.ones(len(forest.estimators_), len(x), dtype=torch.bool)
-    preds = torch.empty(out.shape, dtype=torch.float64)
-    for t, (tree, drawn) in enumerate(zip(forest.estimators_, forest.estimators_samples_)):
-        out[t, torch.as_tensor(drawn.astype("int64"))] = False
-        preds[t] = torch.as_tensor(tree.tree_.predict(rows)).reshape(-1)
-    return (preds * out).sum(0) / out.sum(0)
+    rows, shape = x.reshape(-1, x.shape[-1]).float().contiguous().numpy(), x.shape[:-1]
+    total, count = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[-1], dtype=torch.float64)
+    for tree, drawn in zip(forest.estimators_, forest.estimators_samples_):
+        out = torch.ones(shape[-1], dtype=torch.float64)
+        out[torch.as_tensor(drawn.astype("int64"))] = 0
+        total += torch.as_tensor(tree.tree_.predict(rows)).view(shape) * out
+        count += out
+    return total / count
 
 
 def r_squared(
@@ -187,7 +188,7 @@ def r_squared(
     errors, spread = (preds - targets)[known].square().sum(), (targets - targets[known].mean())[known].square().sum()
     return float(1 - errors / spread)
 
-# %% ../nbs/api/17c_trials.ipynb #0e3ac6ae
+# %% ../nbs/api/17c_trials.ipynb #8fbc7c51
 class Trials:
     "The trials of a search, best first in tables, and what a random forest makes of them."
     LOW: float = 0.3  # an out-of-bag R² below which importances mean nothing
@@ -301,15 +302,13 @@ class Trials:
         """Permutation importance (Breiman 2001) on out-of-bag rows: the fall of R² when a knob's values are shuffled among the trials,
         all columns of a choice together."""
         forest, y, (x, places) = self.forest(), self.targets(), self.columns()
-        base, generator, falls = r_squared(oob_means(forest, x), y), torch.Generator().manual_seed(self.seed), {}
-        for name, cols in places.items():
-            fall = []
-            for _ in range(repeats):
-                shuffled = x.clone()
-                shuffled[:, cols] = x[torch.randperm(len(x), generator=generator)][:, cols]
-                fall.append(base - r_squared(oob_means(forest, shuffled), y))
-            falls[name] = torch.tensor(fall, dtype=torch.float64)
-        return falls
+        base, generator = r_squared(oob_means(forest, x), y), torch.Generator().manual_seed(self.seed)
+        shuffled = x.repeat(len(places), repeats, 1, 1)
+        for k, cols in enumerate(places.values()):
+            for r in range(repeats):
+                shuffled[k, r][:, cols] = x[torch.randperm(len(x), generator=generator)][:, cols]
+        preds = oob_means(forest, shuffled)  # all at once: each tree is asked a single time
+        return {name: torch.tensor([base - r_squared(p, y) for p in preds[k]], dtype=torch.float64) for k, name in enumerate(places)}
 
     def importance(self) -> Table:
         "Which knob matters: permutation importances, largest first, and how far they can be believed."
