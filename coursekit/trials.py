@@ -192,7 +192,7 @@ def r_squared(
     errors, spread = (preds - targets)[known].square().sum(), (targets - targets[known].mean())[known].square().sum()
     return float(1 - errors / spread)
 
-# %% ../nbs/api/17c_trials.ipynb #8e26f497
+# %% ../nbs/api/17c_trials.ipynb #a3a1182c
 class Trials:
     "The trials of a search, best first in tables, and what a random forest makes of them."
     LOW: float = 0.3  # an out-of-bag R² below which importances mean nothing
@@ -327,16 +327,15 @@ class Trials:
         self,
         knob: str,  # name
         *,
-        n: int = 40,  # values of a number
+        n: int = 40,  # values of a number, evenly spaced from its lowest to its highest
+        values: Sequence | None = None,  # these instead
     ) -> tuple[list, Tensor]:  # values, and (n,) the mean prediction: of the loss, or of its decimal logarithm where `log` is true
         "Partial dependence (Friedman 2001): the forest's mean prediction over all trials, had this knob had that value in each."
         if knob not in self.space:
             raise ValueError(f"Trials: knob={knob!r} is not one of {list(self.space)}{suggest(knob, self.space)}")
-        values, means = self.space[knob].grid(n), []
-        for v in values:
-            x, _ = self.columns([{**r.knobs, knob: v} for r in self.rows])
-            means.append(float(self.forest().predict(x.float().numpy()).mean()))
-        return values, torch.tensor(means, dtype=torch.float64)
+        forest, values = self.forest(), self.space[knob].grid(n) if values is None else list(values)
+        x, _ = self.columns([{**r.knobs, knob: v} for v in values for r in self.rows])
+        return values, torch.as_tensor(forest.predict(x.float().numpy())).view(len(values), -1).mean(1)
 
     # ---- plots
 

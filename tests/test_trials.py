@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coursekit.testing import global_rng_untouched
@@ -279,19 +279,16 @@ def test_importances_are_not_those_of_rows_that_were_learned() -> None:
     assert "importances mean nothing here" in noise.verdict and "importances mean nothing here" in noise.importance().caption
 
 
-@pytest.mark.parametrize("knob", ["lr", "drop", "dummy"])
+@pytest.mark.parametrize("knob", ["lr", "drop"])
 def test_partial_dependence_is_scikit_learns(found: Trials, knob: str) -> None:
     from sklearn.inspection import partial_dependence
 
     x, places = found.columns()
-    theirs = partial_dependence(found.forest(), x.float().numpy(), places[knob], kind="average", method="brute", percentiles=(0, 1), grid_resolution=500)
-    at, means = theirs["grid_values"][0], theirs["average"][0]
-    values, mine = found.dependence(knob, n=9)
-    for v, m in zip(values[1:-1], mine[1:-1]):
-        place = math.log10(v) if knob == "lr" else v
-        low, high = np.searchsorted(at, place) - 1, np.searchsorted(at, place)
-        if means[low] == means[high]:  # between two trials' values the forest may step
-            assert m.item() == pytest.approx(means[low], abs=1e-6)
+    theirs = partial_dependence(found.forest(), x.float().numpy(), places[knob], kind="average", method="brute", percentiles=(0, 1), grid_resolution=8)
+    at = theirs["grid_values"][0]
+    _, means = found.dependence(knob, values=10.0**at if knob == "lr" else at)
+    np.testing.assert_allclose(means.numpy(), theirs["average"][0], rtol=1e-6)
+    values, _ = found.dependence(knob, n=9)
     assert len(values) == 9 and values[0] == pytest.approx(SPACE[knob].low) and values[-1] == pytest.approx(SPACE[knob].high)
 
 
@@ -367,15 +364,13 @@ def test_plots_say_in_words_what_they_show(found: Trials) -> None:
     plt.close("all")
 
 
-@settings(max_examples=5, deadline=None)
-@given(st.integers(0, 1000))
-def test_a_weak_forest_says_so_in_its_picture(seed: int) -> None:
+def test_a_weak_forest_says_so_in_its_picture(found: Trials) -> None:
     import matplotlib.pyplot as plt
 
-    search = trials(lambda a, b: float(torch.rand(())), {"a": Uniform(0, 1), "b": Uniform(0, 1)}, n=15, seed=seed)
-    search.plot_importance()
-    weak = search.forest().oob_score_ < search.LOW
-    assert ("mean nothing" in plt.gcf().axes[0].get_title()) == ("mean nothing" in plt.gcf().alt_text) == weak
+    noise = trials(lambda a, b: float(torch.rand(())), {"a": Uniform(0, 1), "b": Uniform(0, 1)}, n=30)
+    for search, weak in ((noise, True), (found, False)):
+        search.plot_importance()
+        assert ("mean nothing" in plt.gcf().axes[0].get_title()) == ("mean nothing" in plt.gcf().alt_text) == weak
     plt.close("all")
 
 
