@@ -187,7 +187,7 @@ def batch_norms(
         for m, training, tracked in norms:
             m.training, m.track_running_stats = training, tracked
 
-# %% ../nbs/api/17b_landscape.ipynb #20b0c227
+# %% ../nbs/api/17b_landscape.ipynb #21321631
 class PlaneLoss:
     "The loss of a model with its trained weights at points of a plane."
 
@@ -217,7 +217,7 @@ class PlaneLoss:
         return total
 
     def chunk(self, flat: Tensor) -> int:
-        "How many points fit in one go: the largest output of a layer is to stay in the processor's cache."
+        "How many points to compute in one go: on a CPU that pays where each is so little work that calling the layers takes most of the time."
         largest = [len(flat)]
         handles = [m.register_forward_hook(lambda m, args, out: largest.append(out.numel() if isinstance(out, Tensor) else 0))
                    for m in self.model.modules()]
@@ -229,7 +229,9 @@ class PlaneLoss:
         finally:
             for h in handles:
                 h.remove()
-        return max(1, 2**21 // max(largest))
+        if flat.device.type != "cpu":
+            return max(1, 2**24 // max(largest))
+        return 2**20 // max(largest) if max(largest) < 2**17 else 1
 
     def grid(
         self,
