@@ -185,7 +185,7 @@ def smooth(
         out.append(mean / (1 - beta**k))
     return out
 
-# %% ../nbs/api/13_callback.ipynb #8b83ffd8
+# %% ../nbs/api/13_callback.ipynb #b4969497
 class Recorder(Callback):
     "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
     order: ClassVar[int] = 50
@@ -263,9 +263,9 @@ class Recorder(Callback):
         skip = min(skip_start, len(losses) // 2)
         fig, ax = new_axes(ax, "batches", "loss")
         ax.plot(range(skip, len(losses)), losses[skip:], label="training (smoothed)")
-        if with_valid and self.values:
-            ends = [len(losses) * (k + 1) // len(self.values) for k in range(len(self.values))]
-            ax.plot(ends, [row[1] for row in self.values], "o-", label="validation")
+        valid = [(len(losses) * (k + 1) // len(self.values), row[1]) for k, row in enumerate(self.values) if len(row) > 1]
+        if with_valid and valid:
+            ax.plot(*zip(*valid), "o-", label="validation")
         if log:
             ax.set_yscale("log")
         ax.legend(frameon=False)

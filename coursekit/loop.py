@@ -25,7 +25,7 @@ from .optim import get_hyper
 from .preds import KeptPreds, meddling
 from .progress import ProgressCallback
 
-# %% ../nbs/api/14a_loop.ipynb #1ff091f9
+# %% ../nbs/api/14a_loop.ipynb #09e8d8b0
 class Loop:
     "What a `Learner` does in a fit and in a validation."
 
@@ -62,6 +62,10 @@ class Loop:
             body()
         except cancel:
             self._call(f"after_cancel_{name}")
+        except (CancelEpochException, CancelFitException):  # of a part around this one
+            if name in ("train", "validate"):  # what was set up for it is to be put back; an epoch that was broken off has no results to tell
+                self._call(f"after_{name}")
+            raise
         self._call(f"after_{name}")
 
     def _fit(self, n_epoch: int, lrs: Sequence[float], *, wd: float | None, cbs: Sequence[Callback], trial: bool = False) -> None:
@@ -103,7 +107,7 @@ class Loop:
 
     def _epochs(self) -> None:
         for epoch in range(self.state.epoch, self.state.n_epoch):
-            self.state.epoch = epoch
+            self.state.epoch, self.state.metrics = epoch, []
             self._run("epoch", CancelEpochException, self._epoch)
 
     def _epoch(self) -> None:
@@ -154,7 +158,8 @@ class Loop:
             self._guard.keep()
         try:
             self._call("before_batch")
-            self._in_parts(self._gradients, s.batch)
+            pending = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None] if s.weight != 1 else []
+            self._in_parts(self._gradients, s.batch, pending)
             self._call("after_backward")
             self._step()
         except CancelBatchException:
@@ -162,8 +167,8 @@ class Loop:
         s.step += 1
         self._call("after_batch")
 
-    def _in_parts(self, work: Callable[[Batch, int], Any], batch: Batch) -> Any:
-        "Do work(batch, parts); where memory does not do, in twice as many parts, from then on."
+    def _in_parts(self, work: Callable[[Batch, int], Any], batch: Batch, pending: Sequence[tuple[nn.Parameter, Tensor]] = ()) -> Any:
+        "Do work(batch, parts); where memory does not do, in twice as many parts, from then on, beginning with the pending gradients."
         while True:
             try:
                 return work(batch, self._parts)
@@ -173,6 +178,8 @@ class Loop:
             self._parts *= 2  # outside of the except clause, where the error would still hold the tensors of its frames
             if self.state.training and self.opt is not None:
                 self.opt.zero_grad()
+                for p, grad in pending:
+                    p.grad = grad.clone()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             print(f"Out of memory: from now on a batch of {batch.size} goes through the model in {self._parts} parts. Their gradients add up to "

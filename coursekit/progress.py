@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['format_time', 'progress_bar', 'EpochTable', 'ProgressCallback', 'waiting_advice']
 
-# %% ../nbs/api/14_progress.ipynb #92160e89
+# %% ../nbs/api/14_progress.ipynb #43ae7d36
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .callback import Callback
 from .show import html_table, in_notebook
@@ -80,13 +80,13 @@ class EpochTable:
     def __repr__(self) -> str:
         return "\n".join("  ".join(c.rjust(max(len(n), 9)) for c, n in zip(r, self.names)) for r in [self.names, *self.rows])
 
-# %% ../nbs/api/14_progress.ipynb #aba342b4
+# %% ../nbs/api/14_progress.ipynb #1d970520
 class ProgressCallback(Callback):
     "The bar and the table of every fit."
     order: ClassVar[int] = 70
 
     def __init__(self) -> None:
-        self.bar = None
+        self.bar: Any = None
 
     def before_fit(self, learn: "Learner") -> None:
         self.table = EpochTable(["epoch", *learn.recorder.metric_names, "time"])
