@@ -176,7 +176,7 @@ def judge_parameters(
     raise Hint(f"Too {'high' if n > first + width + second + out else 'low'}. A layer has a weight for each pair of what goes in and what comes out, "
                "and a bias for each that comes out.")
 
-# %% ../../nbs/api/33c_exercises_03.ipynb #18a2710a
+# %% ../../nbs/api/33c_exercises_03.ipynb #859758a9
 def _own(answer: Any) -> tuple[Tensor, Tensor, Tensor]:
     "The three tensors, or a `Hint`."
     if not isinstance(answer, (list, tuple)) or len(answer) != 3:
@@ -217,7 +217,7 @@ def judge_own_digits(
     hits = int((scores.argmax(dim=1) == truth).sum())
     low, high = wilson(hits, n)
     return (f"{hits} of {n} read right. So few pictures leave room for a share between {low:.0%} and {high:.0%} of all that you would write. "
-            "Where it failed, look at the shrunken picture first: would you have read it?")
+            "Where it failed, look at the shrunken picture first, and ask whether you would have read it.")
 
 # %% ../../nbs/api/33c_exercises_03.ipynb #3e91f926
 EXERCISES = (
