@@ -512,7 +512,7 @@ CASES = {
             raises,
             0.5,
         ],
-        ["max(", ".max", "logsumexp", "log_softmax", "cross_entropy("],
+        ["max(", ".max", "logsumexp", "log_softmax", "F.cross_entropy"],
     ),
     "parameters of two layers": (
         [39760, 784 * 50 + 50 + 50 * 10 + 10, torch.tensor(39760), 39760.0],

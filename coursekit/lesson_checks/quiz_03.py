@@ -106,7 +106,7 @@ ABOUT_SLOPES = (
     ),
 )
 
-# %% ../../nbs/api/34c_quiz_03.ipynb #b286feb1
+# %% ../../nbs/api/34c_quiz_03.ipynb #4f81de03
 ABOUT_LOSSES = (
     Question(
         "Why is accuracy no loss to descend on?",
@@ -121,7 +121,7 @@ ABOUT_LOSSES = (
         "What does the sigmoid do to a score?",
         ("squeezes it in between 0 and 1", "Large scores come near 1, very negative ones near 0, and 0 becomes one half."),
         (
-            ("replaces it by 0 where it is negative", "That is ReLU."),
+            ("replaces it by 0 where it is negative", "That is what ReLU does."),
             ("makes all scores of a picture add up to 1", "That is softmax, which looks at several scores together."),
             ("rounds it to 0 or 1", "Rounding has no slope. The sigmoid is smooth."),
         ),
