@@ -80,6 +80,34 @@ def scenes(names, every=4, start=0):
 
 letters_kept = ["turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"]
 
+
+def steps(change, *, clear=True, skip=True):
+    "An answer to lesson 3's third exercise: change(p, rate) in place."
+
+    def step(params, rate):
+        with torch.no_grad():
+            for p in params:
+                if p.grad is not None or not skip:
+                    change(p, rate)
+                    if clear:
+                        p.grad = None
+
+    return step
+
+
+def rebinds(params, rate):
+    for i, p in enumerate(params):
+        if p.grad is not None:
+            params[i] = (p - rate * p.grad).detach().requires_grad_()
+
+
+def picked(logs, y):
+    return -logs[torch.arange(len(y)), y]
+
+
+ink = torch.randint(256, (12, 8, 8), generator=torch.Generator().manual_seed(4)) * (torch.arange(64).view(8, 8) % 3 == 0)
+meant, of_net = torch.arange(12) % 10, torch.eye(10)[torch.arange(12) % 10]
+
 # name -> (right answers, wrong answers, texts that no hint may hold)
 CASES = {
     "cells out of order": (
@@ -395,6 +423,123 @@ CASES = {
             broken("empty.ck", b""),
             exported("lesson.ck", ["Persian", "Siamese"]),
             exported("words.ck", ["a", "b"], [CategoryBlock(vocab=["c", "d"])]),
+        ],
+        [],
+    ),
+    "shape by broadcasting": (
+        [(32, 7, 10), [32, 7, 10], torch.Size([32, 7, 10]), tuple((torch.zeros(32, 1, 10) + torch.zeros(7, 1)).shape)],
+        [
+            (32, 1, 10),
+            (7, 1, 10),
+            (32, 10, 7),
+            (32, 7, 1),
+            (32, 7),
+            (32, 1, 7, 10),
+            (1, 7, 10),
+            ("32", "7", "10"),
+            2240,
+            "(32, 7, 10)",
+            torch.zeros(32, 7, 10),
+            (),
+            {32, 7, 10},
+        ],
+        ["(32, 7, 10)", "32, 7", "7, 10"],
+    ),
+    "slope by nudging": (
+        [lambda f, w, h: (f(w + h) - f(w - h)) / (2 * h), lambda f, w, h: (f(w - h) - f(w + h)) / (-2 * h)],
+        [
+            lambda f, w, h: (f(w + h) - f(w)) / h,
+            lambda f, w, h: (f(w) - f(w - h)) / h,
+            lambda f, w, h: (f(w + h) - f(w - h)) / h,
+            lambda f, w, h: (f(w - h) - f(w + h)) / (2 * h),
+            lambda f, w, h: f(w + h) - f(w - h),
+            lambda f, w, h: (f(w + 1e-4) - f(w - 1e-4)) / 2e-4,
+            lambda f, w, h: (f(w + h) - f(w - h)) / 2,
+            lambda f, w, h: None,
+            lambda f, w, h: float("nan"),
+            lambda f, w: 1.0,
+            raises,
+            2.0,
+            "f",
+        ],
+        ["2 * h", "2h", "w + h", "w - h"],
+    ),
+    "one step of SGD": (
+        [
+            steps(lambda p, rate: p.sub_(rate * p.grad)),
+            steps(lambda p, rate: p.add_(p.grad, alpha=-rate)),
+            lambda params, rate: (lambda o: (o.step(), o.zero_grad()))(torch.optim.SGD(params, lr=rate)),
+            lambda params, rate: (lambda o: (o.step(), o.zero_grad(set_to_none=False)))(torch.optim.SGD(params, lr=rate)),
+        ],
+        [
+            steps(lambda p, rate: p.sub_(rate * p.grad), clear=False),
+            steps(lambda p, rate: p.add_(rate * p.grad)),
+            steps(lambda p, rate: p.sub_(p.grad)),
+            steps(lambda p, rate: p.sub_(rate * p.grad.sign())),
+            steps(lambda p, rate: None),
+            steps(lambda p, rate: p.sub_(rate * (0.1 if p.grad is None else p.grad)), skip=False),
+            steps(lambda p, rate: p.sub_(rate * p.grad).requires_grad_(False)),
+            rebinds,
+            lambda params, rate: [p - rate * p.grad for p in params[:2]],
+            lambda params, rate: params.clear(),
+            lambda params: None,
+            raises,
+            0.3,
+        ],
+        ["rate * p.grad", "p.grad = None", "zero_", "alpha"],
+    ),
+    "cross-entropy that survives": (
+        [
+            torch.nn.functional.cross_entropy,
+            lambda s, y: picked(s.log_softmax(1), y).mean(),
+            lambda s, y: picked(s - s.logsumexp(1, keepdim=True), y).mean().item(),
+            lambda s, y: float(np.mean(picked(s.double().log_softmax(1), y).numpy())),
+        ],
+        [
+            lambda s, y: picked((s.exp() / s.exp().sum(1, keepdim=True)).log(), y).mean(),
+            lambda s, y: picked(s.softmax(1).log(), y).mean(),
+            lambda s, y: picked((s.softmax(1) + 1e-9).log(), y).mean(),
+            lambda s, y: picked(s.log_softmax(1), y).sum(),
+            lambda s, y: picked(s.log_softmax(1), y),
+            lambda s, y: -picked(s.log_softmax(1), y).mean(),
+            lambda s, y: -s.log_softmax(1).mean(),
+            lambda s, y: picked(s.log_softmax(0), y).mean(),
+            lambda s, y: picked(s, y).mean(),
+            lambda s, y: picked(s.softmax(1), y).mean(),
+            lambda s, y: None,
+            lambda s, y: "low",
+            lambda s: 0.5,
+            raises,
+            0.5,
+        ],
+        ["max(", ".max", "logsumexp", "log_softmax", "F.cross_entropy"],
+    ),
+    "parameters of two layers": (
+        [39760, 784 * 50 + 50 + 50 * 10 + 10, torch.tensor(39760), 39760.0],
+        [39700, 39750, 39710, 39250, 510, 39200, 500, 844, 1960, 1900, 79510, 0, -39760, "39760", [39760], True, float("inf")],
+        ["39760", "39,760", "39700", "39250"],
+    ),
+    "own digits": (
+        [[ink, meant, of_net], (ink.float(), meant, of_net.flip(0)), [ink.byte(), meant.float(), of_net * 7]],
+        [
+            [255 - ink, meant, of_net],
+            [ink / 255, meant, of_net],
+            [ink[:5], meant[:5], of_net[:5]],
+            [ink[:1].repeat(12, 1, 1), meant, of_net],
+            [ink, meant, of_net[:9]],
+            [ink, meant + 4, of_net],
+            [ink, meant % 7, of_net],
+            [ink, meant, of_net[:, :9]],
+            [ink, meant, of_net / 0],
+            [ink[:, :5, :5], meant, of_net],
+            [ink.flatten(1), meant, of_net],
+            [ink, of_net, meant],
+            [ink, meant],
+            [ink, ..., of_net],
+            [ink, meant.tolist(), of_net],
+            [..., ..., ...],
+            ink,
+            "digits",
         ],
         [],
     ),
