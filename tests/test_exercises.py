@@ -630,9 +630,25 @@ def test_known_mistakes_are_not_taught_as_right():
     assert "lr/10" not in right and "between 0 and 1" not in right and "weight decay 0.1" not in right
 
 
-def test_unknown_lesson():
-    with pytest.raises(ValueError, match="lesson=99 has no quiz"):
-        quiz(99)
+@pytest.mark.parametrize("lesson", [99, "99", "1", "01", "4z", "04a", "", True, 1.0, None, [1]])
+def test_unknown_lesson(lesson):
+    with pytest.raises(ValueError, match=re.escape(f"lesson={lesson!r} has no quiz; pass one of 0, 1, 2")):
+        quiz(lesson)
+
+
+def test_a_half_of_a_lesson_is_asked_for_by_its_text(tmp_path, monkeypatch):
+    folder = tmp_path / "stand_in_lessons"
+    folder.mkdir()
+    for name in ("exercises_03", "exercises_04b", "exercises_04a", "exercises_11", "quiz_04a", "exercises_x", "exercises_04ab"):
+        (folder / f"{name}.py").write_text(f"EXERCISES = QUIZ = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("coursekit.exercises.LESSONS_PACKAGE", folder.name)
+    assert lesson_numbers() == [3, "4a", "4b", 11] and lesson_numbers("quiz") == ["4a"]
+    files = ["exercises_03", "exercises_04a", "exercises_04b", "exercises_11"]
+    assert [lesson_module(n).EXERCISES for n in lesson_numbers()] == files
+    assert quiz("4a") == "quiz_04a"
+    with pytest.raises(ValueError, match="lesson=4 has no exercises; pass one of 3, '4a', '4b', 11"):
+        lesson_module(4)
 
 
 @pytest.mark.parametrize("n", QUIZZES)
