@@ -639,7 +639,15 @@ def test_unknown_lesson(lesson):
 def test_a_half_of_a_lesson_is_asked_for_by_its_text(tmp_path, monkeypatch):
     folder = tmp_path / "stand_in_lessons"
     folder.mkdir()
-    for name in ("exercises_03", "exercises_04b", "exercises_04a", "exercises_11", "quiz_04a", "exercises_x", "exercises_04ab"):
+    for name in (
+        "exercises_03",
+        "exercises_04b",
+        "exercises_04a",
+        "exercises_11",
+        "quiz_04a",
+        "exercises_x",
+        "exercises_04ab",
+    ):
         (folder / f"{name}.py").write_text(f"EXERCISES = QUIZ = {name!r}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("coursekit.exercises.LESSONS_PACKAGE", folder.name)
