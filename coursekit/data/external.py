@@ -638,6 +638,9 @@ def untar_data(
 # %% ../../nbs/api/07_external.ipynb #dba40d9a
 STAND_INS = {  # archive -> the function that makes its stand-in, called with an empty folder
     "oxford-iiit-pet": "coursekit.samples.pets:make_paper_pets",
+    "mnist_png": "coursekit.samples.digits:make_digits",
+    "mnist_sample": "coursekit.samples.digits:make_digits_sample",
+    "mnist_tiny": "coursekit.samples.digits:make_digits_tiny",
 }
 
 
