@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'trained_params', 'flat_weights', 'WeightPath', 'filter_di
            'read_batches', 'batch_norms', 'PlaneLoss', 'Landscape', 'scaled', 'loss_landscape', 'check_grid',
            'check_paths', 'path_plane', 'path_grid']
 
-# %% ../nbs/api/17b_landscape.ipynb #22a97ba9
+# %% ../nbs/api/17b_landscape.ipynb #1a275e49
 import contextlib
 import math
 import warnings
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .callback import Callback
-from .core import plural, seeded
+from .core import plural, printable, seeded
 from .data.load import Batch, as_batch, ordered
 from .hooks import looked_at
 from .layers import norm_bias_params
@@ -142,7 +142,7 @@ def path_directions(
     rows = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()  # else the sign would be a matter of chance
     return rows, float(values[:2].sum() / values.sum())
 
-# %% ../nbs/api/17b_landscape.ipynb #eee508c5
+# %% ../nbs/api/17b_landscape.ipynb #4cdb25c5
 def read_batches(
     dl: Any,  # a loader, or a tuple (x, y) of tensors
     device: torch.device,  # where to
@@ -155,16 +155,20 @@ def read_batches(
         raise ValueError(f"loss_landscape: dl is a {type(dl).__name__}; pass a loader such as learn.dls.valid, or tensors (x, y).")
     if max_batches is not None and (not isinstance(max_batches, int) or max_batches < 1):
         raise ValueError(f"loss_landscape: max_batches={max_batches!r}; pass a whole number from 1, or None for all.")
-    batches = []
-    for batch in ordered(dl) if hasattr(dl, "__len__") else dl:
-        batch = as_batch(batch).to(device)
-        if not batch.ys:
-            raise ValueError("loss_landscape: dl has no targets, so there is no loss; pass batches of (input, target).")
-        batches.append(batch)
-        if len(batches) == max_batches:
-            break
+    batches, loader = [], ordered(dl) if hasattr(dl, "__len__") else dl
+    epoch = getattr(loader, "epoch", None)
+    try:
+        for batch in loader:
+            batches.append(as_batch(batch).to(device))
+            if len(batches) == max_batches:
+                break
+    finally:
+        if epoch is not None:
+            loader.epoch = epoch
     if not sum(b.size for b in batches):
         raise ValueError("loss_landscape: dl is empty; pass a loader with at least one item.")
+    if not all(b.ys for b in batches):
+        raise ValueError("loss_landscape: dl has no targets, so there is no loss; pass batches of (input, target).")
     return batches
 
 # %% ../nbs/api/17b_landscape.ipynb #7dcf4987
@@ -183,7 +187,7 @@ def batch_norms(
         for m, training, tracked in norms:
             m.training, m.track_running_stats = training, tracked
 
-# %% ../nbs/api/17b_landscape.ipynb #a61829ad
+# %% ../nbs/api/17b_landscape.ipynb #20b0c227
 class PlaneLoss:
     "The loss of a model with its trained weights at points of a plane."
 
@@ -219,6 +223,9 @@ class PlaneLoss:
                    for m in self.model.modules()]
         try:
             self.at(flat)
+        except (RuntimeError, TypeError, IndexError) as e:
+            raise ValueError(f"loss_landscape: model and loss_func cannot take a batch of dl, {self.batches[0]!r}: "
+                             f"{printable(str(e).strip().partition(chr(10))[0])}") from e
         finally:
             for h in handles:
                 h.remove()
@@ -236,8 +243,7 @@ class PlaneLoss:
 
         points, many = points.to(origin), torch.func.vmap(self.at)
         size, losses = self.chunk(origin), []
-        chunks = points.split(size)
-        for some in progress_bar(chunks, desc="loss landscape", unit="part", above=20):
+        for some in progress_bar(points.split(size), desc="loss landscape", unit="part", above=20):
             if size > 1:
                 try:
                     losses.append(many(flat(some)))
@@ -245,9 +251,9 @@ class PlaneLoss:
                 except Exception:  # an operation that vmap does not know, a branch that depends on the weights: there are many kinds
                     size = 1
             losses.append(torch.stack([self.at(flat(p[None])[0]) for p in some]))
-        return torch.cat(losses).double().cpu() if origin.device.type != "mps" else torch.cat(losses).cpu().double()
+        return torch.cat(losses).cpu().double()
 
-# %% ../nbs/api/17b_landscape.ipynb #c3c7d5a2
+# %% ../nbs/api/17b_landscape.ipynb #b5e8a11d
 COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#E69F00", "#0072B2", "#FFFFFF")  # Okabe and Ito (2008), and white
 
 
@@ -261,6 +267,7 @@ class Landscape:
     directions: Tensor  # (2, D): the weights at (x, y) are origin + x * directions[0] + y * directions[1]
     paths: dict[str, Tensor] = field(default_factory=dict)  # name -> (K, 2) where its points lie, seen from above the plane
     explained: float | None = None  # share of the paths' variance that the plane holds, 0..1; None without paths
+    ends: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> losses of the path's own first and last weights, in the plane or not
 
     def weights_at(
         self,
@@ -290,16 +297,15 @@ class Landscape:
         y, x = divmod(k, len(self.xs))
         text = f"Loss over a plane of weights, from {finite.min():.3g} at ({self.xs[x]:.2g}, {self.ys[y]:.2g}) to {finite.max():.3g}"
         for name, p in self.paths.items():
-            name = f"path {name}" if name else "the path"
-            a, b = self.loss_at(p[[0, -1]]).tolist()
-            text += f"; {name} goes from ({p[0, 0]:.2g}, {p[0, 1]:.2g}), loss {a:.2g}, to ({p[-1, 0]:.2g}, {p[-1, 1]:.2g}), loss {b:.2g}"
+            (a, b), said = self.ends.get(name) or self.loss_at(p[[0, -1]]).tolist(), f"path {name}" if name else "the path"
+            text += f"; {said} goes from ({p[0, 0]:.2g}, {p[0, 1]:.2g}), loss {a:.2g}, to ({p[-1, 0]:.2g}, {p[-1, 1]:.2g}), loss {b:.2g}"
         return text
 
     def _labels(self) -> tuple[str, str]:
         "What the axes are."
         if not self.paths:
             return "random direction 1", "random direction 2"
-        return f"component 1 (both: {self.explained:.0%} of the path)", "component 2"
+        return f"component 1 (both: {self.explained:.0%} of the variance)", "component 2"
 
     def plot_contour(
         self,
@@ -321,6 +327,8 @@ class Landscape:
         bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
         for k, (name, p) in enumerate(self.paths.items()):
             _draw_path(ax, p.T, name, k)
+        for mark, size, label in (("o", 6, "start"), ("*", 11, "end")) if self.paths else ():
+            ax.plot([], [], mark, ms=size, color="white", mec="black", label=label)
         if not self.paths:
             ax.plot(0, 0, "*", color="white", ms=11, mec="black", label="the net")
         ax.legend(fontsize=8, framealpha=0.85)
@@ -343,6 +351,8 @@ class Landscape:
         fig = None
         if ax is None:
             fig, ax = plt.subplots(figsize=(5.5, 4.5), layout="constrained", subplot_kw={"projection": "3d"})
+        if not hasattr(ax, "set_zticks"):
+            raise ValueError("Landscape.plot_surface: ax has two dimensions; make it with projection='3d', or leave it out.")
         z, norm, _, ticks = scaled(self.losses, levels, log)
         high = (lambda v: v.log10()) if type(norm).__name__ == "LogNorm" else (lambda v: v)
         x, y = torch.meshgrid(self.xs, self.ys, indexing="xy")
@@ -376,7 +386,7 @@ class Landscape:
     def __repr__(self) -> str:
         return f"Landscape({len(self.xs)} x {len(self.ys)}: {self.alt})"
 
-# %% ../nbs/api/17b_landscape.ipynb #a028000a
+# %% ../nbs/api/17b_landscape.ipynb #dff8c22d
 def scaled(
     losses: Tensor,  # (n_y, n_x) may hold nan or inf
     levels: int,  # bands of colour
@@ -414,10 +424,10 @@ def _draw_path(ax, at: Sequence[Tensor], name: str, k: int) -> None:
     style = dict(color=colour, zorder=5 + k, path_effects=[Stroke(linewidth=3.2, foreground="black"), Normal()])
     ax.plot(*at, lw=1.8, ls=("-", "--", "-.", ":")[k // len(COLOURS) % 4], label=name or "path", **style)
     ends = dict(color=colour, mec="black", zorder=30 + k, ls="none")
-    ax.plot(*[a[:1] for a in at], marker="o", ms=6, label="start" if not k else None, **ends)
-    ax.plot(*[a[-1:] for a in at], marker="*", ms=13, label="end" if not k else None, **ends)
+    ax.plot(*[a[:1] for a in at], marker="o", ms=6, **ends)
+    ax.plot(*[a[-1:] for a in at], marker="*", ms=13, **ends)
 
-# %% ../nbs/api/17b_landscape.ipynb #74c3c365
+# %% ../nbs/api/17b_landscape.ipynb #a91c667d
 def loss_landscape(
     model: nn.Module,  # any; it is left as it is
     dl: Any,  # the items that the loss is computed from: a loader, or a tuple (x, y) of tensors
@@ -431,25 +441,28 @@ def loss_landscape(
     batch_stats: bool = False,  # batch norm by the statistics of each batch; False: by the present running ones
 ) -> Landscape:
     """The loss over a plane of weights: two random directions, scaled filter by filter, or the plane of one or several training paths.
-    One path's plane goes through its end, that of several through the middle of all their points."""
+    One path's plane goes through its end, that of several through the middle of all their points. A path is drawn where its points
+    lie when seen from above the plane, so the loss drawn there is not quite its own: `ends` has its own."""
     check_grid(model, loss_func, span, n)
     param = next(iter(trained_params(model).values()))
     wide = torch.float64 if any(p.dtype == torch.float64 for p in model.parameters()) else torch.float32
     if path is None:
         origin = torch.cat([p.detach().reshape(-1).to("cpu", wide) for p in trained_params(model).values()])
-        directions, paths, explained = filter_directions(model, seed=seed).to(wide), {}, None
+        directions, given, paths, explained = filter_directions(model, seed=seed).to(wide), {}, {}, None
         xs = ys = span * torch.arange(1 - n, n, 2, dtype=torch.float64) / (n - 1)
         if not directions.any():
             raise ValueError("loss_landscape: every weight is 0, a bias or part of a norm layer, so no filter has a norm to scale by; pass path.")
     else:
-        origin, directions, paths, explained = path_plane(check_paths(path, model), seed)
+        given = check_paths(path, model)
+        origin, directions, paths, explained = path_plane(given, seed)
         xs, ys = path_grid(paths, span, n)
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
     with torch.no_grad(), warnings.catch_warnings(), seeded(seed), looked_at(model), batch_norms(model, batch_stats):
         warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's remark on what it does one by one
         loss = PlaneLoss(model, as_loss(loss_func), read_batches(dl, param.device, max_batches))
         losses = loss.grid(origin.to(param.device, wide), directions.to(param.device, wide), grid)
-    return Landscape(xs, ys, losses.view(n, n), origin, directions, paths, explained)
+        ends = {name: tuple(loss.at(w.to(param.device, wide)).item() for w in p[[0, -1]]) for name, p in given.items()}
+    return Landscape(xs, ys, losses.view(n, n), origin, directions, paths, explained, ends)
 
 
 def check_grid(model: Any, loss_func: Any, span: Any, n: Any) -> None:

@@ -6,11 +6,12 @@
 __all__ = ['Uniform', 'LogUniform', 'Choice', 'option_name', 'Trial', 'draw_knobs', 'run_trial', 'sklearn_forest', 'oob_means',
            'r_squared', 'Trials', 'knob_text', 'trials', 'check_search']
 
-# %% ../nbs/api/17c_trials.ipynb #e931aaad
+# %% ../nbs/api/17c_trials.ipynb #0d7cc010
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from .data.load import derive_seed
 from .progress import progress_bar
 from .show import Table, finish
 
-# %% ../nbs/api/17c_trials.ipynb #7207bc0a
+# %% ../nbs/api/17c_trials.ipynb #704d568d
 def _check_bounds(knob: Any, lowest: float) -> None:
     "Refuse bounds between which nothing can be drawn."
     name = type(knob).__name__
@@ -89,7 +90,7 @@ class Choice:
         object.__setattr__(self, "options", tuple(self.options))
         names = [option_name(o) for o in self.options]
         if len(set(names)) < len(names):
-            raise ValueError(f"Choice: options={names} has the same option twice; pass each once.")
+            raise ValueError(f"Choice: options={names} holds two of the same name; pass each once, and functions with names of their own.")
 
     def draw(self, u: float) -> Any:
         "The option at share u (0..1) of the list."
@@ -109,6 +110,9 @@ def option_name(
     option: Any,  # anything
 ) -> str:
     "What an option is called in tables and plots."
+    if isinstance(option, partial):
+        parts = [*map(option_name, option.args), *(f"{k}={option_name(v)}" for k, v in option.keywords.items())]
+        return printable(f"{option_name(option.func)}({', '.join(parts)})", width=60)
     return getattr(option, "__name__", None) or printable(option, width=40)
 
 # %% ../nbs/api/17c_trials.ipynb #cb8e1009
@@ -154,7 +158,7 @@ def run_trial(
         failed = "" if math.isfinite(loss) else f"the objective returned {loss}"
     return Trial(number, knobs, math.nan if failed else loss, time.perf_counter() - start, failed)
 
-# %% ../nbs/api/17c_trials.ipynb #17f2a2c9
+# %% ../nbs/api/17c_trials.ipynb #74a2589d
 def sklearn_forest() -> Any:  # the class RandomForestRegressor
     "scikit-learn's forest, or an error that says how to get it."
     try:
@@ -166,16 +170,17 @@ def sklearn_forest() -> Any:  # the class RandomForestRegressor
 
 def oob_means(
     forest: Any,  # a fitted RandomForestRegressor
-    x: Tensor,  # (N, D) the rows it was fitted to, or the same with columns changed
-) -> Tensor:  # (N,) for each row the mean over the trees that were fitted without it; nan where there is none
+    x: Tensor,  # (..., N, D) the rows it was fitted to, or the same with columns changed
+) -> Tensor:  # (..., N) for each row the mean over the trees that were fitted without it; nan where there is none
     "Out-of-bag predictions: no tree is asked about a row that it has learned."
-    rows = x.float().numpy()
-    out = torch.ones(len(forest.estimators_), len(x), dtype=torch.bool)
-    preds = torch.empty(out.shape, dtype=torch.float64)
-    for t, (tree, drawn) in enumerate(zip(forest.estimators_, forest.estimators_samples_)):
-        out[t, torch.as_tensor(drawn.astype("int64"))] = False
-        preds[t] = torch.as_tensor(tree.tree_.predict(rows)).reshape(-1)
-    return (preds * out).sum(0) / out.sum(0)
+    rows, shape = x.reshape(-1, x.shape[-1]).float().contiguous().numpy(), x.shape[:-1]
+    total, count = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape[-1], dtype=torch.float64)
+    for tree, drawn in zip(forest.estimators_, forest.estimators_samples_):
+        out = torch.ones(shape[-1], dtype=torch.float64)
+        out[torch.as_tensor(drawn.astype("int64"))] = 0
+        total += torch.as_tensor(tree.tree_.predict(rows)).view(shape) * out
+        count += out
+    return total / count
 
 
 def r_squared(
@@ -187,7 +192,7 @@ def r_squared(
     errors, spread = (preds - targets)[known].square().sum(), (targets - targets[known].mean())[known].square().sum()
     return float(1 - errors / spread)
 
-# %% ../nbs/api/17c_trials.ipynb #0e3ac6ae
+# %% ../nbs/api/17c_trials.ipynb #a3a1182c
 class Trials:
     "The trials of a search, best first in tables, and what a random forest makes of them."
     LOW: float = 0.3  # an out-of-bag R² below which importances mean nothing
@@ -214,11 +219,15 @@ class Trials:
     @property
     def best(self) -> Trial:
         "The trial with the lowest loss."
+        return min(self._ended(), key=lambda r: r.loss)
+
+    def _ended(self) -> list[Trial]:
+        "The trials that did not fail; an error where there is none."
         done = [r for r in self.rows if not r.failed]
         if not done:
             why = f"; the first says: {self.rows[0].failed}" if self.rows else ""
             raise ValueError(f"Trials: {plural(len(self.rows), 'trial')}, none of which ended with a loss{why}.")
-        return min(done, key=lambda r: r.loss)
+        return done
 
     def table(
         self,
@@ -245,15 +254,15 @@ class Trials:
     @property
     def log(self) -> bool:
         "Whether the forest predicts the logarithm of the loss: where losses are positive and span two decades, a few large ones would hide the rest."
-        losses = [r.loss for r in self.rows if not r.failed]
-        return bool(losses) and min(losses) > 0 and max(losses) >= 100 * min(losses)
+        losses = [r.loss for r in self._ended()]
+        return min(losses) > 0 and max(losses) >= 100 * min(losses)
 
     def targets(self) -> Tensor:  # (N,) float64
         "What the forest predicts: the loss or its decimal logarithm. A trial that failed counts as worse than the worst that did not, by a tenth of the range."
         y = torch.tensor([r.loss for r in self.rows], dtype=torch.float64)
         y = y.log10() if self.log else y
         done = y[y.isfinite()]
-        return y.nan_to_num(float(done.max() + 0.1 * (done.max() - done.min())) if len(done) else 0.0)
+        return y.nan_to_num(float(done.max() + 0.1 * (done.max() - done.min())))
 
     def columns(
         self,
@@ -270,9 +279,7 @@ class Trials:
     def forest(self) -> Any:  # a fitted RandomForestRegressor; .oob_score_ is the R² on rows that a tree has not learned
         "scikit-learn's random forest that predicts the loss from the knobs."
         if self._forest is None:
-            made = sklearn_forest()
-            self.best  # raises where no trial ended  # noqa: B018
-            y = self.targets()
+            made, y = sklearn_forest(), self.targets()
             if len(y) < 10:
                 raise ValueError(f"Trials.forest: {plural(len(y), 'trial')} tell nothing about knobs; run 20 or more: trials(..., n=20, go_on=these).")
             if y.max() == y.min():
@@ -301,15 +308,13 @@ class Trials:
         """Permutation importance (Breiman 2001) on out-of-bag rows: the fall of R² when a knob's values are shuffled among the trials,
         all columns of a choice together."""
         forest, y, (x, places) = self.forest(), self.targets(), self.columns()
-        base, generator, falls = r_squared(oob_means(forest, x), y), torch.Generator().manual_seed(self.seed), {}
-        for name, cols in places.items():
-            fall = []
-            for _ in range(repeats):
-                shuffled = x.clone()
-                shuffled[:, cols] = x[torch.randperm(len(x), generator=generator)][:, cols]
-                fall.append(base - r_squared(oob_means(forest, shuffled), y))
-            falls[name] = torch.tensor(fall, dtype=torch.float64)
-        return falls
+        base, generator = r_squared(oob_means(forest, x), y), torch.Generator().manual_seed(self.seed)
+        shuffled = x.repeat(len(places), repeats, 1, 1)
+        for k, cols in enumerate(places.values()):
+            for r in range(repeats):
+                shuffled[k, r][:, cols] = x[torch.randperm(len(x), generator=generator)][:, cols]
+        preds = oob_means(forest, shuffled)  # all at once: each tree is asked a single time
+        return {name: torch.tensor([base - r_squared(p, y) for p in preds[k]], dtype=torch.float64) for k, name in enumerate(places)}
 
     def importance(self) -> Table:
         "Which knob matters: permutation importances, largest first, and how far they can be believed."
@@ -322,16 +327,15 @@ class Trials:
         self,
         knob: str,  # name
         *,
-        n: int = 40,  # values of a number
+        n: int = 40,  # values of a number, evenly spaced from its lowest to its highest
+        values: Sequence | None = None,  # these instead
     ) -> tuple[list, Tensor]:  # values, and (n,) the mean prediction: of the loss, or of its decimal logarithm where `log` is true
         "Partial dependence (Friedman 2001): the forest's mean prediction over all trials, had this knob had that value in each."
         if knob not in self.space:
             raise ValueError(f"Trials: knob={knob!r} is not one of {list(self.space)}{suggest(knob, self.space)}")
-        values, means = self.space[knob].grid(n), []
-        for v in values:
-            x, _ = self.columns([{**r.knobs, knob: v} for r in self.rows])
-            means.append(float(self.forest().predict(x.float().numpy()).mean()))
-        return values, torch.tensor(means, dtype=torch.float64)
+        forest, values = self.forest(), self.space[knob].grid(n) if values is None else list(values)
+        x, _ = self.columns([{**r.knobs, knob: v} for v in values for r in self.rows])
+        return values, torch.as_tensor(forest.predict(x.float().numpy())).view(len(values), -1).mean(1)
 
     # ---- plots
 
@@ -407,7 +411,7 @@ def _axes(ax: Any, size: tuple[float, float]) -> tuple[Any, Any]:
     ax.spines[["top", "right"]].set_visible(False)
     return fig, ax
 
-# %% ../nbs/api/17c_trials.ipynb #d56f3177
+# %% ../nbs/api/17c_trials.ipynb #be48b19c
 def trials(
     objective: Callable,  # objective(**knobs) -> a number, lower is better
     space: Mapping[str, Any],  # name -> LogUniform, Uniform or Choice
@@ -428,7 +432,7 @@ def trials(
             if len(done.failed) < len(done):
                 bar.set_postfix_str(f"best {done.best.loss:.4g}")
     except KeyboardInterrupt:
-        done.interrupted = f"Ctrl-C in trial {len(done)} of {n}"
+        done.interrupted = f"Ctrl-C after {len(done)} of {n}"
     except Exception as e:
         e.trials = done  # type: ignore[attr-defined]
         raise

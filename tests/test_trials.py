@@ -1,0 +1,382 @@
+"""Random search: what is drawn, what is kept, and whether the forest finds the knob that matters and says when it has found nothing."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coursekit.testing import global_rng_untouched
+from coursekit.trials import Choice, LogUniform, Trials, Uniform, draw_knobs, oob_means, r_squared, trials
+
+SPACE = {"lr": LogUniform(1e-4, 1.0), "drop": Uniform(0.0, 0.9), "act": Choice(["relu", "tanh", "gelu"]), "dummy": Uniform(-1, 1)}
+
+
+def objective(lr: float, drop: float, act: str, dummy: float) -> float:
+    """The rate matters most, the activation some, dropout a little, the dummy not at all."""
+    return 1 + (math.log10(lr) + 2) ** 2 + 1.5 * (act == "tanh") + 0.1 * drop
+
+
+@pytest.fixture(scope="module")
+def found() -> Trials:
+    return trials(objective, SPACE, n=80)
+
+
+def knobs_of(search: Trials) -> list[dict]:
+    return [r.knobs for r in search.rows]
+
+
+# ------------------------------------------------------------------------------------------------------------- knobs
+
+
+@given(low=st.floats(1e-9, 1e3), factor=st.floats(1.001, 1e6), u=st.floats(0, 1))
+def test_a_logarithmic_knob(low: float, factor: float, u: float) -> None:
+    knob = LogUniform(low, low * factor)
+    assert low <= knob.draw(u) <= low * factor
+    assert math.log(knob.draw(u) / low) == pytest.approx(u * math.log(factor), abs=1e-6)
+
+
+@given(low=st.floats(-1e6, 1e6), width=st.floats(1e-3, 1e6), u=st.floats(0, 1))
+def test_an_even_knob(low: float, width: float, u: float) -> None:
+    knob = Uniform(low, low + width)
+    assert low <= knob.draw(u) <= low + width and knob.draw(u) == pytest.approx(low + u * width, rel=1e-6, abs=1e-6)
+
+
+@given(n=st.integers(2, 9), u=st.floats(0, 1, exclude_max=True))
+def test_a_choice(n: int, u: float) -> None:
+    assert Choice(list(range(n))).draw(u) == math.floor(u * n)
+    assert Choice(list(range(n))).draw(1.0) == n - 1
+
+
+def test_the_draws_have_the_distributions_they_are_named_after() -> None:
+    from scipy.stats import chisquare, kstest
+
+    drawn = [draw_knobs(SPACE, 1, i) for i in range(1000)]
+    assert kstest([(math.log10(d["lr"]) + 4) / 4 for d in drawn], "uniform").pvalue > 0.001
+    assert kstest([d["drop"] / 0.9 for d in drawn], "uniform").pvalue > 0.001
+    assert chisquare(list(Counter(d["act"] for d in drawn).values())).pvalue > 0.001
+    pairs = np.corrcoef([[math.log10(d["lr"]), d["drop"], d["dummy"]] for d in drawn], rowvar=False)
+    assert np.abs(pairs - np.eye(3)).max() < 0.13  # independent: 4 deviations of 1 / sqrt(1000)
+
+
+def test_a_choice_is_one_column_an_option_and_a_rate_its_logarithm(found: Trials) -> None:
+    x, places = found.columns()
+    assert places == {"lr": [0], "drop": [1], "act": [2, 3, 4], "dummy": [5]}
+    for row, r in zip(x.tolist(), found.rows):
+        act = [float(r.knobs["act"] == o) for o in ("relu", "tanh", "gelu")]
+        assert row == pytest.approx([math.log10(r.knobs["lr"]), r.knobs["drop"], *act, r.knobs["dummy"]])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LogUniform(0, 1), "both above 0"),
+        (lambda: LogUniform(1, 0.1), "smaller number first"),
+        (lambda: LogUniform("1e-4", 1), "low='1e-4'"),
+        (lambda: Uniform(1, 1), "smaller number first"),
+        (lambda: Uniform(0, math.inf), "high=inf"),
+        (lambda: Uniform(False, True), "low=False"),
+        (lambda: Choice(["sgd"]), "two or more"),
+        (lambda: Choice("sgd"), "two or more"),
+        (lambda: Choice({"sgd", "adam"}), "two or more"),
+        (lambda: Choice([1, 2, 2]), "two of the same name"),
+        (lambda: Choice([lambda x: x, lambda x: 2 * x]), "names of their own"),
+    ],
+)
+def test_knobs_that_cannot_be_drawn(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# ------------------------------------------------------------------------------------------------------------ search
+
+
+def test_a_search_is_the_same_for_the_same_seed_whatever_the_global_generators_do() -> None:
+    def noisy(lr: float, drop: float, act: str, dummy: float) -> torch.Tensor:
+        return lr + torch.rand(())  # as the initial weights of a net are drawn
+
+    with global_rng_untouched("trials"):
+        first = trials(noisy, SPACE, n=6)
+    torch.rand(5)
+    random.random()
+    again = trials(noisy, SPACE, n=6)
+    assert [r.loss for r in first.rows] == [r.loss for r in again.rows] and knobs_of(first) == knobs_of(again)
+    assert len({r.loss - r.knobs["lr"] for r in first.rows}) == 6  # each trial has noise of its own
+    assert knobs_of(trials(noisy, SPACE, n=6, seed=1)) != knobs_of(first)
+
+
+def test_more_trials_begin_with_the_same_ones(found: Trials) -> None:
+    calls = []
+
+    def counting(**knobs) -> float:
+        calls.append(knobs)
+        return objective(**knobs)
+
+    some = trials(counting, SPACE, n=5)
+    more = trials(counting, SPACE, n=12, go_on=some)
+    assert len(calls) == 12 and len(some) == 5  # nothing ran twice, and the first search stays as it was
+    assert knobs_of(more) == knobs_of(found)[:12] and [r.loss for r in more.rows] == [r.loss for r in found.rows[:12]]
+    assert [r.number for r in more.rows] == list(range(12))
+    assert knobs_of(trials(counting, SPACE, n=3, go_on=more)) == knobs_of(more)
+
+
+@pytest.mark.parametrize("at", [0, 1, 7])
+def test_ctrl_c_keeps_what_is_done_and_the_search_can_go_on(found: Trials, at: int) -> None:
+    calls = []
+
+    def stopped(**knobs) -> float:
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise KeyboardInterrupt
+        return objective(**knobs)
+
+    part = trials(stopped, SPACE, n=12)
+    assert len(part) == at and part.interrupted == f"Ctrl-C after {at} of 12" and part.interrupted in repr(part)
+    whole = trials(objective, SPACE, n=12, go_on=part)
+    assert not whole.interrupted and [(r.number, r.knobs, r.loss) for r in whole.rows] == [(r.number, r.knobs, r.loss) for r in found.rows[:12]]
+
+
+def test_an_interrupt_from_the_keyboard() -> None:
+    """The real signal, in the midst of a trial."""
+    import signal
+
+    calls = []
+
+    def slow(a: float) -> float:
+        calls.append(a)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return a
+
+    part = trials(slow, {"a": Uniform(0, 1)}, n=9)
+    assert len(part) == 2 and part.interrupted
+
+
+def test_an_error_of_the_objective_comes_out_with_the_trials_that_are_done() -> None:
+    def broken(a: float) -> float:
+        if a > 0.5:
+            raise KeyError("colour")
+        return a
+
+    with pytest.raises(KeyError) as caught:
+        trials(broken, {"a": Uniform(0, 1)}, n=50)
+    done = caught.value.trials
+    assert isinstance(done, Trials) and all(r.knobs["a"] <= 0.5 for r in done.rows)
+    assert len(trials(lambda a: a, {"a": Uniform(0, 1)}, n=50, go_on=done)) == 50
+
+
+@pytest.mark.parametrize("value", [1.5, 2, np.float32(1.5), torch.tensor(1.5), torch.tensor([1.5]), True])
+def test_any_single_number_is_a_loss(value) -> None:
+    assert trials(lambda a: value, {"a": Uniform(0, 1)}, n=1).rows[0].loss == float(value)
+
+
+@pytest.mark.parametrize("value", [None, "low", [1.0, 2.0], torch.ones(2), {}])
+def test_anything_else_is_refused(value) -> None:
+    with pytest.raises(ValueError, match="the objective returned a"):
+        trials(lambda a: value, {"a": Uniform(0, 1)}, n=2)
+
+
+BAD = {
+    "objective": (dict(objective=3), "objective=3"),
+    "space": (dict(space=[]), "space is no dict"),
+    "space empty": (dict(space={}), "space is no dict"),
+    "plain number": (dict(space={"lr": 0.1}), "knob 'lr' is 0.1"),
+    "class for object": (dict(space={"lr": LogUniform}), "knob 'lr' is"),
+    "n": (dict(n=0), "n=0"),
+    "n float": (dict(n=1e2), "n=100.0"),
+    "go_on": (dict(go_on=[]), "go_on is a list"),
+    "other knobs": (dict(go_on=Trials({"b": Uniform(0, 1)}, [])), "other knobs"),
+    "other bounds": (dict(go_on=Trials({"a": Uniform(0, 2)}, [])), "other knobs"),
+    "other seed": (dict(go_on=Trials({"a": Uniform(0, 1)}, [], seed=2), seed=3), "seed=3 but go_on was drawn with seed=2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_named(case: str) -> None:
+    options, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        trials(**{"objective": lambda a: a, "space": {"a": Uniform(0, 1)}} | options)
+
+
+def test_knobs_in_another_order_are_other_draws() -> None:
+    ab = trials(lambda a, b: a, {"a": Uniform(0, 1), "b": Uniform(0, 1)}, n=2)
+    with pytest.raises(ValueError, match="another order"):
+        trials(lambda a, b: a, {"b": Uniform(0, 1), "a": Uniform(0, 1)}, n=4, go_on=ab)
+
+
+# ------------------------------------------------------------------------------------------------------------ failed
+
+
+def diverging(lr: float, kind: str) -> float:
+    if lr > 0.5:
+        raise FloatingPointError("the loss is nan at batch 7 of 20\nmore of it")
+    if lr > 0.25:
+        return math.nan if kind == "a" else math.inf
+    return 1.0 + lr
+
+
+def test_trials_that_diverge_are_kept_with_their_reason() -> None:
+    search = trials(diverging, {"lr": Uniform(0, 1), "kind": Choice("a b".split())}, n=30)
+    for r in search.rows:
+        assert bool(r.failed) == (r.knobs["lr"] > 0.25) and math.isnan(r.loss) == bool(r.failed)
+    reasons = {r.failed for r in search.failed}
+    assert reasons == {"the loss is nan at batch 7 of 20", "the objective returned nan", "the objective returned inf"}
+    worst = max(r.loss for r in search.rows if not r.failed)
+    targets = search.targets()
+    assert all((t > worst) == bool(r.failed) for t, r in zip(targets.tolist(), search.rows)) and targets.isfinite().all()
+    assert "count as worse than the worst that ended" in search.verdict and f"{len(search.failed)} of which failed" in repr(search)
+    assert [row[0] for row in search.table(100).rows[-len(search.failed):]] == [str(r.number) for r in search.failed]
+    assert search.best.knobs["lr"] == min(r.knobs["lr"] for r in search.rows)
+    assert not search.to_df().query("failed == ''").loss.isna().any()
+
+
+def test_nothing_but_failures() -> None:
+    search = trials(lambda a: math.nan, {"a": Uniform(0, 1)}, n=12)
+    for ask in (lambda: search.best, search.forest, search.importance, lambda: search.plot_dependence("a")):
+        with pytest.raises(ValueError, match=r"none of which ended with a loss; the first says: the objective returned nan"):
+            ask()
+    assert "12 trials, 12 of which failed" in repr(search) and len(search.table(20).rows) == 12
+    with pytest.raises(ValueError, match="0 trials, none of which ended with a loss"):
+        Trials(SPACE, []).best  # noqa: B018
+
+
+# ------------------------------------------------------------------------------------------------------------ forest
+
+
+def test_the_knob_that_matters_is_found_and_the_dummy_is_not(found: Trials) -> None:
+    mean = {name: f.mean().item() for name, f in found.importances().items()}
+    assert mean["lr"] > 3 * mean["act"] > 0.15 and mean["act"] > 3 * abs(mean["dummy"]) and abs(mean["dummy"]) < 0.05
+    table = found.importance()
+    assert [row[0] for row in table.rows[:2]] == ["lr", "act"] and table.caption.startswith("The forest explains 9")
+    assert [row[0] for row in table.values] == [row[0] for row in table.rows] and table.values[0][1] == pytest.approx(mean["lr"])
+
+
+def test_the_out_of_bag_score_is_scikit_learns(found: Trials) -> None:
+    forest, (x, _), y = found.forest(), found.columns(), found.targets()
+    preds = oob_means(forest, x)
+    np.testing.assert_allclose(preds.numpy(), forest.oob_prediction_, rtol=1e-6)
+    assert r_squared(preds, y) == pytest.approx(forest.oob_score_, abs=1e-6)
+    both = oob_means(forest, torch.stack([x, x.flip(0)]))
+    torch.testing.assert_close(both[0], preds)
+
+
+def test_importances_are_not_those_of_rows_that_were_learned() -> None:
+    """On its own rows a forest that has learned noise by heart finds every knob important; out of bag it does not."""
+    from sklearn.inspection import permutation_importance
+
+    noise = trials(lambda a, b: float(torch.randn(())), {"a": Uniform(0, 1), "b": Uniform(0, 1)}, n=60)
+    x, y = noise.columns()[0].numpy(), noise.targets().numpy()
+    own = permutation_importance(noise.forest(), x, y, n_repeats=10, random_state=0).importances_mean
+    assert own.min() > 0.3 > max(f.mean().item() for f in noise.importances().values())
+    assert noise.forest().oob_score_ < noise.LOW
+    assert "importances mean nothing here" in noise.verdict and "importances mean nothing here" in noise.importance().caption
+
+
+@pytest.mark.parametrize("knob", ["lr", "drop"])
+def test_partial_dependence_is_scikit_learns(found: Trials, knob: str) -> None:
+    from sklearn.inspection import partial_dependence
+
+    x, places = found.columns()
+    theirs = partial_dependence(found.forest(), x.float().numpy(), places[knob], kind="average", method="brute", percentiles=(0, 1), grid_resolution=8)
+    at = theirs["grid_values"][0]
+    _, means = found.dependence(knob, values=10.0**at if knob == "lr" else at)
+    np.testing.assert_allclose(means.numpy(), theirs["average"][0], rtol=1e-6)
+    values, _ = found.dependence(knob, n=9)
+    assert len(values) == 9 and values[0] == pytest.approx(SPACE[knob].low) and values[-1] == pytest.approx(SPACE[knob].high)
+
+
+def test_partial_dependence_on_a_choice_moves_its_columns_together(found: Trials) -> None:
+    values, means = found.dependence("act")
+    assert values == ["relu", "tanh", "gelu"]
+    x, places = found.columns()
+    for k, m in enumerate(means):
+        moved = x.clone()
+        moved[:, places["act"]] = torch.eye(3, dtype=torch.float64)[k]
+        assert m.item() == pytest.approx(found.forest().predict(moved.float().numpy()).mean())
+    assert means.argmax() == 1
+
+
+def test_losses_over_decades_are_learned_by_their_logarithm() -> None:
+    search = trials(lambda lr, other: 1e-3 + 1e6 * lr**2, {"lr": LogUniform(1e-4, 1), "other": Uniform(0, 1)}, n=40)
+    assert search.log and search.forest().oob_score_ > 0.8 and "log10 of the loss" in search.verdict
+    np.testing.assert_allclose(search.targets(), [math.log10(r.loss) for r in search.rows])
+    assert not trials(lambda a: a - 0.5, {"a": Uniform(0, 1)}, n=20).log
+
+
+def test_the_forest_is_the_same_each_time(found: Trials) -> None:
+    twin = Trials(found.space, found.rows, seed=found.seed)
+    with global_rng_untouched("Trials"):
+        assert twin.importance().values == found.importance().values
+    assert twin.dependence("lr")[1].tolist() == found.dependence("lr")[1].tolist()
+
+
+def test_too_little_to_learn_from() -> None:
+    with pytest.raises(ValueError, match="9 trials tell nothing"):
+        trials(lambda a: a, {"a": Uniform(0, 1)}, n=9).forest()
+    with pytest.raises(ValueError, match="all trials have the same loss"):
+        trials(lambda a: 1.0, {"a": Uniform(0, 1)}, n=20).importance()
+    with pytest.raises(ValueError, match=r"knob='lrr' is not one of .*'lr'"):
+        trials(lambda lr: lr, {"lr": Uniform(0, 1)}, n=20).dependence("lrr")
+
+
+def test_without_scikit_learn_the_search_works_and_the_forest_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *args, **kwargs):
+        if name.partition(".")[0] == "sklearn":
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    search = trials(lambda a: a, {"a": Uniform(0, 1)}, n=20)
+    assert search.best.loss == min(r.loss for r in search.rows)
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
+        search.forest()
+
+
+# ------------------------------------------------------------------------------------------------------------- plots
+
+
+def test_plots_say_in_words_what_they_show(found: Trials) -> None:
+    import matplotlib.pyplot as plt
+
+    found.plot_importance()
+    alt = plt.gcf().alt_text
+    assert alt.startswith("Importance of the knobs: lr ") and "out-of-bag R²" in alt
+    assert [t.get_text() for t in plt.gcf().axes[0].get_yticklabels()] == [row[0] for row in reversed(found.importance().rows)]
+    for knob in SPACE:
+        found.plot_dependence(knob)
+        ax = plt.gcf().axes[0]
+        assert plt.gcf().alt_text.startswith(f"Predicted loss against {knob}: lowest, ")
+        assert ax.get_xscale() == ("log" if knob == "lr" else "linear") and len(ax.lines[0].get_xdata()) == len(found)
+    plt.close("all")
+    fig, (left, right) = plt.subplots(1, 2)
+    found.plot_importance(left)
+    found.plot_dependence("act", right)
+    assert not hasattr(fig, "alt_text") and [t.get_text() for t in right.get_xticklabels()] == ["relu", "tanh", "gelu"]
+    plt.close("all")
+
+
+def test_a_weak_forest_says_so_in_its_picture(found: Trials) -> None:
+    import matplotlib.pyplot as plt
+
+    noise = trials(lambda a, b: float(torch.rand(())), {"a": Uniform(0, 1), "b": Uniform(0, 1)}, n=30)
+    for search, weak in ((noise, True), (found, False)):
+        search.plot_importance()
+        assert ("mean nothing" in plt.gcf().axes[0].get_title()) == ("mean nothing" in plt.gcf().alt_text) == weak
+    plt.close("all")
+
+
+def test_tables(found: Trials) -> None:
+    table = found.table(3)
+    losses = sorted(r.loss for r in found.rows)
+    assert table.headers == ["trial", *SPACE, "loss", "seconds"] and [row[-2] for row in table.values] == losses[:3]
+    assert list(found.to_df().columns) == ["trial", *SPACE, "loss", "seconds", "failed"] and len(found.to_df()) == len(found)
+    assert "80 trials" in found._repr_html_() and found.best.loss == losses[0]
