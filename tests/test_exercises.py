@@ -80,6 +80,30 @@ def scenes(names, every=4, start=0):
 
 letters_kept = ["turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"]
 
+
+def normed(dims=(0, 2, 3), correction=0, eps=1e-5, power=0.5):
+    "Batch norm of maps (N, C, H, W), right by default."
+
+    def norm(x, weight, bias):
+        mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=correction, keepdim=True)
+        return (x - mean) / (var + eps) ** power * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+
+    return norm
+
+
+def dropped(*same, drop=None, scale=None):
+    "Dropout of channels, right by default; `same`: dimensions along which one draw holds for all."
+
+    def drop_channels(x, p):
+        shape = [1 if k in (same or (2, 3)) else n for k, n in enumerate(x.shape)]
+        keep = torch.rand(shape) >= (p if drop is None else drop(p))
+        return x * keep * (1 / (1 - p) if scale is None else scale(p))
+
+    return drop_channels
+
+
+low, high = [0.20, 0.22, 0.21], [0.30, 0.33, 0.31]
+
 # name -> (right answers, wrong answers, texts that no hint may hold)
 CASES = {
     "cells out of order": (
@@ -395,6 +419,122 @@ CASES = {
             broken("empty.ck", b""),
             exported("lesson.ck", ["Persian", "Siamese"]),
             exported("words.ck", ["a", "b"], [CategoryBlock(vocab=["c", "d"])]),
+        ],
+        [],
+    ),
+    "deviation of the first weights": (
+        [(2 / 800) ** 0.5, 0.05, 0.0501, torch.tensor(0.05)],
+        [
+            2 / 800,
+            1 / 800,
+            800**-0.5,
+            0.025,
+            40,
+            0.1,
+            0.001,
+            0,
+            -0.05,
+            "0.05",
+            [0.05],
+            True,
+            float("nan"),
+            float("inf"),
+        ],
+        ["0.05", ".05", "2/n", "2 / n", "sqrt(2"],
+    ),
+    "batch norm for maps": (
+        [
+            normed(),
+            lambda x, w, b, eps=1e-5: torch.nn.functional.batch_norm(x, None, None, w, b, training=True, eps=eps),
+            lambda x, w, b: (
+                torch.stack([(c - c.mean()) / (c.var(correction=0) + 1e-5).sqrt() for c in x.unbind(1)], 1)
+                * w.view(-1, 1, 1)
+                + b.view(-1, 1, 1)
+            ),
+        ],
+        [
+            lambda x, w, b: None,
+            lambda x, w, b: 3,
+            lambda x, w, b: x.numpy(),
+            lambda x, w, b: x[0],
+            lambda x, w, b: x,
+            lambda x, w, b: normed()(x, w / w, 0 * b),
+            lambda x, w, b: normed()(x, w, 0 * b),
+            lambda x, w, b: normed()(x, w / w, b),
+            lambda x, w, b: torch.nn.functional.layer_norm(x, x.shape[1:]),
+            normed((0,)),
+            normed((2, 3)),
+            normed((1,)),
+            normed((1, 2, 3)),
+            normed((0, 1, 2, 3)),
+            normed(correction=1),
+            normed(power=1),
+            normed(eps=0),
+            normed(eps=0.1),
+            lambda x: x,
+            raises,
+            "f",
+            1.5,
+        ],
+        ["(0, 2, 3)", "keepdim", "sqrt", "correction=0", "unbiased"],
+    ),
+    "half of a weight": (
+        [347, 347.0, torch.tensor(347)],
+        [346, 348, 346.2, 250, 500, 7, 34, 35, 10, 10**6, 0, -347, "347", [347], True, float("nan"), float("inf")],
+        ["347", "346", "0.998", "0.002", "log"],
+    ),
+    "dropout of whole channels": (
+        [dropped(), lambda x, p: torch.nn.functional.dropout2d(x, p), dropped(scale=lambda p: 1 / (1 - p))],
+        [
+            lambda x, p: None,
+            lambda x, p: x,
+            lambda x, p: 0 * x,
+            lambda x, p: x[0],
+            lambda x, p: torch.nn.functional.dropout(x, p),
+            dropped(0, 2, 3),
+            dropped(1, 2, 3),
+            dropped(2, 3, drop=lambda p: 1 - p),
+            dropped(2, 3, drop=lambda p: p / 2),
+            dropped(2, 3, scale=lambda p: 1),
+            dropped(2, 3, scale=lambda p: 1 / p),
+            dropped(2, 3, scale=lambda p: torch.rand(1, 50, 1, 1)),
+            lambda x, p: x * (torch.rand(60, 50, 1, 1, generator=torch.Generator().manual_seed(0)) >= p) / (1 - p),
+            lambda x: x,
+            raises,
+            0.5,
+            "f",
+        ],
+        ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
+    ),
+    "a remedy on your own data": (
+        [
+            [high, low, "better"],
+            [low, high, "worse"],
+            (np.array(low), torch.tensor([0.1, 0.3, 0.2]), "not shown"),
+            [low * 5, high * 5, "worse"],
+        ],
+        [
+            [high, low, "worse"],
+            [low, high, "better"],
+            [low, high, "not shown"],
+            [low, [0.1, 0.3, 0.2], "better"],
+            [low, [0.1, 0.3, 0.2], "worse"],
+            [low, low, "not shown"],
+            [[0.2] * 3, [0.1] * 3, "better"],
+            [low, high, "good"],
+            [low, high, ...],
+            [low[:2], high[:2], "worse"],
+            [low, [*high, 0.3], "worse"],
+            [[20, 22, 21], high, "better"],
+            [[...], [...], "..."],
+            [low, "high", "worse"],
+            [low, [0.1, "0.2", 0.3], "worse"],
+            [low, [0.1, float("nan"), 0.3], "worse"],
+            [low, high],
+            [0.2, 0.1, "better"],
+            "better",
+            3,
+            raises,
         ],
         [],
     ),

@@ -128,7 +128,7 @@ def judge_half_of_a_weight(
         raise Hint("After so many steps about a third is left.")
     raise Hint(f"Too {'many' if given > right else 'few'}. By which factor is the weight multiplied in one step? And in n steps?")
 
-# %% ../../nbs/api/33e_exercises_04b.ipynb #a25bbb8d
+# %% ../../nbs/api/33e_exercises_04b.ipynb #21305b00
 def _drop_mistake(out: Tensor, x: Tensor, p: float) -> str:
     "A sentence about what is wrong with one draw; empty when nothing is."
     zero = out == 0
@@ -136,7 +136,7 @@ def _drop_mistake(out: Tensor, x: Tensor, p: float) -> str:
     if not zero.any():
         return "Nothing is 0. Which values does your function drop?"
     if zero.all():
-        return "Everything is 0."
+        return "Everything is 0. Is p the share that is dropped, and is it between 0 and 1 in your comparison?"
     if (zero.flatten(2).any(2) & ~whole).any():
         return "In some channels only a part is 0. Draw one number for each channel of each picture, and let it hold for all its places."
     share, kept = whole.float().mean().item(), out[~whole] / x[~whole]

@@ -8,7 +8,7 @@ __all__ = ['ABOUT_TRAINING', 'ABOUT_HOLDING', 'QUIZ']
 # %% ../../nbs/api/34e_quiz_04b.ipynb #f0c1e1b2
 from ..exercises import Question, Quiz
 
-# %% ../../nbs/api/34e_quiz_04b.ipynb #ed8bf899
+# %% ../../nbs/api/34e_quiz_04b.ipynb #0cf3ae6b
 ABOUT_TRAINING = (
     Question(
         "Twenty layers each multiply the size of what goes through by 0.8. What is left at the end?",
@@ -29,7 +29,7 @@ ABOUT_TRAINING = (
         ),
     ),
     Question(
-        "A net for ten classes is new. Its first loss is 900. What does that tell you?",
+        "The first loss of a new net for ten classes is 900. What does that tell you?",
         ("the first weights are too large", "A net that knows nothing has a loss near log(10) = 2.3. A loss of 900 is of one that is sure and wrong."),
         (
             ("the rate is too high", "No step has been made yet, so the rate has done nothing."),
