@@ -506,7 +506,7 @@ CASES = {
         ],
         ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
     ),
-    "a remedy on your own data": (
+    "own remedy": (
         [
             [high, low, "better"],
             [low, high, "worse"],

@@ -217,7 +217,7 @@ def judge_own_remedy(
         raise Hint(f"{text}. Look on which side of 0 the whole interval lies.")
     raise Hint(f"{text}, with the remedy minus without it. A lower error is the better one.")
 
-# %% ../../nbs/api/33e_exercises_04b.ipynb #0de95bfe
+# %% ../../nbs/api/33e_exercises_04b.ipynb #c309d779
 EXERCISES = (
     Exercise(
         "deviation of the first weights",
@@ -247,7 +247,7 @@ EXERCISES = (
         judge_drop_channels,
     ),
     Exercise(
-        "a remedy on your own data",
+        "own remedy",
         "Choose one remedy of this lesson and your own data, and train with and without it, at least three seeds each. Pass the two lists of "
         'errors, and your verdict: "better", "worse" or "not shown", by the 95% interval of the paired differences.',
         'without, with_remedy, verdict = [...], [...], "..."',

@@ -8,7 +8,7 @@ __all__ = ['ABOUT_TRAINING', 'ABOUT_HOLDING', 'QUIZ']
 # %% ../../nbs/api/34e_quiz_04b.ipynb #f0c1e1b2
 from ..exercises import Question, Quiz
 
-# %% ../../nbs/api/34e_quiz_04b.ipynb #0cf3ae6b
+# %% ../../nbs/api/34e_quiz_04b.ipynb #2d7b8613
 ABOUT_TRAINING = (
     Question(
         "Twenty layers each multiply the size of what goes through by 0.8. What is left at the end?",
@@ -47,7 +47,7 @@ ABOUT_TRAINING = (
         ),
     ),
     Question(
-        "Which mean does batch norm subtract in evaluation mode?",
+        "Which mean does batch norm subtract once training is over?",
         ("the running one, collected in training", "A batch may hold a single item then, and an answer must not depend on its neighbours."),
         (
             ("that of the batch at hand", "That is what it does in training. A picture's scores would depend on its company."),
@@ -66,7 +66,7 @@ ABOUT_TRAINING = (
     ),
 )
 
-# %% ../../nbs/api/34e_quiz_04b.ipynb #a8aab70a
+# %% ../../nbs/api/34e_quiz_04b.ipynb #78ce8a22
 ABOUT_HOLDING = (
     Question(
         "Training error 0%, validation error 24%, and a quarter of the training labels are wrong. What has the net done?",
@@ -106,7 +106,7 @@ ABOUT_HOLDING = (
     ),
     Question(
         "Dropout with p = 0.5 in training. Why are the values that stay doubled?",
-        ("so that the next layer gets the same on average", "Half of the terms are missing, and the others count twice. In evaluation nothing has to change."),
+        ("so that the next layer gets the same on average", "Half of the terms are missing, and the others count twice. Outside of training nothing has to change."),
         (
             ("to make the noise stronger", "It does make it stronger, but that is not what for."),
             ("to make up for the ReLU", "That is what initialisation is for. Dropout scales whatever comes after it."),
