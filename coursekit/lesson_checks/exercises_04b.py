@@ -171,7 +171,7 @@ def judge_drop_channels(
         raise Hint("Two calls drop the same channels. The draw must be a new one each time.")
     return "That is `nn.Dropout2d`. Where neighbours say the same, dropping one of them drops nothing."
 
-# %% ../../nbs/api/33e_exercises_04b.ipynb #c4f8a3ba
+# %% ../../nbs/api/33e_exercises_04b.ipynb #b2a1deb9
 VERDICTS = ("better", "worse", "not shown")
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95%, for 1 to 9 degrees of freedom
 
@@ -181,7 +181,7 @@ def _errors(given: Any, name: str) -> list[float]:
     given = given.tolist() if hasattr(given, "tolist") else given
     if not isinstance(given, (list, tuple)) or any(g is ... or g is None for g in given):
         raise Hint(f"{name} should be a list of errors, one for each seed; it is {shown(given)}.")
-    values = [number(g, f"an error in {name}") for g in given]
+    values = [number(g, f"an error in {name.lower()}") for g in given]
     if len(values) < 3:
         raise Hint(f"{name} holds {len(values)}: train with at least three seeds. Two numbers say next to nothing about how far they scatter.")
     if odd := [v for v in values if not 0 <= v <= 1]:
@@ -195,7 +195,7 @@ def judge_own_remedy(
     "Two lists of errors and a verdict that agrees with the interval of their differences."
     if not isinstance(answer, (list, tuple)) or len(answer) != 3:
         raise Hint(f"Three things in a list are needed: errors without, errors with the remedy, and the verdict. Yours is {shown(answer)}.")
-    without, with_it, verdict = _errors(answer[0], "the first list"), _errors(answer[1], "the second list"), answer[2]
+    without, with_it, verdict = _errors(answer[0], "The first list"), _errors(answer[1], "The second list"), answer[2]
     if len(without) != len(with_it):
         raise Hint(f"{len(without)} errors without and {len(with_it)} with: for paired differences both need the same seeds.")
     if verdict not in VERDICTS:
