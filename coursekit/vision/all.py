@@ -29,6 +29,7 @@ from coursekit.embeddings import EmbeddingMap, embeddings, pca
 from coursekit.hooks import HeatMap, cam, grad_cam, heat_maps, hook_outputs
 from coursekit.hub import from_hub, push_to_hub
 from coursekit.interpret import ClassificationInterpretation, Interpretation
+from coursekit.landscape import Landscape, WeightPath, loss_landscape
 from coursekit.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
 from coursekit.learner import Learner, Prediction, Preds, load_learner
 from coursekit.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss,
@@ -39,6 +40,7 @@ from coursekit.optim import SGD, Adam, AdamW, RMSProp
 from coursekit.schedule import (SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle,
                                 slide, steep, valley)
 from coursekit.show import display_table, finish, show_grid, show_image
+from coursekit.trials import Choice, LogUniform, Trials, Uniform, trials
 from coursekit.vision.collect import DownloadReport, download_images, resize_images
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
