@@ -106,7 +106,7 @@ ABOUT_COMPARING = (
     ),
 )
 
-# %% ../../nbs/api/34d_quiz_04a.ipynb #39babfeb
+# %% ../../nbs/api/34d_quiz_04a.ipynb #93b7afb9
 ABOUT_OPTIMISERS = (
     Question(
         "What does RMSProp mend in Adagrad?",
@@ -114,7 +114,7 @@ ABOUT_OPTIMISERS = (
         (
             ("that it has no momentum", "RMSProp has none either, unless you add it. Adam does."),
             ("that it is a rate for all weights alike", "Adagrad has a rate for each weight already; that was its idea."),
-            ("that it needs two passes backwards", "Both need one."),
+            ("that it needs two passes backwards", "Both of them need one, like SGD."),
         ),
     ),
     Question(
