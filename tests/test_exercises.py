@@ -1,6 +1,7 @@
 """Every exercise accepts its solution and refuses the rest with a hint that keeps it secret; quizzes are sound."""
 
 import html
+import math
 import re
 import tempfile
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from PIL import Image
 from coursekit.data.block import CategoryBlock
 from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
 from coursekit.export import Exported, write_export
+from coursekit.schedule import one_cycle
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
 from coursekit.vision.models import VisionModel
@@ -76,6 +78,22 @@ def scenes(names, every=4, start=0):
     of = [name.rpartition("_")[0] for name in names]
     held = set(sorted(set(of))[start::every])
     return [i for i, s in enumerate(of) if s not in held], [i for i, s in enumerate(of) if s in held]
+
+
+rising, opposite = ([s(k / 40) for k in range(40)] for s in one_cycle(0.1))
+
+
+class Trained:
+    "What the judge of a cycle looks at."
+
+    def __init__(self, lrs=rising, moms=opposite, losses=(2.0, 1.0), values=((1.0, 1.0),)):
+        kept = {"lrs": list(lrs), "moms": list(moms), "losses": list(losses), "values": list(values)}
+        self.recorder = type("Recorder", (), kept)()
+
+
+def cycle(p, top=0.4, div=25.0, pct=0.25, last=1e5):
+    a, b, done = (top / div, top, p / pct) if p < pct else (top, top / last, (p - pct) / (1 - pct))
+    return a + (b - a) * (1 - math.cos(math.pi * done)) / 2
 
 
 letters_kept = ["turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"]
@@ -422,6 +440,68 @@ CASES = {
         ],
         [],
     ),
+    "largest stable rate": (
+        [0.025, 1 / 40, torch.tensor(0.025)],
+        [0.2, 0.0125, 0.05, 2 / 90, 4 / 90, 1, 0.01, 0.03, 0, -1, "0.025", [0.025], True, float("nan"), float("inf")],
+        ["0.025", ".025", "1/40", "2 / 80"],
+    ),
+    "rate in the cycle": (
+        [cycle, one_cycle(0.4)[0], lambda p: torch.tensor(cycle(p), dtype=torch.float64)],
+        [
+            lambda p: 0.4,
+            lambda p: 0.0,
+            lambda p: cycle(p, div=10),
+            lambda p: cycle(p, pct=0.3),
+            lambda p: cycle(p, last=1.0),
+            lambda p: cycle(p) if p else 0.0,
+            lambda p: 0.016 + 0.384 * p / 0.25 if p < 0.25 else cycle(p),
+            lambda p: cycle(p / 2) if 0 < p < 0.25 else cycle(p),
+            lambda p: cycle(p) if p < 0.25 else 0.4 - (0.4 - 4e-6) * (p - 0.25) / 0.75,
+            lambda p: None,
+            lambda p: "0.4",
+            lambda p: float("nan"),
+            lambda: 0.4,
+            raises,
+            0.4,
+            "f",
+        ],
+        ["cos(", "0.016", "4e-06", "4e-6", "0.000004"],
+    ),
+    "first step of Adam": (
+        [[0.01, 0.01], (0.01, 0.01), torch.tensor([0.01, 0.01])],
+        [
+            [2, 5e-5],
+            [0.0316, 0.0316],
+            [0.001, 0.001],
+            [1, 1],
+            [0.5, 0.5],
+            [3, 4],
+            [-0.01, -0.01],
+            [0.01],
+            [0.01, "0.01"],
+            [..., ...],
+            0.01,
+            "0.01",
+            {0.01},
+            [float("nan"), 0.01],
+        ],
+        ["0.01,", "0.01 ", "0.01.", "1e-2"],
+    ),
+    "own cycle": (
+        [Trained(), Trained(moms=[0.9] * 40)],
+        [
+            3,
+            "learn",
+            [Trained()],
+            Trained().recorder,
+            Trained(losses=()),
+            Trained(values=()),
+            Trained(lrs=rising[:9]),
+            Trained(losses=[2.0, float("nan")]),
+            Trained(lrs=[0.1] * 40),
+            Trained(lrs=sorted(rising)),
+            Trained(moms=opposite[10:] + opposite[:10]),
+            Trained(losses=[1.0, 2.0]),
     "deviation of the first weights": (
         [(2 / 800) ** 0.5, 0.05, 0.0501, torch.tensor(0.05)],
         [
