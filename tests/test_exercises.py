@@ -502,6 +502,9 @@ CASES = {
             Trained(lrs=sorted(rising)),
             Trained(moms=opposite[10:] + opposite[:10]),
             Trained(losses=[1.0, 2.0]),
+        ],
+        [],
+    ),
     "deviation of the first weights": (
         [(2 / 800) ** 0.5, 0.05, 0.0501, torch.tensor(0.05)],
         [
