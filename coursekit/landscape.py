@@ -187,7 +187,7 @@ def batch_norms(
         for m, training, tracked in norms:
             m.training, m.track_running_stats = training, tracked
 
-# %% ../nbs/api/17b_landscape.ipynb #20b0c227
+# %% ../nbs/api/17b_landscape.ipynb #21321631
 class PlaneLoss:
     "The loss of a model with its trained weights at points of a plane."
 
@@ -217,7 +217,7 @@ class PlaneLoss:
         return total
 
     def chunk(self, flat: Tensor) -> int:
-        "How many points fit in one go: the largest output of a layer is to stay in the processor's cache."
+        "How many points to compute in one go: on a CPU that pays where each is so little work that calling the layers takes most of the time."
         largest = [len(flat)]
         handles = [m.register_forward_hook(lambda m, args, out: largest.append(out.numel() if isinstance(out, Tensor) else 0))
                    for m in self.model.modules()]
@@ -229,7 +229,9 @@ class PlaneLoss:
         finally:
             for h in handles:
                 h.remove()
-        return max(1, 2**21 // max(largest))
+        if flat.device.type != "cpu":
+            return max(1, 2**24 // max(largest))
+        return 2**20 // max(largest) if max(largest) < 2**17 else 1
 
     def grid(
         self,
@@ -253,7 +255,7 @@ class PlaneLoss:
             losses.append(torch.stack([self.at(flat(p[None])[0]) for p in some]))
         return torch.cat(losses).cpu().double()
 
-# %% ../nbs/api/17b_landscape.ipynb #b5e8a11d
+# %% ../nbs/api/17b_landscape.ipynb #3dd6dc1f
 COLOURS = ("#D55E00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#E69F00", "#0072B2", "#FFFFFF")  # Okabe and Ito (2008), and white
 
 
@@ -307,6 +309,11 @@ class Landscape:
             return "random direction 1", "random direction 2"
         return f"component 1 (both: {self.explained:.0%} of the variance)", "component 2"
 
+    def _legend(self, name: str) -> str:
+        "A path's name and its own losses at start and end, which off the plane are not those of the picture."
+        said = name.replace("$", r"\$").lstrip("_") or "path"  # matplotlib hides labels that begin with _
+        return said + (": loss {:.2g} to {:.2g}".format(*self.ends[name]) if name in self.ends else "")
+
     def plot_contour(
         self,
         ax=None,  # draw into this matplotlib axes; None makes and finishes a figure
@@ -314,7 +321,7 @@ class Landscape:
         levels: int = 20,  # bands of colour
         log: bool = True,  # evenly spaced on a logarithmic scale, where the losses span a decade or more
     ) -> None:
-        "The plane from above, with the paths: a dot where each starts, a star where it ends."
+        "The plane from above, with the paths: a dot where each starts, a star where it ends. The legend has the losses of their own weights."
         import matplotlib.pyplot as plt
 
         fig = None
@@ -326,7 +333,7 @@ class Landscape:
         bar = ax.figure.colorbar(bands, ax=ax, label="loss")
         bar.set_ticks(ticks, labels=[f"{t:g}" for t in ticks])
         for k, (name, p) in enumerate(self.paths.items()):
-            _draw_path(ax, p.T, name, k)
+            _draw_path(ax, p.T, self._legend(name), k)
         for mark, size, label in (("o", 6, "start"), ("*", 11, "end")) if self.paths else ():
             ax.plot([], [], mark, ms=size, color="white", mec="black", label=label)
         if not self.paths:
@@ -361,7 +368,7 @@ class Landscape:
                         rstride=1, cstride=1, linewidth=0, antialiased=True, zorder=1)
         for k, (name, p) in enumerate(self.paths.items()):
             at = self.loss_at(p).nan_to_num(float(z.nan_to_num().max())).clamp(z.nan_to_num(math.inf).min(), z.nan_to_num(-math.inf).max())
-            _draw_path(ax, (*p.T, high(at)), name, k)
+            _draw_path(ax, (*p.T, high(at)), self._legend(name), k)
         ax.set_zticks(high(torch.tensor(ticks)).tolist(), [f"{t:g}" for t in ticks])
         ax.set(xlabel=self._labels()[0].partition(" (")[0], ylabel=self._labels()[1], zlabel="loss")
         ax.view_init(elev, azim)
@@ -386,7 +393,7 @@ class Landscape:
     def __repr__(self) -> str:
         return f"Landscape({len(self.xs)} x {len(self.ys)}: {self.alt})"
 
-# %% ../nbs/api/17b_landscape.ipynb #dff8c22d
+# %% ../nbs/api/17b_landscape.ipynb #20dfb87a
 def scaled(
     losses: Tensor,  # (n_y, n_x) may hold nan or inf
     levels: int,  # bands of colour
@@ -415,14 +422,14 @@ def scaled(
     return z, Normalize(low, top), edges, [t for t in MaxNLocator(6).tick_values(low, top) if low <= t <= top]
 
 
-def _draw_path(ax, at: Sequence[Tensor], name: str, k: int) -> None:
+def _draw_path(ax, at: Sequence[Tensor], label: str, k: int) -> None:
     "A path with its start and end; `at` are its coordinates, in two dimensions or three."
     from matplotlib.patheffects import Normal, Stroke
 
     colour = COLOURS[k % len(COLOURS)]
     at = [a.numpy() for a in at]
     style = dict(color=colour, zorder=5 + k, path_effects=[Stroke(linewidth=3.2, foreground="black"), Normal()])
-    ax.plot(*at, lw=1.8, ls=("-", "--", "-.", ":")[k // len(COLOURS) % 4], label=name or "path", **style)
+    ax.plot(*at, lw=1.8, ls=("-", "--", "-.", ":")[k // len(COLOURS) % 4], label=label, **style)
     ends = dict(color=colour, mec="black", zorder=30 + k, ls="none")
     ax.plot(*[a[:1] for a in at], marker="o", ms=6, **ends)
     ax.plot(*[a[-1:] for a in at], marker="*", ms=13, **ends)

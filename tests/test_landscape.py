@@ -421,6 +421,10 @@ def test_the_plot_of_both_and_into_axes_of_ones_own() -> None:
     land = draw(small_net())
     land.plot()
     assert len(plt.gcf().axes) == 3 and "Loss over" in plt.gcf().alt_text
+    paths = {"a": torch.zeros(2, 2), "_b$": torch.ones(2, 2)}
+    made(torch.eye(3) + 1, paths=paths, explained=0.8, ends={"a": (2.5, 0.125)}).plot_contour()
+    labels = [t.get_text() for t in plt.gcf().axes[0].get_legend().get_texts()]
+    assert labels == ["a: loss 2.5 to 0.12", r"b\$", "start", "end"] and "80%" in plt.gcf().axes[0].get_xlabel()
     plt.close("all")
     fig, ax = plt.subplots()
     land.plot_contour(ax, levels=7, log=False)
