@@ -75,7 +75,7 @@ def shown(
     half = (limit - 5) // 2
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
-# %% ../nbs/api/30_exercises.ipynb #a32546ed
+# %% ../nbs/api/30_exercises.ipynb #d1a8b2f1
 def number(
     answer: Any,  # int, float, NumPy number, tensor or array of one element
     what: str = "your answer",  # what the hint calls it
@@ -111,7 +111,7 @@ def numbers(
         raise Hint(f"A list of {n} numbers is needed, but {what} has {len(answer)}.")
     return [number(x, f"number {i} of {what}") for i, x in enumerate(answer, 1)]
 
-# %% ../nbs/api/30_exercises.ipynb #f4aca1cf
+# %% ../nbs/api/30_exercises.ipynb #5765fdfb
 def call_answer(
     function: Any,  # the reader's function
     *args: Any,  # what to call it with
@@ -180,28 +180,30 @@ class Exercise:
                 f"An answer of type `{kind}` cannot be used here ({type(e).__name__}). Read the task again.",
             )
 
-# %% ../nbs/api/30_exercises.ipynb #a3933719
+# %% ../nbs/api/30_exercises.ipynb #dadc2003
 LESSONS_PACKAGE = "coursekit.lesson_checks"  # the package whose modules are exercises_NN and quiz_NN
 
 
 def lesson_numbers(
     part: str = "exercises",  # "exercises" or "quiz"
-) -> list[int]:  # e.g. [1]
+) -> list[int | str]:  # e.g. [1, 2, "4a", "4b"], in the order of the course
     "The lessons that have exercises, or a quiz."
     folder = importlib.import_module(LESSONS_PACKAGE).__path__
-    names = (re.fullmatch(rf"{part}_(\d+)", m.name) for m in pkgutil.iter_modules(folder))
-    return sorted(int(m.group(1)) for m in names if m)
+    names = (re.fullmatch(rf"{part}_(\d+)([a-z]?)", m.name) for m in pkgutil.iter_modules(folder))
+    found = sorted((int(m.group(1)), m.group(2)) for m in names if m)
+    return [f"{n}{half}" if half else n for n, half in found]
 
-# %% ../nbs/api/30_exercises.ipynb #6a91b00b
+# %% ../nbs/api/30_exercises.ipynb #2c9ca32c
 def lesson_module(
-    lesson: int,  # number of the lesson
+    lesson: int | str,  # whole number of the lesson, or text such as "4a" for half of one
     part: str = "exercises",  # "exercises" or "quiz"
 ) -> ModuleType:  # with EXERCISES or QUIZ
     "The module that holds a lesson's exercises, or its quiz."
     have = lesson_numbers(part)
-    if isinstance(lesson, bool) or not isinstance(lesson, int) or lesson not in have:
-        raise ValueError(f"lesson={lesson!r} has no {part}; pass one of {', '.join(map(str, have))}.")
-    return importlib.import_module(f"{LESSONS_PACKAGE}.{part}_{lesson:02d}")
+    if type(lesson) not in (int, str) or lesson not in have:
+        raise ValueError(f"lesson={lesson!r} has no {part}; pass one of {', '.join(map(repr, have))}.")
+    width = 2 if isinstance(lesson, int) else 3  # 4 -> "04", "4a" -> "04a"
+    return importlib.import_module(f"{LESSONS_PACKAGE}.{part}_{str(lesson).zfill(width)}")
 
 # %% ../nbs/api/30_exercises.ipynb #c72faed5
 def by_name(
@@ -341,9 +343,9 @@ class Quiz:
             f"Every choice says why it is right or wrong.</p><ol>{items}</ol></section>"
         )
 
-# %% ../nbs/api/30_exercises.ipynb #beaa73ba
+# %% ../nbs/api/30_exercises.ipynb #5de1da20
 def quiz(
-    lesson: int,  # number of the lesson
+    lesson: int | str,  # whole number of the lesson, or text such as "4a" for half of one
 ) -> Quiz:  # shows itself
     "The quiz of a lesson."
     return lesson_module(lesson, "quiz").QUIZ

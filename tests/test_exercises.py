@@ -1,6 +1,7 @@
 """Every exercise accepts its solution and refuses the rest with a hint that keeps it secret; quizzes are sound."""
 
 import html
+import math
 import re
 import tempfile
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from PIL import Image
 from coursekit.data.block import CategoryBlock
 from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
 from coursekit.export import Exported, write_export
+from coursekit.schedule import one_cycle
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
 from coursekit.vision.models import VisionModel
@@ -78,6 +80,22 @@ def scenes(names, every=4, start=0):
     return [i for i, s in enumerate(of) if s not in held], [i for i, s in enumerate(of) if s in held]
 
 
+rising, opposite = ([s(k / 40) for k in range(40)] for s in one_cycle(0.1))
+
+
+class Trained:
+    "What the judge of a cycle looks at."
+
+    def __init__(self, lrs=rising, moms=opposite, losses=(2.0, 1.0), values=((1.0, 1.0),)):
+        kept = {"lrs": list(lrs), "moms": list(moms), "losses": list(losses), "values": list(values)}
+        self.recorder = type("Recorder", (), kept)()
+
+
+def cycle(p, top=0.4, div=25.0, pct=0.25, last=1e5):
+    a, b, done = (top / div, top, p / pct) if p < pct else (top, top / last, (p - pct) / (1 - pct))
+    return a + (b - a) * (1 - math.cos(math.pi * done)) / 2
+
+
 letters_kept = ["turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"]
 
 
@@ -107,6 +125,30 @@ def picked(logs, y):
 
 ink = torch.randint(256, (12, 8, 8), generator=torch.Generator().manual_seed(4)) * (torch.arange(64).view(8, 8) % 3 == 0)
 meant, of_net = torch.arange(12) % 10, torch.eye(10)[torch.arange(12) % 10]
+
+
+def normed(dims=(0, 2, 3), correction=0, eps=1e-5, power=0.5):
+    "Batch norm of maps (N, C, H, W), right by default."
+
+    def norm(x, weight, bias):
+        mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=correction, keepdim=True)
+        return (x - mean) / (var + eps) ** power * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+
+    return norm
+
+
+def dropped(*same, drop=None, scale=None):
+    "Dropout of channels, right by default; `same`: dimensions along which one draw holds for all."
+
+    def drop_channels(x, p):
+        shape = [1 if k in (same or (2, 3)) else n for k, n in enumerate(x.shape)]
+        keep = torch.rand(shape) >= (p if drop is None else drop(p))
+        return x * keep * (1 / (1 - p) if scale is None else scale(p))
+
+    return drop_channels
+
+
+low, high = [0.20, 0.22, 0.21], [0.30, 0.33, 0.31]
 
 # name -> (right answers, wrong answers, texts that no hint may hold)
 CASES = {
@@ -540,6 +582,184 @@ CASES = {
             [..., ..., ...],
             ink,
             "digits",
+    "largest stable rate": (
+        [0.025, 1 / 40, torch.tensor(0.025)],
+        [0.2, 0.0125, 0.05, 2 / 90, 4 / 90, 1, 0.01, 0.03, 0, -1, "0.025", [0.025], True, float("nan"), float("inf")],
+        ["0.025", ".025", "1/40", "2 / 80"],
+    ),
+    "rate in the cycle": (
+        [cycle, one_cycle(0.4)[0], lambda p: torch.tensor(cycle(p), dtype=torch.float64)],
+        [
+            lambda p: 0.4,
+            lambda p: 0.0,
+            lambda p: cycle(p, div=10),
+            lambda p: cycle(p, pct=0.3),
+            lambda p: cycle(p, last=1.0),
+            lambda p: cycle(p) if p else 0.0,
+            lambda p: 0.016 + 0.384 * p / 0.25 if p < 0.25 else cycle(p),
+            lambda p: cycle(p / 2) if 0 < p < 0.25 else cycle(p),
+            lambda p: cycle(p) if p < 0.25 else 0.4 - (0.4 - 4e-6) * (p - 0.25) / 0.75,
+            lambda p: None,
+            lambda p: "0.4",
+            lambda p: float("nan"),
+            lambda: 0.4,
+            raises,
+            0.4,
+            "f",
+        ],
+        ["cos(", "0.016", "4e-06", "4e-6", "0.000004"],
+    ),
+    "first step of Adam": (
+        [[0.01, 0.01], (0.01, 0.01), torch.tensor([0.01, 0.01])],
+        [
+            [2, 5e-5],
+            [0.0316, 0.0316],
+            [0.001, 0.001],
+            [1, 1],
+            [0.5, 0.5],
+            [3, 4],
+            [-0.01, -0.01],
+            [0.01],
+            [0.01, "0.01"],
+            [..., ...],
+            0.01,
+            "0.01",
+            {0.01},
+            [float("nan"), 0.01],
+        ],
+        ["0.01,", "0.01 ", "0.01.", "1e-2"],
+    ),
+    "own cycle": (
+        [Trained(), Trained(moms=[0.9] * 40)],
+        [
+            3,
+            "learn",
+            [Trained()],
+            Trained().recorder,
+            Trained(losses=()),
+            Trained(values=()),
+            Trained(lrs=rising[:9]),
+            Trained(losses=[2.0, float("nan")]),
+            Trained(lrs=[0.1] * 40),
+            Trained(lrs=sorted(rising)),
+            Trained(moms=opposite[10:] + opposite[:10]),
+            Trained(losses=[1.0, 2.0]),
+        ],
+        [],
+    ),
+    "deviation of the first weights": (
+        [(2 / 800) ** 0.5, 0.05, 0.0501, torch.tensor(0.05)],
+        [
+            2 / 800,
+            1 / 800,
+            800**-0.5,
+            0.025,
+            40,
+            0.1,
+            0.001,
+            0,
+            -0.05,
+            "0.05",
+            [0.05],
+            True,
+            float("nan"),
+            float("inf"),
+        ],
+        ["0.05", ".05", "2/n", "2 / n", "sqrt(2"],
+    ),
+    "batch norm for maps": (
+        [
+            normed(),
+            lambda x, w, b, eps=1e-5: torch.nn.functional.batch_norm(x, None, None, w, b, training=True, eps=eps),
+            lambda x, w, b: (
+                torch.stack([(c - c.mean()) / (c.var(correction=0) + 1e-5).sqrt() for c in x.unbind(1)], 1)
+                * w.view(-1, 1, 1)
+                + b.view(-1, 1, 1)
+            ),
+        ],
+        [
+            lambda x, w, b: None,
+            lambda x, w, b: 3,
+            lambda x, w, b: x.numpy(),
+            lambda x, w, b: x[0],
+            lambda x, w, b: x,
+            lambda x, w, b: normed()(x, w / w, 0 * b),
+            lambda x, w, b: normed()(x, w, 0 * b),
+            lambda x, w, b: normed()(x, w / w, b),
+            lambda x, w, b: torch.nn.functional.layer_norm(x, x.shape[1:]),
+            normed((0,)),
+            normed((2, 3)),
+            normed((1,)),
+            normed((1, 2, 3)),
+            normed((0, 1, 2, 3)),
+            normed(correction=1),
+            normed(power=1),
+            normed(eps=0),
+            normed(eps=0.1),
+            lambda x: x,
+            raises,
+            "f",
+            1.5,
+        ],
+        ["(0, 2, 3)", "keepdim", "sqrt", "correction=0", "unbiased"],
+    ),
+    "half of a weight": (
+        [347, 347.0, torch.tensor(347)],
+        [346, 348, 346.2, 250, 500, 7, 34, 35, 10, 10**6, 0, -347, "347", [347], True, float("nan"), float("inf")],
+        ["347", "346", "0.998", "0.002", "log"],
+    ),
+    "dropout of whole channels": (
+        [dropped(), lambda x, p: torch.nn.functional.dropout2d(x, p), dropped(scale=lambda p: 1 / (1 - p))],
+        [
+            lambda x, p: None,
+            lambda x, p: x,
+            lambda x, p: 0 * x,
+            lambda x, p: x[0],
+            lambda x, p: torch.nn.functional.dropout(x, p),
+            dropped(0, 2, 3),
+            dropped(1, 2, 3),
+            dropped(2, 3, drop=lambda p: 1 - p),
+            dropped(2, 3, drop=lambda p: p / 2),
+            dropped(2, 3, scale=lambda p: 1),
+            dropped(2, 3, scale=lambda p: 1 / p),
+            dropped(2, 3, scale=lambda p: torch.rand(1, 50, 1, 1)),
+            lambda x, p: x * (torch.rand(60, 50, 1, 1, generator=torch.Generator().manual_seed(0)) >= p) / (1 - p),
+            lambda x: x,
+            raises,
+            0.5,
+            "f",
+        ],
+        ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
+    ),
+    "own remedy": (
+        [
+            [high, low, "better"],
+            [low, high, "worse"],
+            (np.array(low), torch.tensor([0.1, 0.3, 0.2]), "not shown"),
+            [low * 5, high * 5, "worse"],
+        ],
+        [
+            [high, low, "worse"],
+            [low, high, "better"],
+            [low, high, "not shown"],
+            [low, [0.1, 0.3, 0.2], "better"],
+            [low, [0.1, 0.3, 0.2], "worse"],
+            [low, low, "not shown"],
+            [[0.2] * 3, [0.1] * 3, "better"],
+            [low, high, "good"],
+            [low, high, ...],
+            [low[:2], high[:2], "worse"],
+            [low, [*high, 0.3], "worse"],
+            [[20, 22, 21], high, "better"],
+            [[...], [...], "..."],
+            [low, "high", "worse"],
+            [low, [0.1, "0.2", 0.3], "worse"],
+            [low, [0.1, float("nan"), 0.3], "worse"],
+            [low, high],
+            [0.2, 0.1, "better"],
+            "better",
+            3,
+            raises,
         ],
         [],
     ),
@@ -775,9 +995,33 @@ def test_known_mistakes_are_not_taught_as_right():
     assert "lr/10" not in right and "between 0 and 1" not in right and "weight decay 0.1" not in right
 
 
-def test_unknown_lesson():
-    with pytest.raises(ValueError, match="lesson=99 has no quiz"):
-        quiz(99)
+@pytest.mark.parametrize("lesson", [99, "99", "1", "01", "4z", "04a", "", True, 1.0, None, [1]])
+def test_unknown_lesson(lesson):
+    with pytest.raises(ValueError, match=re.escape(f"lesson={lesson!r} has no quiz; pass one of 0, 1, 2")):
+        quiz(lesson)
+
+
+def test_a_half_of_a_lesson_is_asked_for_by_its_text(tmp_path, monkeypatch):
+    folder = tmp_path / "stand_in_lessons"
+    folder.mkdir()
+    for name in (
+        "exercises_03",
+        "exercises_04b",
+        "exercises_04a",
+        "exercises_11",
+        "quiz_04a",
+        "exercises_x",
+        "exercises_04ab",
+    ):
+        (folder / f"{name}.py").write_text(f"EXERCISES = QUIZ = {name!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("coursekit.exercises.LESSONS_PACKAGE", folder.name)
+    assert lesson_numbers() == [3, "4a", "4b", 11] and lesson_numbers("quiz") == ["4a"]
+    files = ["exercises_03", "exercises_04a", "exercises_04b", "exercises_11"]
+    assert [lesson_module(n).EXERCISES for n in lesson_numbers()] == files
+    assert quiz("4a") == "quiz_04a"
+    with pytest.raises(ValueError, match="lesson=4 has no exercises; pass one of 3, '4a', '4b', 11"):
+        lesson_module(4)
 
 
 @pytest.mark.parametrize("n", QUIZZES)
