@@ -25,7 +25,7 @@ from .show import finish
 if TYPE_CHECKING:
     from coursekit.learner import Learner
 
-# %% ../nbs/api/13_callback.ipynb #417e3283
+# %% ../nbs/api/13_callback.ipynb #6aa35aca
 @dataclass
 class State:
     "Where the loop stands; callbacks read it, and may replace batch, preds and loss."
@@ -40,6 +40,11 @@ class State:
     metrics: list[float] = field(default_factory=list)  # [loss, metrics...] of the last validation
     interrupted: str = ""  # why the fit ended early; empty where it did not
     waited: float = 0.0  # seconds of this epoch's training part that went into waiting for batches
+    weight: float = 1.0  # what this batch's loss is multiplied by before the backward pass; the record keeps the loss without it
+    trial: bool = False  # a trial run, such as that of `lr_find`: nothing is to be written or kept
+    skip: int = 0  # batches of this epoch that a resumed fit has done already
+    epoch_rng: Tensor | None = None  # where torch's generator stood when the epoch's batches began
+    rewind: Callable[[], None] | None = None  # called once when the batches to skip have been passed over
 
     @property
     def pct_train(self) -> float:
@@ -70,13 +75,14 @@ class CancelEpochException(Exception):
 class CancelFitException(Exception):
     "Raise in a callback to end the fit; what was learned is kept."
 
-# %% ../nbs/api/13_callback.ipynb #3a29f81a
+# %% ../nbs/api/13_callback.ipynb #2f988b6f
 class Callback:
     """Base of all callbacks: one method an event, each of which does nothing here.
 
     The method after an event runs also where the part was cancelled, following `after_cancel_...`.
     """
     order: ClassVar[int] = 0  # callbacks run in increasing order
+    keeps: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint stores: numbers, texts, tensors, lists and dictionaries of them
 
     def before_fit(self, learn: "Learner") -> None: "Before the first epoch; the optimiser is made."
     def before_epoch(self, learn: "Learner") -> None: "Before each epoch."
@@ -105,6 +111,15 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in EVENTS:
                 raise TypeError(f"{cls.__name__}.{name} is no event, so it would never run{suggest(name, EVENTS)}")
 
+    def kept(self) -> dict[str, Any]:
+        "What a checkpoint stores of this callback."
+        return {name: getattr(self, name) for name in self.keeps}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        "Take over what `kept` gave, in a fit that goes on; called after `before_fit`."
+        for name, value in kept.items():
+            setattr(self, name, value)
+
     def __repr__(self) -> str:
         return type(self).__name__
 
@@ -132,7 +147,7 @@ def check_callbacks(
             raise ValueError(f"cbs: {cb!r} is no Callback; pass objects of classes that inherit from Callback.")
     return made
 
-# %% ../nbs/api/13_callback.ipynb #31a5f791
+# %% ../nbs/api/13_callback.ipynb #12e444c3
 class ParamScheduler(Callback):
     "Sets rate and momentum before every training batch by their schedules at progress k/N."
     order: ClassVar[int] = 60
@@ -140,16 +155,22 @@ class ParamScheduler(Callback):
     def __init__(
         self,
         *,
-        lr: Sequence[Schedule] | None = None,  # one schedule a parameter group
+        lr: Schedule | Sequence[Schedule] | None = None,  # one schedule for all parameter groups, or one a group
         mom: Schedule | None = None,  # one for all groups
     ):
         self.lr, self.mom = lr, mom
 
+    def before_fit(self, learn: "Learner") -> None:
+        n = len(learn.groups)
+        self.scheds = [] if self.lr is None else [self.lr] * n if callable(self.lr) else list(self.lr)
+        if self.scheds and len(self.scheds) != n:
+            raise ValueError(f"ParamScheduler: {len(self.scheds)} schedules for {n} parameter groups; pass one for all, or one each.")
+
     def before_batch(self, learn: "Learner") -> None:
         s = learn.state
         if s.training:
-            pct = s.pct_train
-            set_hyper(learn.opt, lrs=None if self.lr is None else [f(pct) for f in self.lr],
+            pct = s.step / s.n_steps
+            set_hyper(learn.opt, lrs=[f(pct) for f in self.scheds] if self.scheds else None,
                       mom=None if self.mom is None else self.mom(pct))
 
 # %% ../nbs/api/13_callback.ipynb #c9bce9c2
@@ -164,10 +185,11 @@ def smooth(
         out.append(mean / (1 - beta**k))
     return out
 
-# %% ../nbs/api/13_callback.ipynb #8587cd3d
+# %% ../nbs/api/13_callback.ipynb #80a7d090
 class Recorder(Callback):
     "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
     order: ClassVar[int] = 50
+    keeps = ("values", "times", "waits", "lrs", "moms", "group_lrs", "_losses")
 
     def __init__(self) -> None:
         self.values: list[list[float]] = []  # a row an epoch: train_loss, valid_loss, metrics
@@ -188,7 +210,7 @@ class Recorder(Callback):
     def before_epoch(self, learn: "Learner") -> None:
         self._start = time.perf_counter()
 
-    def after_step(self, learn: "Learner") -> None:
+    def after_backward(self, learn: "Learner") -> None:
         self._raw.append(learn.state.loss.detach())
         groups = learn.opt.param_groups  # read directly: this runs in every batch
         self.group_lrs.append([g["lr"] for g in groups])
@@ -204,6 +226,9 @@ class Recorder(Callback):
 
     def after_fit(self, learn: "Learner") -> None:
         self.interrupted = learn.state.interrupted
+
+    def kept(self) -> dict[str, Any]:
+        return super().kept() | {"_losses": self.losses}
 
     @property
     def losses(self) -> list[float]:

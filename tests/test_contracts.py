@@ -193,7 +193,13 @@ def lr_finder():
     return LRFinder(1, start_lr=1e-4, end_lr=0.1, num_it=3, stop_div=True)
 
 
-CALLBACKS = made(Callback, {"LRFinder": [lr_finder]})
+def stop_watch():
+    from coursekit.timing import StopWatch
+
+    return StopWatch(3)
+
+
+CALLBACKS = made(Callback, {"LRFinder": [lr_finder], "StopWatch": [stop_watch]})
 
 
 @pytest.mark.parametrize(("name", "make"), CALLBACKS)
