@@ -7,7 +7,7 @@ __all__ = ['EPOCHS', 'TRAIN', 'VALID', 'CANCELLED', 'LESSON_CALLBACKS', 'EXERCIS
            'judge_rates_of_a_cycle', 'judge_accuracy_over_batches', 'judge_clip_every_number',
            'judge_skip_hard_batches', 'judge_own_callback']
 
-# %% ../../nbs/api/33m_exercises_13.ipynb #7354833b
+# %% ../../nbs/api/33m_exercises_13.ipynb #9b751c13
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import EVENTS, Callback, collect_hooks
+from ..core import plural
 from ..exercises import Exercise, Hint, call_answer, close, number, numbers, shown
 from ..learner import Learner
 
@@ -191,16 +192,27 @@ def _compare_clipped(
         raise Hint("All numbers of a gradient got smaller by the same factor. The task is about each number by itself: those within the limit stay.")
     raise Hint(f"With the limit {limit} numbers have changed that were within it, or the large ones are not at the limit.")
 
-# %% ../../nbs/api/33m_exercises_13.ipynb #b309dc5b
+# %% ../../nbs/api/33m_exercises_13.ipynb #848da327
+class _Steps(Callback):
+    "The loss and the gradient of every step that was made."
+    order: ClassVar[int] = -1000  # a callback that cancels at the same event comes later
+
+    def before_fit(self, learn: Learner) -> None:
+        self.made: list[tuple[float, float]] = []
+
+    def after_step(self, learn: Learner) -> None:
+        self.made.append((round(learn.state.loss.item(), 4), learn.model.weight.grad.item()))
+
+
 def judge_skip_hard_batches(
     answer: Any,  # subclass of Callback, made with one number
 ) -> str:
     "Steps only on batches with a loss of at most the limit; validation as ever."
     losses = (1.0, 4.0, 0.25, 9.0, 2.25, 1.0)
     for limit in (2.0, 0.5, 100.0, 0.1):
-        learn = _trial_learner(losses)
-        _fit(learn, _made(answer, limit))
-        done, wanted = [round(v, 4) for v in learn.recorder.losses], [v for v in losses if v <= limit]
+        learn, steps = _trial_learner(losses), _Steps()
+        _fit(learn, _made(answer, limit), steps)
+        done, wanted = [loss for loss, _ in steps.made], [v for v in losses if v <= limit]
         report = f"With the limit {limit:g} and batches of loss {', '.join(f'{v:g}' for v in losses)}"
         if done == [v for v in losses if v > limit] and done != wanted:
             raise Hint(f"{report} your callback skips the easy ones.")
@@ -210,6 +222,8 @@ def judge_skip_hard_batches(
             raise Hint(f"{report} your callback ends more than the one batch: only {len(done)} of {len(wanted)} steps are made.")
         if done != wanted:
             raise Hint(f"{report} steps are made on those of loss {', '.join(f'{v:g}' for v in done) or 'none'}.")
+        if any(not close(grad, -2 * loss**0.5) for loss, grad in steps.made):
+            raise Hint(f"{report} the right steps are made, but with gradients of batches that were left out in them. Leave out before there are gradients.")
         row = learn.recorder.values[-1]
         if len(row) < 2 or not close(row[1], sum(losses) / len(losses)):
             raise Hint("The steps are right, but the validation loss changes: your callback leaves out validation batches, too. What says in "
@@ -218,7 +232,7 @@ def judge_skip_hard_batches(
             raise Hint("The steps are right, but the fit counts as interrupted.")
     return "The batch is left out before its gradients are computed. Whether that is wise is another matter: hard batches are those to learn from."
 
-# %% ../../nbs/api/33m_exercises_13.ipynb #a042de19
+# %% ../../nbs/api/33m_exercises_13.ipynb #a0b9cbbf
 LESSON_CALLBACKS = {"Counter", "KitTrace", "KitStop", "ShowOrder", "RealFinger", "ClipValue", "SkipHard"}  # those that the lesson writes for the package
 
 
@@ -252,7 +266,7 @@ def judge_own_callback(
     if not answer.recorder.losses:
         raise Hint("The learner has the callback, and has not been trained with it yet.")
     told = "; ".join(f"`{name}` at {', '.join(f'`{e}`' for e in found)}" for name, found in events.items())
-    return f"It ran in a fit of {len(answer.recorder.losses):,} steps: {shown(told, limit=300)}. Does it also do the right thing in `lr_find`, and after Ctrl-C?"
+    return f"It ran in a fit of {plural(len(answer.recorder.losses), 'batch', 'batches')}: {told}. Try what it does in `lr_find`, and after Ctrl-C."
 
 # %% ../../nbs/api/33m_exercises_13.ipynb #6cc109f4
 EXERCISES = (
