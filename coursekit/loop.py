@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Loop', 'Meter', 'channels_last', 'as_float']
 
-# %% ../nbs/api/14a_loop.ipynb #ea3c1d23
+# %% ../nbs/api/14a_loop.ipynb #2f2d09e0
 import contextlib
 import math
 import time
@@ -21,10 +21,11 @@ from .core import RngState, reuse_memory
 from .data.load import Batch, DataLoaders, starting_at
 from .faults import BufferGuard, Interrupts, non_finite_error, out_of_memory
 from .metrics import Metric
+from .optim import get_hyper
 from .preds import KeptPreds, meddling
 from .progress import ProgressCallback
 
-# %% ../nbs/api/14a_loop.ipynb #83f73ef0
+# %% ../nbs/api/14a_loop.ipynb #8044dc63
 class Loop:
     "What a `Learner` does in a fit and in a validation."
 
@@ -235,7 +236,7 @@ class Loop:
         if (self._guard is not None or self.state.step % 50 == 0) and not math.isfinite(loss.item()):
             if self._guard is not None:
                 self._guard.restore()
-            raise non_finite_error(loss, self.state.step + 1, self.state.n_steps, [g["lr"] for g in self.opt.param_groups],
+            raise non_finite_error(loss, self.state.step + 1, self.state.n_steps, [h["lr"] for h in get_hyper(self.opt)],
                                    checked=self._guard is not None)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:

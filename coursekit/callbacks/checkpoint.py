@@ -19,7 +19,7 @@ from ..learner import load_weights
 if TYPE_CHECKING:
     from coursekit.learner import Learner
 
-# %% ../../nbs/api/19f_checkpoint.ipynb #a155f5f1
+# %% ../../nbs/api/19f_checkpoint.ipynb #c1e90954
 def pack_value(
     value: Any,  # numbers, texts, None, tensors, lists, tuples and dictionaries of them
     key: str,  # what the first tensor is called, and the beginning of the others' names
@@ -34,7 +34,7 @@ def pack_value(
     if isinstance(value, (list, tuple)):
         return {type(value).__name__: [pack_value(v, f"{key}.{i}", tensors) for i, v in enumerate(value)]}
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return {"dict": {k: pack_value(v, f"{key}.{k}", tensors) for k, v in value.items()}}
+        return {"dict": [[k, pack_value(v, f"{key}.{k}", tensors)] for k, v in value.items()]}  # in this order
     raise TypeError(f"Checkpoint: {key} is of type {type(value).__name__}; numbers, texts, tensors, lists, tuples and dictionaries with text keys "
                     "can be kept.")
 
@@ -50,7 +50,7 @@ def unpack_value(
     if kind == "tensor":
         return tensors[inner]
     if kind == "dict":
-        return {k: unpack_value(v, tensors) for k, v in inner.items()}
+        return {k: unpack_value(v, tensors) for k, v in inner}
     made = [unpack_value(v, tensors) for v in inner]
     return tuple(made) if kind == "tuple" else made
 
