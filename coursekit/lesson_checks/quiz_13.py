@@ -8,7 +8,7 @@ __all__ = ['ABOUT_LOOPS', 'ABOUT_CALLBACKS', 'ABOUT_NUMBERS', 'QUIZ']
 # %% ../../nbs/api/34m_quiz_13.ipynb #f0c1e1b2
 from ..exercises import Question, Quiz
 
-# %% ../../nbs/api/34m_quiz_13.ipynb #ffc7bd4f
+# %% ../../nbs/api/34m_quiz_13.ipynb #3fac2e36
 ABOUT_LOOPS = (
     Question(
         "What does the loop itself decide, once there are callbacks?",
@@ -20,7 +20,7 @@ ABOUT_LOOPS = (
         ),
     ),
     Question(
-        "Why does the validation part run with the model in `eval` mode?",
+        "Why is the model taken out of training mode for validation?",
         ("dropout and batch norm behave otherwise there", "Dropout is off, and batch norm uses its running means, so an item's answer does not depend on its batch."),
         (
             ("so that no gradients are computed", "That is `torch.no_grad()`. The two are independent, and both are needed."),
@@ -88,7 +88,7 @@ ABOUT_CALLBACKS = (
     ),
 )
 
-# %% ../../nbs/api/34m_quiz_13.ipynb #c957feb5
+# %% ../../nbs/api/34m_quiz_13.ipynb #8c1bccd6
 ABOUT_NUMBERS = (
     Question(
         "Your loop and the package's give the same first loss, and from the second on slightly other ones. What do you look at first?",
@@ -121,13 +121,13 @@ ABOUT_NUMBERS = (
         "Why must the loss be looked at before the step, and not after the epoch?",
         ("one step with nan spoils all the weights", "Gradients of nan are nan, and so is every weight that they move. Before the step the model is still good."),
         (
-            ("afterwards it has a finite value again", "It stays nan."),
+            ("afterwards it has a finite value again", "What is nan stays nan in every later batch."),
             ("it is quicker", "It costs a little in every batch, and on a GPU more."),
             ("the optimiser refuses nan", "It does not. It adds it."),
         ),
     ),
     Question(
-        "`finally` in `fit` sets the model to `eval` mode and drops the gradients. What for?",
+        "`finally` in `fit` takes the model out of training mode and drops the gradients. What for?",
         ("so that Ctrl-C leaves a usable model", "It runs however the `try` was left. Else dropout would be on in the next prediction, and old slopes in the next step."),
         (
             ("to undo the interrupted step", "Weights that have moved stay moved."),
