@@ -192,7 +192,7 @@ def _compare_clipped(
         raise Hint("All numbers of a gradient got smaller by the same factor. The task is about each number by itself: those within the limit stay.")
     raise Hint(f"With the limit {limit} numbers have changed that were within it, or the large ones are not at the limit.")
 
-# %% ../../nbs/api/33m_exercises_13.ipynb #848da327
+# %% ../../nbs/api/33m_exercises_13.ipynb #148c07ce
 class _Steps(Callback):
     "The loss and the gradient of every step that was made."
     order: ClassVar[int] = -1000  # a callback that cancels at the same event comes later
@@ -201,7 +201,8 @@ class _Steps(Callback):
         self.made: list[tuple[float, float]] = []
 
     def after_step(self, learn: Learner) -> None:
-        self.made.append((round(learn.state.loss.item(), 4), learn.model.weight.grad.item()))
+        grads = [p.grad.item() for p in learn.model.parameters() if p.grad is not None]
+        self.made.append((round(learn.state.loss.item(), 4), sum(grads)))
 
 
 def judge_skip_hard_batches(
