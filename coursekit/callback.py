@@ -185,7 +185,7 @@ def smooth(
         out.append(mean / (1 - beta**k))
     return out
 
-# %% ../nbs/api/13_callback.ipynb #80a7d090
+# %% ../nbs/api/13_callback.ipynb #8b83ffd8
 class Recorder(Callback):
     "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
     order: ClassVar[int] = 50
@@ -200,7 +200,7 @@ class Recorder(Callback):
         self.moms: list[float] = []
         self.group_lrs: list[list[float]] = []  # rates of all of the optimiser's groups, batch by batch
         self.interrupted = ""  # why the last fit ended early
-        self._raw: list[Tensor] = []  # losses that are still on the device: reading one waits for the GPU
+        self._raw: list[Any] = []  # the newest losses; tensors where they are still on a GPU, as reading one waits for it
         self._losses: list[float] = []
 
     def before_fit(self, learn: "Learner") -> None:
@@ -211,7 +211,8 @@ class Recorder(Callback):
         self._start = time.perf_counter()
 
     def after_backward(self, learn: "Learner") -> None:
-        self._raw.append(learn.state.loss.detach())
+        loss = learn.state.loss
+        self._raw.append(loss.item() if loss.is_cpu else loss.detach())
         groups = learn.opt.param_groups  # read directly: this runs in every batch
         self.group_lrs.append([g["lr"] for g in groups])
         self.lrs.append(groups[-1]["lr"])
@@ -219,8 +220,7 @@ class Recorder(Callback):
         self.moms.append(groups[-1]["betas"][0] if key == "betas" else groups[-1][key] if key else 0.0)
 
     def after_epoch(self, learn: "Learner") -> None:
-        train_loss = self.smooth_losses[-1] if self.losses else float("nan")
-        self.values.append([train_loss, *learn.state.metrics])
+        self.values.append([self.smooth_losses[-1] if self.losses else float("nan"), *learn.state.metrics])
         self.times.append(time.perf_counter() - self._start)
         self.waits.append(learn.state.waited)
 
@@ -234,7 +234,7 @@ class Recorder(Callback):
     def losses(self) -> list[float]:
         "Training loss of every batch."
         if self._raw:
-            self._losses += torch.stack(self._raw).float().tolist()
+            self._losses += self._raw if isinstance(self._raw[0], float) else torch.stack(self._raw).float().tolist()
             self._raw = []
         return self._losses
 

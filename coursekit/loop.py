@@ -25,7 +25,7 @@ from .optim import get_hyper
 from .preds import KeptPreds, meddling
 from .progress import ProgressCallback
 
-# %% ../nbs/api/14a_loop.ipynb #8044dc63
+# %% ../nbs/api/14a_loop.ipynb #1ff091f9
 class Loop:
     "What a `Learner` does in a fit and in a validation."
 
@@ -193,7 +193,7 @@ class Loop:
             s.loss = self.loss_func(s.preds, *s.batch.ys)
             self._call("after_loss")
             self._check_loss(s.loss)
-            weight = s.weight * part.size / batch.size
+            weight = s.weight * part.size / batch.size if parts > 1 else s.weight
             (s.loss if weight == 1 else s.loss * weight).backward()
             if parts > 1:
                 losses.append(s.loss.detach() * (part.size / batch.size))
@@ -242,7 +242,7 @@ class Loop:
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return channels_last(batch.xs) if self.channels_last else batch.xs
 
-# %% ../nbs/api/14a_loop.ipynb #3029224d
+# %% ../nbs/api/14a_loop.ipynb #50ee965d
 class Meter:
     "Mean loss and metrics of a validation, kept on the device until the end."
 
@@ -250,18 +250,20 @@ class Meter:
         self.metrics: list[Metric] = learn.metrics
         for m in self.metrics:
             m.reset()
-        self.total, self.n = torch.zeros((), device=learn.device), 0
+        self.total: Any = 0.0 if learn.device.type == "cpu" else torch.zeros((), device=learn.device)
+        self.n = 0
 
     def update(self, preds: Tensor, batch: Batch, loss: Tensor) -> None:
         "Count one batch."
-        self.total.add_(loss, alpha=batch.size)
-        self.n += batch.size
+        n = batch.size
+        self.total += (loss.item() if loss.is_cpu else loss) * n
+        self.n += n
         for m in self.metrics:
             m.update(preds, batch.y)
 
     def compute(self) -> list[float]:
         "[loss, metrics...]; empty where there was no batch."
-        return [(self.total / self.n).item(), *(m.compute() for m in self.metrics)] if self.n else []
+        return [float(self.total) / self.n, *(m.compute() for m in self.metrics)] if self.n else []
 
 
 def channels_last(xs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

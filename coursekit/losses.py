@@ -117,7 +117,7 @@ def _class_targets(
                          f"of shape {tuple(rest)}, not {tuple(targs.shape)}; {fix}")
     return targs.reshape(rest).long()
 
-# %% ../nbs/api/03_losses.ipynb #59f76651
+# %% ../nbs/api/03_losses.ipynb #d99f355b
 class CrossEntropyLossFlat(Loss):
     "Cross entropy between raw scores and class numbers; the mean weighs each target by its class's weight."
 
@@ -135,6 +135,7 @@ class CrossEntropyLossFlat(Loss):
         check_range(type(self).__name__, "label_smoothing", label_smoothing, 0, 1)
         self.register_buffer("weight", _as_tensor(weight), persistent=False)
         self.axis, self.label_smoothing, self.ignore_index = axis, label_smoothing, ignore_index
+        self._weighted = weight is not None
 
     def forward(self, preds: Tensor, targs: Tensor) -> Tensor:  # scalar
         return self._cross_entropy(*self._flat(preds, targs), "mean")
@@ -155,7 +156,7 @@ class CrossEntropyLossFlat(Loss):
     def _flat(self, preds: Tensor, targs: Tensor) -> tuple[Tensor, Tensor]:
         "Scores with the classes in dimension 1, and the targets that belong to them."
         if (preds.ndim == 2 and targs.shape == preds.shape[:1] and targs.dtype == torch.long and self.axis in (1, -1)
-                and self.weight is None and (preds.is_cpu or self._checked == preds.shape[1])):
+                and not self._weighted and (preds.is_cpu or self._checked == preds.shape[1])):
             return _full(preds), targs  # nothing to change or to check; every microsecond here is paid each batch
         who = type(self).__name__
         if preds.ndim < 2:
@@ -173,7 +174,7 @@ class CrossEntropyLossFlat(Loss):
         return preds.movedim(axis, -1).reshape(-1, n_classes), targs
 
     def _cross_entropy(self, preds: Tensor, targs: Tensor, reduction: str) -> Tensor:
-        weight = None if self.weight is None else self.weight.to(preds)
+        weight = self.weight.to(preds) if self._weighted else None
         try:
             return F.cross_entropy(preds, targs, weight, ignore_index=self.ignore_index, reduction=reduction,
                                    label_smoothing=self.label_smoothing)

@@ -59,7 +59,7 @@ def _wide(
     "A value in the precision that sums are kept in."
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
 
-# %% ../nbs/api/04_metrics.ipynb #fc7295d1
+# %% ../nbs/api/04_metrics.ipynb #d4008ea7
 class AverageMetric(Metric):
     "The mean over all items of a function that gives a batch's mean."
 
@@ -94,12 +94,12 @@ class AverageMetric(Metric):
         n = _n_items(targs)
         if n:
             value = self.batch_fn(preds, targs)
-            if isinstance(value, Tensor):
+            if not isinstance(value, Tensor) or value.is_cpu:
+                self.total += float(value) * n
+            else:  # reading the number would wait for the device
                 if not isinstance(self.total, Tensor):
                     self.total = torch.full_like(_wide(value), self.total)
                 self.total = torch.add(self.total, value.detach(), alpha=n)  # one operation, summed in float64
-            else:
-                self.total += value * n
             self.count += n
 
     def compute(self) -> float:
@@ -151,7 +151,7 @@ def _class_answers(
         targs = targs.reshape(answers.shape)
     return answers, targs
 
-# %% ../nbs/api/04_metrics.ipynb #4b175157
+# %% ../nbs/api/04_metrics.ipynb #40829517
 @direction(True)
 def accuracy(
     preds: Tensor,  # (N, C, ...) raw scores
@@ -161,7 +161,7 @@ def accuracy(
 ) -> Tensor:  # share of right answers, 0..1
     "The share of targets whose class has the highest score."
     answers, targs = _class_answers("accuracy", preds, targs, axis)
-    return (answers == targs).float().mean()
+    return (answers == targs).count_nonzero() / targs.numel()
 
 # %% ../nbs/api/04_metrics.ipynb #29818a7b
 @direction(False)

@@ -80,7 +80,7 @@ class EpochTable:
     def __repr__(self) -> str:
         return "\n".join("  ".join(c.rjust(max(len(n), 9)) for c, n in zip(r, self.names)) for r in [self.names, *self.rows])
 
-# %% ../nbs/api/14_progress.ipynb #571eae38
+# %% ../nbs/api/14_progress.ipynb #aba342b4
 class ProgressCallback(Callback):
     "The bar and the table of every fit."
     order: ClassVar[int] = 70
@@ -93,6 +93,7 @@ class ProgressCallback(Callback):
 
     def before_train(self, learn: "Learner") -> None:
         self._begin(f"epoch {learn.state.epoch + 1}/{learn.state.n_epoch}", len(learn.dls.train))
+        self.bar.update(learn.state.skip)  # done before the fit was broken off
 
     def before_validate(self, learn: "Learner") -> None:
         if learn.dl is not None:

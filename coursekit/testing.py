@@ -7,7 +7,7 @@ __all__ = ['ContractError', 'require', 'same', 'global_rng_untouched', 'all_subc
            'check_schedule', 'check_loss', 'check_metric', 'StopAfter', 'check_callback', 'check_block',
            'check_item_transform', 'check_batch_transform', 'check_model_spec', 'check_export', 'check_signature']
 
-# %% ../nbs/api/31_testing.ipynb #8d71961e
+# %% ../nbs/api/31_testing.ipynb #2f6e486f
 import contextlib
 import copy
 import dataclasses
@@ -17,7 +17,9 @@ import json
 import math
 import pkgutil
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback, CancelFitException
+from .callback import Callback, CancelEpochException, CancelFitException, CancelTrainException
 from .data.block import BatchTransform, Block, ItemTransform
 from .data.load import DataLoaders
 from .exercises import shown
@@ -275,7 +277,7 @@ def check_metric(
     require(type(metric).__name__ in repr(metric) or metric.name in repr(metric), metric,
             "says what it is in its repr", seen=repr(metric))
 
-# %% ../nbs/api/31_testing.ipynb #f35a46c1
+# %% ../nbs/api/31_testing.ipynb #21a5b926
 class StopAfter(Callback):
     "Ends the fit when so many training batches are done; for tests of what a cancelled fit leaves behind."
 
@@ -286,7 +288,7 @@ class StopAfter(Callback):
         self.n = n
 
     def before_batch(self, learn: Learner) -> None:
-        if learn.state.training and learn.state.step >= self.n:
+        if learn.state.training and learn.state.step >= self.n and not learn.state.trial:
             raise CancelFitException
 
 
@@ -294,9 +296,11 @@ def check_callback(
     make: Callable[[], Callback],  # gives a fresh callback
     *,
     learner: Callable[[], Learner]
-    | None = None,  # gives a fresh learner to fit; None: a `synthetic_learner` of two batches
+    | None = None,  # gives a fresh learner to fit, the same one each time; None: a `synthetic_learner` of two batches
+    once: bool = False,  # it serves a single fit, and only passed to that one
 ) -> None:
-    "Survives a fit, a second one and a cancelled one; keeps the weights finite; a misspelt hook is refused."
+    """Survives a fit, a second one and a cancelled one; keeps the weights finite; a misspelt hook is refused; what it `keeps` can be stored and
+    taken over; each fit starts anew; an interrupted fit leaves nothing behind; a trial run such as `lr_find`'s writes no file."""
     cb = make()
     require(isinstance(cb, Callback), cb, "is a Callback")
     require(isinstance(cb.order, (int, float)), cb, "has a number as its order", seen=cb.order)
@@ -308,14 +312,108 @@ def check_callback(
                 seen=str(e))
     else:
         raise ContractError(f"{shown(cb)}: refuses a hook of an unknown name.")
-    learn = learner() if learner else synthetic_learner(n_train=2, n_valid=1)
-    with global_rng_untouched(cb), learn.no_bar():
-        learn.fit(1, cbs=cb)
-        learn.fit(1, cbs=cb)
-        learn.fit(2, cbs=[cb, StopAfter(1)])
+    with tempfile.TemporaryDirectory() as folder:
+        def fresh() -> Learner:
+            learn = learner() if learner else synthetic_learner(n_train=2, n_valid=1)
+            learn.path, learn.progress = Path(tempfile.mkdtemp(dir=folder)), False
+            return learn
+
+        with global_rng_untouched(cb):
+            if not once:
+                _check_trial(make(), fresh())
+                _check_fits_alike(make, fresh)
+            _check_keeps(make, fresh)
+            _check_interrupted(make, fresh)
+            learn = fresh()
+            for n, cbs in ((1, [cb]), (1, [cb]), (2, [cb, StopAfter(1)])):
+                learn.fit(n, cbs=cbs)
     require(all(p.isfinite().all() for p in learn.model.parameters()), cb, "keeps the weights finite")
     require(not learn.model.training, cb, "leaves the model in evaluation mode")
     require(cb not in learn.cbs, cb, "passed to a fit serves that fit only")
+
+
+def _check_trial(cb: Callback, learn: Learner) -> None:
+    "A rate finder's run leaves weights and folder as they were."
+    before = copy.deepcopy(learn.model.state_dict())
+    learn.add_cb(cb)
+    learn.lr_find(num_it=10, show_plot=False)
+    written = sorted(str(p.relative_to(learn.path)) for p in learn.path.rglob("*"))
+    require(not written, cb, "writes no file in a trial run", seen=written)
+    require(same(dict(learn.model.state_dict()), dict(before)), cb, "leaves the weights as they were before a trial run")
+
+
+def _check_fits_alike(make: Callable[[], Callback], fresh: Callable[[], Learner]) -> None:
+    "A callback that has served before does what a new one does."
+    old, used, new = make(), fresh(), fresh()
+    for learn, cbs in ((used, [old, old]), (new, [make(), make()])):
+        for cb in cbs:
+            learn.fit(2, cbs=cb)
+    require(same(dict(used.model.state_dict()), dict(new.model.state_dict()), tol=1e-7), old, "starts anew with each fit")
+    require(same(used.recorder.losses, new.recorder.losses, tol=1e-7), old, "starts anew with each fit")
+
+
+class _At(Callback):
+    "Calls a function at one event of a fit's first batch."
+    order = 1000
+
+    def __init__(self, event: str, call: Callable[[], Any]):
+        self.call, self.todo = call, True
+        setattr(self, event, self.once)
+
+    def once(self, learn: Learner) -> None:
+        if self.todo:
+            self.todo = False
+            self.call()
+
+
+def _storable(value: Any) -> bool:
+    "Whether a checkpoint can hold a value."
+    if isinstance(value, dict):
+        return all(isinstance(k, str) for k in value) and all(map(_storable, value.values()))
+    return all(map(_storable, value)) if type(value) is list else isinstance(value, (bool, int, float, str, Tensor, type(None)))
+
+
+def _check_keeps(make: Callable[[], Callback], fresh: Callable[[], Learner]) -> None:
+    "What a checkpoint stores exists, can be stored, and is taken over by a new callback."
+    cb, twin, kept, back = make(), make(), {}, {}
+    require(isinstance(cb.keeps, tuple) and all(isinstance(name, str) for name in cb.keeps), cb, "keeps a tuple of names", seen=cb.keeps)
+    fresh().fit(1, cbs=[cb, _At("after_batch", lambda: kept.update(copy.deepcopy(cb.kept())))])
+    require(set(cb.keeps) <= set(kept), cb, "has what it says that it keeps", seen=sorted(kept))
+    for name, value in kept.items():
+        require(_storable(value), cb, f"keeps {name} as numbers, texts, tensors, and lists and dictionaries of them", seen=value)
+
+    def take_over() -> None:
+        twin.restore(copy.deepcopy(kept))
+        back.update(copy.deepcopy(twin.kept()))
+
+    fresh().fit(1, cbs=[twin, _At("before_fit", take_over)])
+    require(same(back, kept), cb, "takes over what another one kept", seen=back)
+
+
+def _check_interrupted(make: Callable[[], Callback], fresh: Callable[[], Learner]) -> None:
+    "A fit that is interrupted or cut short, in a batch or in the validation, leaves a learner that works without the callback."
+    events = ("after_pred", "after_backward", "before_validate", "after_epoch")
+    for event, error in [(e, KeyboardInterrupt) for e in events] + [(events[1], CancelTrainException), (events[1], CancelEpochException)]:
+        learn, cb = fresh(), make()
+        where = f"after a {error.__name__} in {event}"
+        loss_func, metrics, hooks = learn.loss_func, list(learn.metrics), _count_hooks(learn)
+        learn.add_cb(cb)
+        with contextlib.suppress(KeyboardInterrupt):
+            learn.fit(2, cbs=_At(event, partial(_throw, error)))
+        learn.remove_cb(cb)
+        require(learn.loss_func is loss_func and learn.metrics == metrics, cb, f"puts loss and metrics back {where}")
+        require(_count_hooks(learn) == hooks, cb, f"takes its hooks off the model {where}")
+        require(not learn.model.training and cb not in learn.cbs, cb, f"leaves the learner in order {where}")
+        learn.fit(1)
+        require(all(p.isfinite().all() for p in learn.model.parameters()), cb, "leaves a learner that works without it")
+
+
+def _throw(error: type[BaseException]) -> None:
+    raise error
+
+
+def _count_hooks(learn: Learner) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in learn.model.modules())
 
 # %% ../nbs/api/31_testing.ipynb #51a13a0a
 def check_block(

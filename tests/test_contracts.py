@@ -199,13 +199,35 @@ def stop_watch():
     return StopWatch(3)
 
 
-CALLBACKS = made(Callback, {"LRFinder": [lr_finder], "StopWatch": [stop_watch]})
+def picture_learner():
+    from coursekit.learner import Learner
+
+    rng = torch.Generator().manual_seed(5)
+    loaders = [[(torch.randn(4, 3, 8, 8, generator=rng), torch.arange(4) % 2) for _ in range(2)] for _ in range(2)]
+    model = nn.Sequential(nn.Flatten(), nn.utils.skip_init(nn.Linear, 192, 2))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    return Learner(loaders, model, nn.CrossEntropyLoss(), device="cpu", precision="fp32", seed=0)
+
+
+def checkpoint():
+    from coursekit.callbacks.checkpoint import Checkpoint
+
+    return Checkpoint(resume=False)  # to go on from a file is the opposite of starting anew
+
+
+CALLBACKS = made(Callback, {"LRFinder": [lr_finder], "StopWatch": [stop_watch], "Checkpoint": [checkpoint]})
+LEARNERS = {"CutMix": picture_learner}  # what the callback needs, where a straight line through points does not do
+ONCE = {"LRFinder", "StopWatch"}  # made by a method of the learner for one fit
 
 
 @pytest.mark.parametrize(("name", "make"), CALLBACKS)
 def test_callback(name, make, capsys):
+    import matplotlib.pyplot as plt
+
     make_or_explain(name, make)
-    check_callback(make)
+    check_callback(make, learner=LEARNERS.get(name), once=name in ONCE)
+    plt.close("all")
 
 
 @pytest.mark.parametrize("event", EVENTS)

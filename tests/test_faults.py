@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -117,7 +116,7 @@ def test_kill_at_every_batch_and_go_on(pictures: Path, every: int, cache: str, k
             assert other == whole, f"{kind}: killed after batch {k}, the history differs"
     for file in (pictures / "models").glob("*"):
         file.unlink()
-    assert not [p for p in (pictures / "models").iterdir()]
+    assert not list((pictures / "models").iterdir())
 
 
 def tensors_of(learn: Learner) -> list[torch.Tensor]:

@@ -37,6 +37,7 @@ LONGER: dict[str, tuple[int, str]] = {
     "data.external": (520, "a third is the table of public archives with their published sizes and sums"),
     "widgets.cleaner.CleanerView": (110, "one page: its buttons, and what happens at each press"),
     "data.items": (380, "a dozen splitters and labellers, each a small dataclass"),
+    "testing": (420, "one check for each kind of thing that the package is made of, found in one place"),
     "samples.animals": (520, "drawings: shapes, palettes and markings are written out as data"),
 }
 

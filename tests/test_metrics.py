@@ -96,6 +96,7 @@ def test_counts_of_classes(seed: int, n: int, c: int, at: list[int], average: st
     agree(F1Score(average), preds, targs, at, sk.f1_score(targs, answers, **how))
     agree(FBeta(2, average=average), preds, targs, at, sk.fbeta_score(targs, answers, beta=2, **how))
     agree(JaccardCoeff(average), preds, targs, at, sk.jaccard_score(targs, answers, **how))
+    agree(FBeta(0.5, average=average), preds, targs, at, sk.fbeta_score(targs, answers, beta=0.5, **how))
     agree(Dice(average), preds, targs, at, sk.f1_score(targs, answers, **how))
 
 
@@ -111,6 +112,11 @@ def test_counts_of_yes_and_no(seed: int, n: int, at: list[int], pos: int) -> Non
         if metric is not JaccardCoeff:  # one score an item says the same
             agree(metric(pos_label=pos), preds[:, 1] - preds[:, 0], targs, at, want)
             agree(metric(pos_label=pos), (preds[:, 1] - preds[:, 0])[:, None], targs, at, want)
+    for beta in (0.5, 2.0):
+        agree(FBeta(beta, pos_label=pos), preds, targs, at, sk.fbeta_score(targs, answers, beta=beta, **how))
+    agree(Dice(pos_label=pos), preds, targs, at, sk.f1_score(targs, answers, **how))
+    for average in ("macro", "micro", "weighted"):  # two classes, both of which count
+        agree(F1Score(average), preds, targs, at, sk.f1_score(targs, answers, average=average, zero_division=0))
 
 
 @given(seeds, st.integers(1, 40), st.integers(2, 5), cuts, st.sampled_from(["macro", "micro", "weighted"]))
@@ -121,7 +127,22 @@ def test_counts_of_labels(seed: int, n: int, c: int, at: list[int], average: str
     agree(F1Score(average), preds, targs, at, sk.f1_score(targs, given_, **how))
     agree(FBeta(0.5, average=average), preds, targs.bool(), at, sk.fbeta_score(targs, given_, beta=0.5, **how))
     agree(Precision(average, sigmoid=False, thresh=0.0), preds, targs.float(), at, sk.precision_score(targs, given_, **how))
-    agree(accuracy_multi, preds, targs, at, (given_ == targs).float().mean().item())
+    agree(Recall(average), preds, targs, at, sk.recall_score(targs, given_, **how))
+    agree(JaccardCoeff(average), preds, targs, at, sk.jaccard_score(targs, given_, **how))
+    agree(Dice(average), preds, targs, at, sk.f1_score(targs, given_, **how))
+    agree(accuracy_multi, preds, targs, at, sk.accuracy_score(targs.flatten(), given_.flatten()))
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 5), cuts, st.floats(0.05, 0.95))
+@quick
+def test_thresholds_of_labels(seed: int, n: int, c: int, at: list[int], thresh: float) -> None:
+    probs, targs = torch.rand(n, c, generator=generator(seed)), numbers(seed, 2, n, c)
+    given_ = (probs > thresh).long()
+    agree(functools.partial(accuracy_multi, thresh=thresh, sigmoid=False), probs, targs, at, sk.accuracy_score(targs.flatten(), given_.flatten()))
+    if c > 1:
+        for average in ("macro", "micro", "weighted"):
+            want = sk.f1_score(targs, given_, average=average, zero_division=0)
+            agree(F1Score(average, thresh=thresh, sigmoid=False), probs, targs, at, want)
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 3), cuts)
@@ -131,6 +152,9 @@ def test_errors_of_numbers(seed: int, n: int, dims: int, at: list[int]) -> None:
     agree(mse, preds, targs, at, sk.mean_squared_error(targs, preds))
     agree(rmse, preds, targs, at, math.sqrt(sk.mean_squared_error(targs, preds)))
     agree(mae, preds, targs, at, sk.mean_absolute_error(targs, preds))
+    if dims == 1:  # one number an item, with and without a dimension for it
+        agree(mae, preds, targs[:, 0], at, sk.mean_absolute_error(targs, preds))
+        agree(rmse, preds[:, 0], targs, at, math.sqrt(sk.mean_squared_error(targs, preds)))
 
 
 @given(seeds, st.integers(2, 60), cuts)
@@ -156,6 +180,16 @@ def test_area_of_classes(seed: int, c: int, extra: int, at: list[int], average: 
     agree(RocAuc(average), preds, labels, at, sk.roc_auc_score(labels, preds, average=average))
 
 
+@given(seeds, st.integers(2, 5), st.integers(2, 40), cuts, st.sampled_from(["macro", "weighted"]))
+@quick
+def test_area_of_labels(seed: int, c: int, n: int, at: list[int], average: str) -> None:
+    preds, labels = scores(seed, n, c), numbers(seed, 2, n, c)  # any number of labels an item
+    labels[0], labels[1] = 0, 1
+    want = sk.roc_auc_score(labels, preds, average=average)
+    for kind in (torch.long, torch.float, torch.bool):
+        agree(RocAuc(average), preds, labels.to(kind), at, want)
+
+
 @given(seeds, st.integers(1, 20), st.integers(1, 6), cuts)
 @quick
 def test_perplexity(seed: int, n: int, length: int, at: list[int]) -> None:
@@ -177,6 +211,19 @@ def test_masks(seed: int, n: int, at: list[int]) -> None:
     agree(Dice("macro"), preds, targs, at, sk.f1_score(known, answers, average="macro"))
     agree(JaccardCoeff("macro"), preds, targs, at, sk.jaccard_score(known, answers, average="macro"))
     agree(functools.partial(accuracy, axis=1), preds[:, :, 1:], targs[:, 1:], at, sk.accuracy_score(known, answers))
+    agree(functools.partial(error_rate, axis=1), preds[:, :, 1:], targs[:, 1:], at, 1 - sk.accuracy_score(known, answers))
+    for average in ("micro", "weighted"):
+        agree(Dice(average), preds, targs, at, sk.f1_score(known, answers, average=average))
+        agree(JaccardCoeff(average), preds, targs, at, sk.jaccard_score(known, answers, average=average))
+
+
+@given(seeds, st.integers(1, 6), cuts, st.integers(0, 1))
+@quick
+def test_masks_of_one_class_and_background(seed: int, n: int, at: list[int], pos: int) -> None:
+    preds, targs = torch.randn(n, 2, 4, 5, generator=generator(seed)), numbers(seed, 2, n, 4, 5)
+    answers, known = preds.argmax(1).flatten(), targs.flatten()
+    agree(Dice(pos_label=pos), preds, targs, at, sk.f1_score(known, answers, pos_label=pos, zero_division=0))
+    agree(JaccardCoeff(pos_label=pos), preds, targs, at, sk.jaccard_score(known, answers, pos_label=pos, zero_division=0))
 
 
 # ---------------------------------------------------------------- what holds for all

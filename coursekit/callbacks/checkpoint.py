@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['pack_value', 'unpack_value', 'Checkpoint', 'describe_fit', 'pack_fit', 'load_fit']
 
-# %% ../../nbs/api/19f_checkpoint.ipynb #d4cadd4b
+# %% ../../nbs/api/19f_checkpoint.ipynb #16ad90fd
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..callback import Callback, CancelFitException, ParamScheduler
-from ..core import plural, show_path
+from ..core import show_path
 from ..export import read_tensors, write_tensors
 from ..learner import load_weights
 

@@ -17,7 +17,7 @@ from ..callback import Callback
 from ..core import check_range
 from ..learner import Learner
 
-# %% ../../nbs/api/19c_ema.ipynb #6d443069
+# %% ../../nbs/api/19c_ema.ipynb #fa024ed3
 class EMA(Callback):
     """Averages the weights over the steps. The mean is put into the model for each validation and stays there until training goes on,
     so what is validated is what is saved, and what the fit leaves behind. Running statistics of norm layers are averaged as well."""
@@ -30,12 +30,12 @@ class EMA(Callback):
     ):
         check_range("EMA", "decay", decay, 0, math.nextafter(1, 0))
         self.decay = decay
-        self.k, self.held, self.swapped = 0, {}, False
-
-    def before_fit(self, learn: Learner) -> None:
         self.k = 0  # steps in the mean
         self.swapped = False  # whether the mean is in the model
         self.held: dict[str, Tensor] = {}  # the mean; while that is in the model, the weights that are trained
+
+    def before_fit(self, learn: Learner) -> None:
+        self.k, self.swapped, self.held = 0, False, {}
         if not learn.state.trial:
             self.held = {name: t.detach().clone() for name, t in averaged(learn.model).items()}
 
@@ -44,13 +44,15 @@ class EMA(Callback):
             return
         self.k += 1
         share = (1 - self.decay) / (1 - self.decay**self.k)  # of the newest weights: 1 at the first step
+        now = averaged(learn.model)
         with torch.no_grad():
-            get_ema_multi_avg_fn(1 - share)(list(self.held.values()), list(averaged(learn.model).values()), None)
+            get_ema_multi_avg_fn(1 - share)([self.held[name] for name in now], list(now.values()), None)
 
     def before_validate(self, learn: Learner) -> None:
         self.swap(learn, True)
 
     def before_train(self, learn: Learner) -> None:
+        self.held = {name: t.to(learn.device) for name, t in self.held.items()}  # a checkpoint's are on the CPU
         self.swap(learn, False)
 
     def after_fit(self, learn: Learner) -> None:

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['GradientAccumulation', 'GradientClip']
 
-# %% ../../nbs/api/19a_gradient.ipynb #cfb7a09d
+# %% ../../nbs/api/19a_gradient.ipynb #6ae5d4dd
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..callback import Callback, CancelStepException
 from ..core import check_range
 from ..learner import Learner
 
-# %% ../../nbs/api/19a_gradient.ipynb #36ed82f8
+# %% ../../nbs/api/19a_gradient.ipynb #dedc08ab
 class GradientAccumulation(Callback):
     """One step of the optimiser for every `n_acc` samples, equal to that of one batch of them. A group ends with the batch that completes it,
     or with the epoch; where it then holds more or fewer samples than `n_acc`, the gradient is the mean over those that it holds."""
     order: ClassVar[int] = 10  # before what looks at the whole gradient
-    keeps: ClassVar[tuple[str, ...]] = ("count", "batches", "grads")
+    keeps: ClassVar[tuple[str, ...]] = ("count", "batches")
 
     def __init__(
         self,
@@ -32,12 +32,6 @@ class GradientAccumulation(Callback):
     def before_fit(self, learn: Learner) -> None:
         self.count = 0  # samples in the gradients
         self.batches = 0  # batches of this epoch
-        self.grads: dict[str, Tensor] = {}  # the gradients of a group that is not complete, by the parameter's place in the optimiser
-
-    def before_train(self, learn: Learner) -> None:
-        for i, p in enumerate(self._params(learn)):
-            if p.grad is None and str(i) in self.grads:  # a fit that was resumed within a group
-                p.grad = self.grads[str(i)].to(p.device)
 
     def before_batch(self, learn: Learner) -> None:
         s = learn.state
@@ -50,21 +44,14 @@ class GradientAccumulation(Callback):
         if self.count < self.n_acc and self.batches < len(learn.dl):
             raise CancelStepException
         if self.count != self.n_acc:
-            torch._foreach_mul_([p.grad for p in self._params(learn) if p.grad is not None], self.n_acc / self.count)
+            grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
+            torch._foreach_mul_(grads, self.n_acc / self.count)
 
     def after_step(self, learn: Learner) -> None:
         self.count = 0
 
-    def after_batch(self, learn: Learner) -> None:
-        if learn.state.training:
-            self.grads = {str(i): p.grad for i, p in enumerate(self._params(learn)) if p.grad is not None} if self.count else {}
-
-    def after_train(self, learn: Learner) -> None:
+    def after_epoch(self, learn: Learner) -> None:
         self.batches = 0
-
-    @staticmethod
-    def _params(learn: Learner) -> list[nn.Parameter]:
-        return [p for group in learn.opt.param_groups for p in group["params"]]
 
     def __repr__(self) -> str:
         return f"GradientAccumulation({self.n_acc})"

@@ -17,7 +17,7 @@ from ..core import check_range
 from ..learner import Learner
 from ..show import encode_figure, finish, in_notebook
 
-# %% ../../nbs/api/19d_loggers.ipynb #61ff6eb3
+# %% ../../nbs/api/19d_loggers.ipynb #f98e27eb
 class CSVLogger(Callback):
     """Writes a row for each epoch to a CSV file, which is whole after every epoch. The first fit begins the file anew, unless `append`; later
     fits with the same logger, such as the second one of `fine_tune`, add to it."""
@@ -42,7 +42,7 @@ class CSVLogger(Callback):
         if learn.state.trial:
             return
         rec = learn.recorder
-        row = [learn.state.epoch, *rec.values[-1]]
+        row: list[Any] = [learn.state.epoch, *rec.values[-1]]
         row += [""] * (len(rec.metric_names) + 1 - len(row))  # a validation that was cancelled has no numbers
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", newline="", encoding="utf-8") as f:
@@ -56,7 +56,7 @@ class CSVLogger(Callback):
     def __repr__(self) -> str:
         return f"CSVLogger({str(self.fname)!r})"
 
-# %% ../../nbs/api/19d_loggers.ipynb #0becdd45
+# %% ../../nbs/api/19d_loggers.ipynb #faa6f15e
 class TensorBoardLogger(Callback):
     """Writes losses and rates of the batches and the results of the epochs for TensorBoard (`tensorboard --logdir runs`), each fit as a run of
     its own in `folder/1`, `folder/2`, ...; needs `pip install 'coursekit[tensorboard]'`."""
@@ -71,7 +71,8 @@ class TensorBoardLogger(Callback):
     ):
         check_range("TensorBoardLogger", "every", every, 1, 10**9)
         self.folder, self.every = folder, every
-        self.run, self.writer = "", None
+        self.run = ""  # the name of its folder
+        self.writer: Any = None
 
     def before_fit(self, learn: Learner) -> None:
         self.run, self.writer = "", None
@@ -128,7 +129,7 @@ def next_run(
     taken = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     return str(max(taken, default=0) + 1)
 
-# %% ../../nbs/api/19d_loggers.ipynb #6b8bee42
+# %% ../../nbs/api/19d_loggers.ipynb #3e9d1ee6
 class ShowGraphCallback(Callback):
     "Draws the losses: in a notebook a figure that grows during the fit, elsewhere one at the end."
     order: ClassVar[int] = 74
@@ -165,10 +166,11 @@ class ShowGraphCallback(Callback):
         import matplotlib.pyplot as plt
 
         fig, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
-        learn.recorder.plot_loss(skip_start=0, ax=ax)
+        rec = learn.recorder
+        rec.plot_loss(skip_start=0, ax=ax, with_valid=all(len(row) > 1 for row in rec.values))  # a validation may have been cancelled
         ax.set(xlabel="batches", ylabel="loss", xlim=(0, learn.state.n_steps))
         ax.spines[["top", "right"]].set_visible(False)
-        done = f"Training and validation loss over {learn.state.step} of {learn.state.n_steps} batches, at {learn.recorder.smooth_losses[-1]:.3g}"
+        done = f"Training and validation loss over {learn.state.step} of {learn.state.n_steps} batches, at {rec.smooth_losses[-1]:.3g}"
         if live:
             self.update(fig, done)
         else:

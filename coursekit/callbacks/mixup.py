@@ -16,7 +16,7 @@ from ..data.load import Batch
 from ..learner import Learner
 from ..losses import Loss
 
-# %% ../../nbs/api/19b_mixup.ipynb #df41d92f
+# %% ../../nbs/api/19b_mixup.ipynb #617f5b9a
 class _MixedLoss(Loss):
     "A loss of two targets an item, each to its share."
 
@@ -27,7 +27,7 @@ class _MixedLoss(Loss):
         super().__init__()
         self.plain = plain
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         preds: Tensor,  # (N, ...) raw outputs
         first: Tensor,  # (N, ...) targets
@@ -45,7 +45,7 @@ class _MixedLoss(Loss):
     def options(self) -> dict[str, Any]:
         return {"plain": self.plain}
 
-# %% ../../nbs/api/19b_mixup.ipynb #f3f6b062
+# %% ../../nbs/api/19b_mixup.ipynb #f5a71a03
 class MixUp(Callback):
     """Trains on blends: each item with a share of its own, drawn from Beta(alpha, alpha), and the rest of another item of the batch.
     In the training part the batch's targets are `(y, y of the other, share)`; validation is as ever."""
@@ -76,8 +76,11 @@ class MixUp(Callback):
         if self.plain is not None:
             learn.loss_func, self.plain = self.plain, None
 
+    def after_epoch(self, learn: Learner) -> None:
+        self.after_train(learn)  # where the epoch was cancelled in its training part
+
     def after_fit(self, learn: Learner) -> None:
-        self.after_train(learn)  # where the training part was interrupted
+        self.after_train(learn)  # where the fit was
 
     def mix(
         self,

@@ -19,7 +19,7 @@ from ..hooks import find_layers
 from ..learner import Learner
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/19e_stats.ipynb #5a45d4ae
+# %% ../../nbs/api/19e_stats.ipynb #6d7147ca
 class ActivationStats(Callback):
     "Notes mean, deviation, share near zero and histogram of what layers put out, in the training batches of a fit."
     order: ClassVar[int] = 40
@@ -83,8 +83,11 @@ class ActivationStats(Callback):
             handle.remove()
         self.handles = []
 
+    def after_epoch(self, learn: Learner) -> None:
+        self.after_train(learn)  # where the epoch was cancelled in its training part
+
     def after_fit(self, learn: Learner) -> None:
-        self.after_train(learn)
+        self.after_train(learn)  # where the fit was
 
     def plot_stats(
         self,
@@ -98,12 +101,12 @@ class ActivationStats(Callback):
         fig, axes = plt.subplots(1, 3, figsize=figsize, layout="constrained")
         for k, (ax, what) in enumerate(zip(axes, ("mean", "standard deviation", "share near zero"))):
             for i, (name, rows) in enumerate(record.items()):
-                ax.plot(torch.arange(len(rows)) * self.every, rows[:, k], label=name, color=plt.cm.viridis(i / max(len(record) - 1, 1) * 0.9))
+                ax.plot(torch.arange(len(rows)).numpy() * self.every, rows[:, k].numpy(), label=name, color=plt.cm.viridis(i / max(len(record) - 1, 1) * 0.9))
             ax.set(xlabel="batches", title=what)
             ax.spines[["top", "right"]].set_visible(False)
         axes[2].set_ylim(-0.02, 1.02)
         if len(record) <= 12:
-            axes[2].legend(frameon=False, fontsize="small")
+            axes[2].legend(frameon=False, fontsize="small", title="layer")
         finish(fig, f"Mean, deviation and share near zero of the activations of {plural(len(record), 'layer')}; at the end "
                + ", ".join(f"{n}: {r[-1, 0]:.2g}, {r[-1, 1]:.2g}, {r[-1, 2]:.2g}" for n, r in list(record.items())[:6]))
 
@@ -118,7 +121,7 @@ class ActivationStats(Callback):
         fig, axes = figure_grid(len(record), ncols=ncols, figsize=figsize)
         for ax, (name, rows) in zip(axes, record.items()):
             ax.axis("on")
-            ax.imshow(rows[:, 3:].T.log1p(), origin="lower", aspect="auto", extent=(0, len(rows) * self.every, *self.limits))
+            ax.imshow(rows[:, 3:].T.log1p().numpy(), origin="lower", aspect="auto", extent=(0, len(rows) * self.every, *self.limits))
             ax.set(title=name, xlabel="batches", ylabel="activation")
         finish(fig, f"Histograms of the activations of {plural(len(record), 'layer')} over the batches, from {self.limits[0]} to {self.limits[1]}")
 

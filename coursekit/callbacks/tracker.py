@@ -108,7 +108,7 @@ class SaveModelCallback(TrackerCallback):
         if learn.progress and self.best_epoch < learn.state.epoch:
             print(f"SaveModelCallback: the weights are those after epoch {self.best_epoch}, with the best {self.monitor}, {self.best:.6f}.", flush=True)
 
-# %% ../../nbs/api/19_tracker.ipynb #955a03d7
+# %% ../../nbs/api/19_tracker.ipynb #1c5504df
 class EarlyStoppingCallback(TrackerCallback):
     "Ends the fit when the number has not improved for `patience` epochs in a row."
     order: ClassVar[int] = 90  # after every other callback has seen the end of the epoch
@@ -126,16 +126,14 @@ class EarlyStoppingCallback(TrackerCallback):
 
     def judge(self, learn: Learner) -> None:
         if self.wait >= self.patience:
-            learn.state.interrupted = type(self).__name__  # the recorder keeps the reason
             if learn.progress:
                 print(f"EarlyStoppingCallback: stopped, because {self.monitor} has not improved for {plural(self.wait, 'epoch')}.", flush=True)
             raise CancelFitException
 
-# %% ../../nbs/api/19_tracker.ipynb #ecd1d304
+# %% ../../nbs/api/19_tracker.ipynb #c96fac86
 class ReduceLROnPlateau(TrackerCallback):
     "Divides the rates by `factor` when the number has not improved for `patience` epochs in a row. For `fit`, whose rate is constant."
     order: ClassVar[int] = 82
-    keeps: ClassVar[tuple[str, ...]] = (*TrackerCallback.keeps, "lrs")
 
     def __init__(
         self,
@@ -153,16 +151,12 @@ class ReduceLROnPlateau(TrackerCallback):
 
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
-        self.lrs: list[float] = []  # of the optimiser's groups, once they were lowered
         if not learn.state.trial and any(isinstance(cb, ParamScheduler) and cb.lr is not None for cb in learn.running):
             raise ValueError("ReduceLROnPlateau: a scheduler sets the rate of this fit before every batch, so lowering it has no effect; "
                              "call learn.fit(n_epoch, lr, cbs=...), or leave this callback out.")
 
-    def before_train(self, learn: Learner) -> None:
-        for group, lr in zip(learn.opt.param_groups, self.lrs):  # also where a resumed fit begins
-            group["lr"] = lr
-
     def judge(self, learn: Learner) -> None:
         if self.wait >= self.patience:
             self.wait = 0
-            self.lrs = [min(g["lr"], max(g["lr"] / self.factor, self.min_lr)) for g in learn.opt.param_groups]
+            for group in learn.opt.param_groups:
+                group["lr"] = min(group["lr"], max(group["lr"] / self.factor, self.min_lr))

@@ -23,7 +23,7 @@ from ..core import cpu_cores, default_device, plural, reuse_memory
 from .cache import threads
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/09_load.ipynb #97d746fd
+# %% ../../nbs/api/09_load.ipynb #b7e16e11
 @dataclass(slots=True)
 class Batch:
     "Inputs and targets of several samples, stacked; unpacks as `x, y = batch`."
@@ -43,7 +43,7 @@ class Batch:
     @property
     def size(self) -> int:
         "How many samples."
-        return len(self.xs[0])
+        return self.xs[0].shape[0]
 
     def to(
         self,
@@ -78,11 +78,13 @@ class Batch:
 
         return f"Batch(x: {shapes(self.xs)}; y: {shapes(self.ys)}; {self.xs[0].device})"
 
-# %% ../../nbs/api/09_load.ipynb #71b66fb2
+# %% ../../nbs/api/09_load.ipynb #98a6d676
 def as_batch(
     data: Any,  # a `Batch`, a tensor, or a tuple/list (inputs..., target)
 ) -> Batch:
     "What a loader yields, as a `Batch`."
+    if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
+        return Batch((data[0],), (data[1],))  # nearly always; every microsecond here is paid each batch
     if isinstance(data, Batch):
         return data
     if isinstance(data, Tensor):
@@ -286,7 +288,7 @@ class DataLoader:
             return f"cache={cache.kind!r}" + (f", {plural(self.num_workers, 'worker')}" if self.num_workers else "")
         return plural(self.num_workers, "worker") if self.num_workers else f"no workers but {plural(threads(), 'thread')}"
 
-# %% ../../nbs/api/09_load.ipynb #5aa8eeec
+# %% ../../nbs/api/09_load.ipynb #544419fc
 class PlainLoader:
     "A PyTorch loader, or any iterable of (input, target) with a length, that yields `Batch`es on the device."
 
@@ -310,7 +312,7 @@ class PlainLoader:
         cpu = self.device.type == "cpu"
         for data in self.loader:
             batch = as_batch(data)
-            there = cpu and all(t.device.type == "cpu" for t in batch)
+            there = cpu and all(t.is_cpu for t in batch)
             yield batch if there else batch.to(self.device, non_blocking=not cpu)
 
     def __repr__(self) -> str:

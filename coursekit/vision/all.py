@@ -16,6 +16,12 @@ from torchvision.models import (alexnet, convnext_tiny, densenet121, densenet161
 
 from coursekit.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
                                 CancelTrainException, CancelValidateException, ParamScheduler, Recorder, State)
+from coursekit.callbacks.ema import EMA
+from coursekit.callbacks.gradient import GradientAccumulation, GradientClip
+from coursekit.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
+from coursekit.callbacks.mixup import CutMix, MixUp
+from coursekit.callbacks.stats import ActivationStats
+from coursekit.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
 from coursekit.curves import Calibration, ThresholdCurve, calibration, threshold_curve, wilson
 from coursekit.data.block import (BatchTransform, Block, CategoryBlock, DataBlock, Dataset, Datasets, ItemTransform,
