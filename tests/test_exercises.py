@@ -14,10 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from coursekit.callback import Callback, CancelBatchException, CancelEpochException
 from coursekit.data.block import CategoryBlock
 from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
 from coursekit.export import Exported, write_export
 from coursekit.schedule import one_cycle
+
+
+from coursekit.learner import Learner
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
 from coursekit.vision.models import VisionModel
@@ -94,6 +98,93 @@ class Trained:
 def cycle(p, top=0.4, div=25.0, pct=0.25, last=1e5):
     a, b, done = (top / div, top, p / pct) if p < pct else (top, top / last, (p - pct) / (1 - pct))
     return a + (b - a) * (1 - math.cos(math.pi * done)) / 2
+
+
+class ClipValue(Callback):
+    def __init__(self, limit):
+        self.limit = limit
+
+    def before_step(self, learn):
+        torch.nn.utils.clip_grad_value_(learn.model.parameters(), self.limit)
+
+
+class ClipLate(ClipValue):
+    def before_step(self, learn):
+        "Nothing yet."
+
+    def after_step(self, learn):
+        super().before_step(learn)
+
+
+class ClipAbove(ClipValue):
+    def before_step(self, learn):
+        for p in learn.model.parameters():
+            if p.grad is not None:
+                p.grad.clamp_(max=self.limit)
+
+
+class ClipLength(ClipValue):
+    def before_step(self, learn):
+        torch.nn.utils.clip_grad_norm_(learn.model.parameters(), self.limit)
+
+
+class SkipHard(Callback):
+    def __init__(self, limit):
+        self.limit = limit
+
+    def after_loss(self, learn):
+        if learn.state.training and learn.state.loss.item() > self.limit:
+            raise CancelBatchException
+
+
+class SkipEverywhere(SkipHard):
+    def after_loss(self, learn):
+        if learn.state.loss > self.limit:
+            raise CancelBatchException
+
+
+class SkipEpoch(SkipHard):
+    def after_loss(self, learn):
+        if learn.state.training and learn.state.loss > self.limit:
+            raise CancelEpochException
+
+
+class SkipLate(SkipHard):
+    def after_step(self, learn):
+        super().after_loss(learn)
+
+    def after_loss(self, learn):
+        "Nothing yet."
+
+
+class Fails(Callback):
+    def __init__(self, limit):
+        self.limit = limit
+
+    def before_batch(self, learn):
+        raise RuntimeError("<b>oops</b>")
+
+
+class Mine(Callback):
+    def after_epoch(self, learn):
+        self.at = learn.state.epoch
+
+
+class Idle(Callback):
+    pass
+
+
+class Counter(Mine):
+    pass
+
+
+def trained(*cbs, epochs=1):
+    x = torch.ones(2, 1)
+    learn = Learner(([(x, x)], [(x, x)]), torch.nn.Linear(1, 1), torch.nn.MSELoss(), cbs=cbs, device="cpu")
+    with learn.no_bar():
+        if epochs:
+            learn.fit(epochs)
+    return learn
 
 
 letters_kept = ["turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"]
@@ -761,6 +852,71 @@ CASES = {
             3,
             raises,
         ],
+    "calls of three events": (
+        [[3, 78, 64], (3.0, 78, 64), torch.tensor([3, 78, 64])],
+        [
+            [9, 78, 64],
+            [1, 78, 64],
+            [3, 69, 64],
+            [3, 73, 64],
+            [3, 26, 64],
+            [3, 78, 69],
+            [3, 78, 78],
+            [3, 78, 54],
+            [3, 78, 18],
+            [64, 78, 3],
+            [3, 78],
+            78,
+            "3, 78, 64",
+            [..., ..., ...],
+            {3, 78, 64},
+        ],
+        ["78", "64"],
+    ),
+    "rates of a cycle": (
+        [[0.0008, 0.0036118, 0.02, 0.01], torch.tensor([0.0008, 0.0036118, 0.02, 0.01])],
+        [
+            [0.002, 0.0036118, 0.02, 0.01],
+            [0.02, 0.0036118, 0.02, 0.01],
+            [0.0008, 0.0056, 0.02, 0.01],
+            [0.0008, 0.017188, 0.02, 0.01],
+            [0.0008, 0.0036118, 0.0104, 0.01],
+            [0.0008, 0.0036118, 0.02, 0.0075],
+            [0.0008, 0.0036118, 0.02, 0.0125],
+            [0.0008, 0.0036118, 0.02, 0.02],
+            [0.0008, 0.0036118, 0.02],
+            [0.0008, float("nan"), 0.02, 0.01],
+            [..., ..., ..., ...],
+            0.02,
+            "0.02",
+            slice(0.0008, 0.02),
+        ],
+        ["0.0008", "0.0036", "0.01 ", "8e-4"],
+    ),
+    "accuracy over batches": (
+        [126.4 / 144, 0.8778, torch.tensor(126.4) / 144],
+        [2.35 / 3, 126.4, 87.78, 126.4 / 192, 1 - 126.4 / 144, 0.9, 0.5, 0, -1, "0.88", [0.8778], True, float("nan")],
+        ["0.87", "0.88", "126", "144"],
+    ),
+    "clip every number": (
+        [ClipValue],
+        [
+            ClipValue(1.0), ClipLate, ClipAbove, ClipLength, Mine, Idle, Fails, SkipHard, Callback, Learn, dict, raises,
+            lambda limit: ClipValue(limit), 3, "ClipValue",
+        ],
+        ["clamp", "clip_grad_value", "before_step"],
+    ),
+    "skip hard batches": (
+        [SkipHard],
+        [
+            SkipHard(1.0), SkipEverywhere, SkipEpoch, SkipLate, Mine, Idle, Fails, ClipValue, Callback, Learn, dict, raises,
+            lambda limit: SkipHard(limit), 3, "SkipHard",
+        ],
+        ["CancelBatch", "after_loss", "state.training"],
+    ),
+    "own callback": (
+        [trained(Mine()), trained(Counter(), Mine(), epochs=2)],
+        [3, "learn", Mine, Mine(), [trained(Mine())], trained(), trained(Idle()), trained(Counter()), trained(Mine(), epochs=0), Learn()],
         [],
     ),
 }
