@@ -673,6 +673,9 @@ CASES = {
             [..., ..., ...],
             ink,
             "digits",
+        ],
+        [],
+    ),
     "largest stable rate": (
         [0.025, 1 / 40, torch.tensor(0.025)],
         [0.2, 0.0125, 0.05, 2 / 90, 4 / 90, 1, 0.01, 0.03, 0, -1, "0.025", [0.025], True, float("nan"), float("inf")],
@@ -852,6 +855,8 @@ CASES = {
             3,
             raises,
         ],
+        [],
+    ),
     "calls of three events": (
         [[3, 78, 64], (3.0, 78, 64), torch.tensor([3, 78, 64])],
         [
