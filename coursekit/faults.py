@@ -69,7 +69,7 @@ class Interrupts:
                 self.at_rest = False
             yield item
 
-# %% ../nbs/api/13a_faults.ipynb #174d916c
+# %% ../nbs/api/13a_faults.ipynb #39fe3954
 class BufferGuard:
     "A copy of a model's buffers, such as running means: `keep` before a batch, `restore` where the batch has spoilt them."
 
@@ -80,17 +80,17 @@ class BufferGuard:
         self.live = [b for b in model.buffers() if b.numel()]
         self.copies = [b.detach().clone() for b in self.live]
 
-    @torch.no_grad()
     def keep(self) -> None:
         "Copy the buffers."
         if self.live:
-            torch._foreach_copy_(self.copies, self.live)
+            with torch.no_grad():
+                torch._foreach_copy_(self.copies, self.live)
 
-    @torch.no_grad()
     def restore(self) -> None:
         "Put the copies back."
         if self.live:
-            torch._foreach_copy_(self.live, self.copies)
+            with torch.no_grad():
+                torch._foreach_copy_(self.live, self.copies)
 
 # %% ../nbs/api/13a_faults.ipynb #cc6eb0d2
 def non_finite_error(
