@@ -19,8 +19,10 @@ ON_GITHUB = os.environ.get("GITHUB_ACTIONS") == "true"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # One cache for the whole run, so that stand-ins are generated once; COURSEKIT_TEST_HOME keeps it for the next run.
+# With several workers (pytest -n) the first process makes it, and the workers find its name in their environment.
 KEPT_HOME = os.environ.get("COURSEKIT_TEST_HOME")
 RUN_HOME = Path(KEPT_HOME).expanduser().resolve() if KEPT_HOME else Path(tempfile.mkdtemp(prefix="coursekit-test-"))
+os.environ["COURSEKIT_TEST_HOME"] = str(RUN_HOME)
 RUN_HOME.mkdir(parents=True, exist_ok=True)
 os.environ["COURSEKIT_HOME"] = str(RUN_HOME)
 os.environ["MPLBACKEND"] = "Agg"
