@@ -75,11 +75,12 @@ class CancelEpochException(Exception):
 class CancelFitException(Exception):
     "Raise in a callback to end the fit; what was learned is kept."
 
-# %% ../nbs/api/13_callback.ipynb #2f988b6f
+# %% ../nbs/api/13_callback.ipynb #7f7a773e
 class Callback:
     """Base of all callbacks: one method an event, each of which does nothing here.
 
-    The method after an event runs also where the part was cancelled, following `after_cancel_...`.
+    The method after a part runs also where that part was cancelled, following `after_cancel_...`. Parts that lie inside get neither:
+    where the fit is cancelled in a batch, `after_fit` is the place to tidy up.
     """
     order: ClassVar[int] = 0  # callbacks run in increasing order
     keeps: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint stores: numbers, texts, tensors, lists and dictionaries of them

@@ -25,7 +25,7 @@ from .optim import get_hyper
 from .preds import KeptPreds, meddling
 from .progress import ProgressCallback
 
-# %% ../nbs/api/14a_loop.ipynb #09e8d8b0
+# %% ../nbs/api/14a_loop.ipynb #3fecf124
 class Loop:
     "What a `Learner` does in a fit and in a validation."
 
@@ -62,10 +62,6 @@ class Loop:
             body()
         except cancel:
             self._call(f"after_cancel_{name}")
-        except (CancelEpochException, CancelFitException):  # of a part around this one
-            if name in ("train", "validate"):  # what was set up for it is to be put back; an epoch that was broken off has no results to tell
-                self._call(f"after_{name}")
-            raise
         self._call(f"after_{name}")
 
     def _fit(self, n_epoch: int, lrs: Sequence[float], *, wd: float | None, cbs: Sequence[Callback], trial: bool = False) -> None:
