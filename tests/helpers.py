@@ -96,3 +96,8 @@ def rough_photos(folder: Path, size: tuple[int, int]) -> Path:
     for i in range(12):
         Image.fromarray(r.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size).save(folder / f"{'ab'[i % 2]}_{i}.png")
     return folder
+
+
+def plain_repr(value: object) -> str:
+    """repr without addresses in memory, for the ids of tests: every process has to call a test the same."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import plain_repr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -238,7 +239,7 @@ def test_refused(name: str) -> None:
         (nn.NLLLoss(), WrappedLoss),
         (nn.CrossEntropyLoss(reduction="sum"), WrappedLoss),
     ],
-    ids=repr,
+    ids=plain_repr,
 )
 def test_as_loss_of_classes(given_loss, wanted: type) -> None:
     preds, targs = normal(6, 4, dtype=torch.float32), classes(4, 6)
@@ -252,7 +253,7 @@ def test_as_loss_of_classes(given_loss, wanted: type) -> None:
     assert loss.per_item(preds, targs).shape == (6,)
 
 
-@pytest.mark.parametrize("given_loss", [F.mse_loss, nn.MSELoss(), F.l1_loss, nn.L1Loss, F.huber_loss, nn.PoissonNLLLoss()], ids=repr)
+@pytest.mark.parametrize("given_loss", [F.mse_loss, nn.MSELoss(), F.l1_loss, nn.L1Loss, F.huber_loss, nn.PoissonNLLLoss()], ids=plain_repr)
 def test_as_loss_of_numbers(given_loss) -> None:
     preds, targs = normal(6, 2), normal(6, 2, seed=5)
     loss = as_loss(given_loss)
