@@ -92,18 +92,18 @@ class BufferGuard:
             with torch.no_grad():
                 torch._foreach_copy_(self.live, self.copies)
 
-# %% ../nbs/api/13a_faults.ipynb #cc6eb0d2
+# %% ../nbs/api/13a_faults.ipynb #be7e9144
 def non_finite_error(
     loss: Tensor,  # the loss, a scalar
     batch: int,  # which one of the fit, from 1
     n_batches: int,  # batches of the fit
     rates: Iterable[float],  # of the parameter groups
     *,
-    checked: bool,  # every batch is looked at, so that the weights are those before this one
+    whole: bool,  # the weights are finite: those before this batch
 ) -> FloatingPointError:
     "What is said of a loss that is not finite."
-    weights = (f"The weights are those after batch {batch - 1}." if checked else
-               "The weights may be spoilt already: make the learner anew or load saved ones.")
+    weights = (f"The weights are those after batch {batch - 1}." if whole else
+               "The weights are spoilt already, by the gradient of a batch before: make the learner anew or load saved ones.")
     return FloatingPointError(
         f"Learner.fit: the loss is {loss.item()} at batch {batch} of {n_batches} (rates {', '.join(f'{r:.2g}' for r in rates)}). {weights} "
         "Try a rate ten times smaller (lr_find shows where the loss explodes), look for inputs or targets that are not finite, "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LRFinder', 'Learner', 'check_dls', 'load_weights', 'pack_learner', 'load_learner', 'try_out', 'learner_of']
 
-# %% ../nbs/api/16_learner.ipynb #a74e134a
+# %% ../nbs/api/16_learner.ipynb #fe8d2f1e
 import contextlib
 import math
 import os
@@ -13,14 +13,14 @@ import platform
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .callback import (Callback, CancelFitException, CancelValidateException, ParamScheduler, Recorder, State, check_callbacks,
                                 collect_hooks)
-from .core import RngState, check_device, plural, precision_dtype, show_path
+from .core import RngState, check_device, check_range, plural, precision_dtype, show_path
 from .data.block import Dataset
 from .data.load import DataLoader, DataLoaders, ordered
 from .address import read_model
@@ -31,15 +31,16 @@ from .layers import is_norm
 from .losses import as_loss
 from .metrics import as_metric
 from .preds import KeptPreds, Prediction, Preds
-from .optim import AdamW, describe_groups, make_optimizer, set_hyper, split_params
+from .optim import AdamW, describe_groups, load_opt_tensors, make_optimizer, opt_tensors, set_hyper, split_params
 from .progress import progress_bar
 from .schedule import SchedExp, flat_cos, lr_groups, one_cycle, sgdr, sgdr_epochs, valley
 from .show import Table, figure_grid, finish
 from .timing import StopWatch, layer_table
 
-# %% ../nbs/api/16_learner.ipynb #e044af25
+# %% ../nbs/api/16_learner.ipynb #d7a8d7f1
 class LRFinder(ParamScheduler):
     "Raises the rate exponentially and ends the fit after `num_it` batches, or when the loss is 4 times its best."
+    order: ClassVar[int] = 40  # before the recorder, so that a batch that diverged is not in the curve
 
     def __init__(
         self,
@@ -55,11 +56,14 @@ class LRFinder(ParamScheduler):
         self.k, self.num_it, self.stop_div, self.best, self.mean = 0, num_it, stop_div, math.inf, 0.0
 
     def after_loss(self, learn: "Learner") -> None:
-        loss = learn.state.loss.item()
-        self.mean = 0.98 * self.mean + 0.02 * loss
+        if not math.isfinite(learn.state.loss.item()):
+            raise CancelFitException
+
+    def after_backward(self, learn: "Learner") -> None:
+        self.mean = 0.98 * self.mean + 0.02 * learn.state.loss.item()
         smoothed = self.mean / (1 - 0.98 ** (self.k + 1))
         self.best = min(self.best, smoothed)
-        if not math.isfinite(loss) or (self.stop_div and smoothed > 4 * self.best):
+        if self.stop_div and smoothed > 4 * self.best:
             raise CancelFitException
 
     def after_batch(self, learn: "Learner") -> None:
@@ -70,7 +74,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #b9c1004d
+# %% ../nbs/api/16_learner.ipynb #5832d972
 class Learner(Loop):
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -105,6 +109,8 @@ class Learner(Loop):
             raise ValueError("Learner: plain loaders do not say which loss fits; pass loss_func, such as nn.CrossEntropyLoss().")
         like = self.dls.loss if len(self.dls.targets) == 1 else None  # what the outputs mean, where a loss of yours does not say
         self.loss_func = as_loss(loss_func, like=like).to(self.device)
+        if not isinstance(moms, (tuple, list)) or len(moms) != 3:
+            raise ValueError(f"Learner: moms={moms!r}; pass three momenta: at the start, at the peak of the rate and at the end.")
         self.opt_func, self.lr, self.wd, self.moms, self.train_bn = opt_func, lr, wd, moms, train_bn
         self.splitter, self.groups = splitter, split_params(model, splitter)
         self.metrics = [as_metric(m) for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics])]
@@ -115,7 +121,7 @@ class Learner(Loop):
         self.recorder, self.progress = Recorder(), True
         self.running: list[Callback] = []  # all callbacks of the present fit, in running order
         self._parts = 1  # a batch goes through the model in so many parts; more where memory does not do
-        self._interrupts, self._guard = Interrupts(), None
+        self._interrupts, self._guard, self._pending = Interrupts(), None, []
         self._kept: KeptPreds | None = None  # of the last validation
         self.cbs = [self.recorder, *check_callbacks(cbs)]
         self._hooks = collect_hooks(())
@@ -162,6 +168,7 @@ class Learner(Loop):
         "Make the optimiser where there is none, and set rates and weight decay."
         lrs = lr_groups(self.lr, len(self.groups)) if lrs is None else lrs
         wd = self.wd if wd is None else wd
+        check_range("Learner", "wd", wd, 0, math.inf)
         if self.opt is None:
             self.opt = make_optimizer(self.groups, self.opt_func, lrs, wd=wd, moms=self.moms, model=self.model)
         for group in self.opt.param_groups:
@@ -273,6 +280,12 @@ class Learner(Loop):
         cbs: Callback | Sequence[Callback] = (),  # for these fits only
     ) -> None:
         "Train the last group for a start, then all of them with smaller rates for earlier groups."
+        cbs = check_callbacks(cbs)
+        for name, value in (("epochs", epochs), ("freeze_epochs", freeze_epochs)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"Learner.fine_tune: {name}={value!r}; pass a whole number from 1.")
+        check_range("Learner.fine_tune", "base_lr", base_lr, 0, math.inf)
+        check_range("Learner.fine_tune", "lr_mult", lr_mult, 1e-6, math.inf)
         self.freeze()
         self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
         base_lr /= 2
@@ -292,7 +305,13 @@ class Learner(Loop):
         "Raise the rate over a trial run (Smith 2015), suggest one, and put weights, optimiser and random numbers back."
         if not isinstance(num_it, int) or num_it < 10:
             raise ValueError(f"Learner.lr_find: num_it={num_it!r} batches are too few for a curve; pass 10 or more.")
-        funcs = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs)
+        if not 0 < start_lr < end_lr:
+            raise ValueError(f"Learner.lr_find: start_lr={start_lr!r} and end_lr={end_lr!r}; the rate rises from one to the other, both above 0.")
+        funcs = [suggest_funcs] if callable(suggest_funcs) else list(suggest_funcs or ())
+        names = [getattr(f, "__name__", "") for f in funcs]
+        if not funcs or not all(n.isidentifier() for n in names) or len(set(names)) < len(names):
+            raise ValueError(f"Learner.lr_find: suggest_funcs={suggest_funcs!r}; pass one or several of valley, steep, minimum and slide, or functions "
+                             "with different names of your own.")
         finder = LRFinder(len(self.groups), start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div)
         n_epoch = max(1, math.ceil(num_it / max(1, len(self.dls.train))))
         with self._restored(), self.no_bar():
@@ -339,11 +358,11 @@ class Learner(Loop):
         "Loss and metrics."
         hooks, self._hooks = self._hooks, collect_hooks(check_callbacks(cbs))
         try:
-            self._validate(self.dls.valid if dl is None else ordered(dl))
+            with self._aside():
+                self._validate(self.dls.valid if dl is None else ordered(dl))
+                return self.state.metrics
         finally:
             self._hooks = hooks
-            self.state.batch = self.state.preds = self.state.loss = None
-        return self.state.metrics
 
     def eval_dl(self, ds_idx: int) -> Any:
         "Loader 0 (training items, in order and not augmented unless the loader is a plain one) or 1 (validation)."
@@ -375,13 +394,16 @@ class Learner(Loop):
     @torch.no_grad()
     def _raw_preds(self, dl) -> tuple[Tensor, Tensor | None]:
         "What the model puts out for every batch of a loader as it is, and the targets; on the CPU. Not computed again right after a validation."
-        self.model.eval()
         if self._kept is not None and self._kept.fit(dl, self.model):
             return self._kept.tensors()
         preds, targs = [], []
-        for batch in progress_bar(dl, desc="predictions", unit="batch") if self.progress else dl:
-            preds.append(self._in_parts(self._outputs, batch).cpu())
-            targs.append(batch.y.cpu() if batch.ys else None)
+        with self._aside():
+            self.state.training = False
+            for batch in progress_bar(dl, desc="predictions", unit="batch") if self.progress else dl:
+                preds.append(self._in_parts(self._outputs, batch).cpu())
+                targs.append(batch.y.cpu() if batch.ys else None)
+        if not preds:
+            raise ValueError("Learner.get_preds: there are no items to predict; pass a loader with some.")
         return torch.cat(preds), torch.cat(targs) if targs[0] is not None else None
 
     def predict(
@@ -435,8 +457,7 @@ class Learner(Loop):
         order = range(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
         picks = list(order)[:max_n]
         batch = dl.samples(picks, picks)
-        self.model.eval()
-        with torch.no_grad():
+        with self._aside(), torch.no_grad():
             decoded = self.loss_func.decode(as_float(self.model(*self._inputs(batch))))
         blocks, n_inp = dl.dataset.blocks, dl.dataset.n_inp
         fig, axes = figure_grid(len(picks), ncols=ncols, figsize=figsize)
@@ -450,14 +471,15 @@ class Learner(Loop):
     def summary(self) -> Table:
         "Layers with output shapes, parameters, whether they are trained, and the arithmetic of one item."
         batch = next(iter(self.dls.valid))
-        return layer_table(self.model, self._inputs(batch), notes=[plural(len(self.groups), "group"), str(self.loss_func)])
+        with self._aside():
+            return layer_table(self.model, self._inputs(batch), notes=[plural(len(self.groups), "group"), str(self.loss_func)])
 
     def profile(
         self,
         n_batches: int = 20,  # training batches to measure, from 1, after 3 to warm up
     ) -> Table:
         "Where the time of a training batch goes: data, model, loss, gradients, optimiser, callbacks. Weights and optimiser are put back."
-        if not isinstance(n_batches, int) or n_batches < 1:
+        if not isinstance(n_batches, int) or isinstance(n_batches, bool) or n_batches < 1:
             raise ValueError(f"Learner.profile: n_batches={n_batches!r}; pass a whole number from 1.")
         watch = StopWatch(n_batches, warm_up=3)
         with self._restored(), self.no_bar():
@@ -480,8 +502,7 @@ class Learner(Loop):
         "Save weights (and the optimiser's state) to go on training later."
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if with_opt and self.opt is not None:
-            for i, state in self.opt.state_dict()["state"].items():
-                tensors |= {f"opt.{i}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
+            tensors |= {f"opt.{k}": v for k, v in opt_tensors(self.opt).items()}
         return write_tensors(self._file(name), tensors, {"format": "weights"})
 
     def load(
@@ -496,14 +517,10 @@ class Learner(Loop):
         weights = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
         load_weights(self.model, weights, f"Learner.load: {show_path(file)}")
         self.opt = None
-        moments: dict[int, dict] = {}
-        for key, t in tensors.items():
-            if with_opt and key.startswith("opt."):
-                _, i, k = key.split(".")
-                moments.setdefault(int(i), {})[k] = t
-        if moments:
+        moments = {k.removeprefix("opt."): v for k, v in tensors.items() if k.startswith("opt.")}
+        if with_opt and moments:
             self.create_opt()
-            self.opt.load_state_dict({"state": moments, "param_groups": self.opt.state_dict()["param_groups"]})
+            load_opt_tensors(self.opt, moments)
         return self
 
     def export(

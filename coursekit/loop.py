@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['Loop', 'Meter', 'channels_last', 'as_float']
 
-# %% ../nbs/api/14a_loop.ipynb #2f2d09e0
+# %% ../nbs/api/14a_loop.ipynb #0c6319c2
 import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
+from .callback import (CANCELS, Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
                                 CancelTrainException, CancelValidateException, Recorder, State, collect_hooks)
 from .core import RngState, reuse_memory
 from .data.load import Batch, DataLoaders, starting_at
@@ -25,7 +25,7 @@ from .optim import get_hyper
 from .preds import KeptPreds, meddling
 from .progress import ProgressCallback
 
-# %% ../nbs/api/14a_loop.ipynb #3fecf124
+# %% ../nbs/api/14a_loop.ipynb #6de5aab7
 class Loop:
     "What a `Learner` does in a fit and in a validation."
 
@@ -49,6 +49,7 @@ class Loop:
     _kept: KeptPreds | None
     _interrupts: Interrupts
     _guard: BufferGuard | None  # where each batch's loss is looked at
+    _pending: list[tuple[nn.Parameter, Tensor]]  # gradients of batches before this one that no step has used yet
     _parts: int  # a batch goes through the model in so many
 
     def _call(self, event: str) -> None:
@@ -69,37 +70,56 @@ class Loop:
             raise ValueError(f"Learner.fit: {n_epoch!r} epochs; pass a whole number from 1.")
         if len(self.dls.train) == 0:
             raise ValueError("Learner.fit: there is no training data here; set learn.dls to DataLoaders with some.")
-        before, self.running = (self.running, self._hooks), sorted(
-            [*self.cbs, *cbs, *([ProgressCallback()] if self.progress else [])], key=lambda cb: cb.order)
-        self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)
-        self._hooks = collect_hooks(self.running)
-        self._guard = BufferGuard(self.model) if self.device.type == "cpu" else None
-        reuse_memory()
-        try:
-            with Interrupts() as self._interrupts:
+        if self.running:
+            raise RuntimeError("Learner.fit: a fit of this learner is under way; a callback cannot begin another inside it. Make a second learner for that.")
+        everyone = {id(cb): cb for cb in [*self.cbs, *cbs, *([ProgressCallback()] if self.progress else [])]}  # each once
+        with Interrupts() as self._interrupts:
+            hooks, self.running = self._hooks, sorted(everyone.values(), key=lambda cb: cb.order)
+            self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)
+            try:
+                self._hooks = collect_hooks(self.running)
+                self._guard = BufferGuard(self.model) if self.device.type == "cpu" else None
+                reuse_memory()
                 self.create_opt(lrs, wd=wd)
                 with self.rng.scope(self.device):
                     self._run("fit", CancelFitException, self._epochs)
-        except BaseException as e:
-            self._broken_off(e)
-            raise
-        finally:
-            self.running, self._hooks = before
-            self._guard = None
-            if self.opt is not None:
-                self.opt.zero_grad()
-            self.model.eval()
-            self.state.batch = self.state.preds = self.state.loss = self.state.rewind = None
+                self._interrupts.check()
+            except BaseException as e:
+                self._broken_off(e)
+                if isinstance(e, CANCELS):
+                    raise RuntimeError(f"Learner.fit: {type(e).__name__} was raised where nothing is under way that it could end; its docstring says "
+                                       "where it belongs.") from e
+                raise
+            finally:
+                self.running, self._hooks, self._guard = [], hooks, None
+                if self.opt is not None:
+                    self.opt.zero_grad()
+                self.model.eval()
+                self.state.batch = self.state.preds = self.state.loss = self.state.rewind = None
 
     def _broken_off(self, error: BaseException) -> None:
-        "Close bars and files, keep the history, and say in it why there is no more of it."
+        "Let the callbacks close bars and files, and say in the history why there is no more of it."
         s = self.state
         s.interrupted = type(error).__name__
-        if isinstance(error, KeyboardInterrupt) and not error.args:
-            error.args = (f"interrupted after batch {s.step} of {s.n_steps}; the weights are those after it, and can be used, saved or trained on",)
-        for cb in {id(cb): cb for cb in self.running}.values():
+        for cb in self.running:
             with contextlib.suppress(Exception):  # a failure here must not hide the one that matters
                 cb.after_fit(self)
+        if isinstance(error, KeyboardInterrupt) and not error.args:
+            error.args = (f"interrupted after batch {s.step} of {s.n_steps}; the model can be used, saved and trained on",)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        "Inside, the model is in evaluation; a fit in whose middle a callback looks aside goes on afterwards as it would have."
+        s, dl, modes = self.state, self.dl, [(m, m.training) for m in self.model.modules()] if self.running else []
+        kept = {name: getattr(s, name) for name in ("training", "metrics", "batch", "preds", "loss")}
+        try:
+            self.model.eval()
+            yield
+        finally:
+            vars(s).update(kept)
+            self.dl = dl
+            for module, mode in modes:
+                module.training = mode
 
     def _epochs(self) -> None:
         for epoch in range(self.state.epoch, self.state.n_epoch):
@@ -126,6 +146,8 @@ class Loop:
                 self._train_batch(batch)
                 asked = clock()
             s.waited += clock() - asked
+            if self._guard is None and s.loss is not None:  # not every batch was looked at
+                self._check_loss(s.loss, always=True)
 
         try:
             self._run("train", CancelTrainException, batches)
@@ -150,36 +172,46 @@ class Loop:
     def _train_batch(self, batch: Batch) -> None:
         s = self.state
         s.batch, s.weight = batch, 1.0
+        if s.step >= s.n_steps:
+            raise ValueError(f"Learner.fit: the training loader gave more batches than the {len(self.dls.train)} that its length promises.")
         if self._guard is not None:
             self._guard.keep()
+        self._pending = [(p, p.grad.clone()) for g in self.opt.param_groups for p in g["params"] if p.grad is not None]
         try:
             self._call("before_batch")
-            pending = [(p, p.grad.clone()) for p in self.model.parameters() if p.grad is not None] if s.weight != 1 else []
-            self._in_parts(self._gradients, s.batch, pending)
+            self._in_parts(self._gradients, s.batch)
             self._call("after_backward")
             self._step()
         except CancelBatchException:
+            self._to_pending()
             self._call("after_cancel_batch")
         s.step += 1
         self._call("after_batch")
 
-    def _in_parts(self, work: Callable[[Batch, int], Any], batch: Batch, pending: Sequence[tuple[nn.Parameter, Tensor]] = ()) -> Any:
-        "Do work(batch, parts); where memory does not do, in twice as many parts, from then on, beginning with the pending gradients."
+    def _to_pending(self) -> None:
+        "Put the gradients back to those of earlier batches that no step has used yet."
+        self.opt.zero_grad()
+        for p, grad in self._pending:
+            p.grad = grad.clone()
+
+    def _in_parts(self, work: Callable[[Batch, int], Any], batch: Batch) -> Any:
+        "Do work(batch, parts); where memory does not do, in twice as many parts, from then on."
         while True:
             try:
                 return work(batch, self._parts)
             except Exception as e:
-                if not out_of_memory(e) or batch.size < 2 * self._parts:
+                if not out_of_memory(e) or batch.size <= self._parts:
                     raise
-            self._parts *= 2  # outside of the except clause, where the error would still hold the tensors of its frames
-            if self.state.training and self.opt is not None:
-                self.opt.zero_grad()
-                for p, grad in pending:
-                    p.grad = grad.clone()
+            # outside of the except clause, where the error would still hold the tensors of its frames
+            self._parts = min(2 * self._parts, batch.size)
+            if self.state.training:
+                self._to_pending()
+                if self._guard is not None:
+                    self._guard.restore()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
-            print(f"Out of memory: from now on a batch of {batch.size} goes through the model in {self._parts} parts. Their gradients add up to "
-                  "that of the whole batch; only batch normalisation sees the parts.", flush=True)
+            print(f"Out of memory: from now on a batch of {batch.size} goes through the model in {self._parts} parts. Where the loss is a mean over items, "
+                  "their gradients add up to that of the whole batch; only batch normalisation sees the parts.", flush=True)
 
     def _gradients(self, batch: Batch, parts: int) -> None:
         "Forward and backward; of a batch in parts, each counts by its share."
@@ -210,6 +242,7 @@ class Loop:
         except CancelStepException:
             return
         self.opt.step()
+        self._pending = []
         self._call("after_step")
         self.opt.zero_grad()
 
@@ -234,13 +267,13 @@ class Loop:
             self._call("after_cancel_batch")
         self._call("after_batch")
 
-    def _check_loss(self, loss: Tensor) -> None:
-        "Stop before a step on a loss that is not finite. On a GPU the check would wait for the device: every 50th batch there."
-        if (self._guard is not None or self.state.step % 50 == 0) and not math.isfinite(loss.item()):
+    def _check_loss(self, loss: Tensor, *, always: bool = False) -> None:
+        "Stop before a step on a loss that is not finite. On a GPU the check would wait for the device: every 50th batch there, and an epoch's last."
+        if (always or self._guard is not None or self.state.step % 50 == 0) and not math.isfinite(loss.item()):
             if self._guard is not None:
                 self._guard.restore()
-            raise non_finite_error(loss, self.state.step + 1, self.state.n_steps, [h["lr"] for h in get_hyper(self.opt)],
-                                   checked=self._guard is not None)
+            whole = all(bool(p.isfinite().all()) for p in self.model.parameters())
+            raise non_finite_error(loss, self.state.step + 1 - always, self.state.n_steps, [h["lr"] for h in get_hyper(self.opt)], whole=whole)
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, ...]:
         return channels_last(batch.xs) if self.channels_last else batch.xs

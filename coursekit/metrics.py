@@ -59,7 +59,7 @@ def _wide(
     "A value in the precision that sums are kept in."
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
 
-# %% ../nbs/api/04_metrics.ipynb #d4008ea7
+# %% ../nbs/api/04_metrics.ipynb #2e842fcc
 class AverageMetric(Metric):
     "The mean over all items of a function that gives a batch's mean."
 
@@ -95,7 +95,7 @@ class AverageMetric(Metric):
         if n:
             value = self.batch_fn(preds, targs)
             if not isinstance(value, Tensor) or value.is_cpu:
-                self.total += float(value) * n
+                self.total += (value.item() if isinstance(value, Tensor) else value) * n
             else:  # reading the number would wait for the device
                 if not isinstance(self.total, Tensor):
                     self.total = torch.full_like(_wide(value), self.total)

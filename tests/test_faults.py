@@ -17,7 +17,7 @@ from helpers import run
 from PIL import Image
 from torch import nn
 
-from coursekit.callback import Callback
+from coursekit.callback import CANCELS, EVENTS, Callback, CancelBatchException, CancelStepException, ParamScheduler
 from coursekit.callbacks.checkpoint import Checkpoint, pack_value, unpack_value
 from coursekit.callbacks.gradient import GradientAccumulation
 from coursekit.data.load import Batch
@@ -218,7 +218,6 @@ class Whole(Callback):
 for k in range(int(sys.argv[4])):
     whole = Whole()
     timer = threading.Timer(rng.uniform(0.0, span), os.kill, (os.getpid(), signal.SIGINT))
-    began = False
     try:
         timer.start()
         learn.fit_one_cycle(2, cbs=whole)
@@ -272,7 +271,7 @@ def test_a_process_that_hangs_in_its_data_is_interrupted_at_once() -> None:
     learn.dls = (Slow(), Slow())
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     start = time.perf_counter()
-    with pytest.raises(KeyboardInterrupt, match="interrupted after batch 1 of 2"):
+    with pytest.raises(KeyboardInterrupt, match="interrupted after batch 1 of 2; the model can be used"):
         learn.fit(1)
     assert time.perf_counter() - start < 30
     assert learn.recorder.interrupted == "KeyboardInterrupt"
@@ -435,3 +434,338 @@ print(len(learn.recorder.values), repr(learn.recorder.interrupted))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "interrupted after batch 3 of 12" in done.stdout and "2 ''" in done.stdout
+
+
+# ---------------------------------------------------------------------------------- callbacks that do more than they should
+
+
+def vision_like(seed: int = 0) -> Learner:
+    """A net of the package's own, whose weights are laid out channels last, on random pictures; with dropout and batch norm."""
+    from coursekit.vision.models import VisionModel
+
+    g = torch.Generator().manual_seed(seed)
+    data = [(torch.randn(4, 3, 32, 32, generator=g), torch.arange(4) % 2) for _ in range(4)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = VisionModel("coursenet", 2, lin_ftrs=[8]).build()
+    learn = Learner((data, data[:2]), model, nn.CrossEntropyLoss(), device="cpu", precision="fp32", seed=1)
+    learn.progress = False
+    return learn
+
+
+class StopAt(Callback):
+    order = 20_000
+
+    def __init__(self, step: int, error: type[BaseException] = RuntimeError):
+        self.at, self.error = step, error
+
+    def after_batch(self, learn: Learner) -> None:
+        if learn.state.training and learn.state.step == self.at:
+            raise self.error
+
+
+def test_nets_laid_out_channels_last_go_on_exactly(tmp_path: Path) -> None:
+    whole = vision_like()
+    whole.fit(2, 1e-2)
+    for cbs in ([], [GradientAccumulation(8)]):
+        straight = vision_like()
+        straight.fit(2, 1e-2, cbs=list(cbs))
+        for k in (3, 4):
+            broken, again = vision_like(), vision_like()
+            broken.path = again.path = tmp_path
+            with pytest.raises(RuntimeError):
+                broken.fit(2, 1e-2, cbs=[Checkpoint(f"{k}{len(cbs)}", every=1), StopAt(k), *cbs])
+            again.fit(2, 1e-2, cbs=[Checkpoint(f"{k}{len(cbs)}", every=1), *cbs])
+            assert all(torch.equal(a, b) for a, b in zip(tensors_of(straight), tensors_of(again))), (k, cbs)
+    first, second = vision_like(), vision_like()
+    first.path = second.path = tmp_path
+    first.fit(1, 1e-2)
+    first.save("half")
+    second.load("half")
+    second.rng.states = dict(first.rng.states)
+    first.fit(1, 1e-2)
+    second.fit(1, 1e-2)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(second)))
+
+
+class Curious(Callback):
+    """Looks at everything in the middle of everything."""
+
+    def look(self, learn: Learner) -> None:
+        learn.validate()
+        learn.get_preds()
+        learn.summary()
+
+    after_batch = after_train = after_validate = after_epoch = look
+
+
+def test_looking_aside_in_a_fit_changes_nothing() -> None:
+    plain, watched = vision_like(), vision_like()
+    plain.fit_one_cycle(2, 1e-2)
+    watched.fit_one_cycle(2, 1e-2, cbs=Curious())
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(plain), tensors_of(watched)))
+    assert plain.recorder.values == watched.recorder.values and plain.recorder.losses == watched.recorder.losses
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_one_batch_in_a_fit_leaves_the_pass_alone(pictures: Path, workers: int) -> None:
+    from coursekit.vision.all import ImageDataLoaders, Resize
+
+    class Peek(Callback):
+        def after_batch(self, learn: Learner) -> None:
+            if learn.state.training and learn.state.step in (1, 3):
+                learn.dls.one_batch()
+
+    def losses(cbs: list[Callback]) -> list[float]:
+        dls = ImageDataLoaders.from_name_re(pictures, sorted(pictures.glob("*.png")), r"^([a-z]+)_", valid_pct=0.25, seed=5, bs=4,
+                                            num_workers=workers, item_tfms=Resize(8), device="cpu")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+        learn = Learner(dls, net, seed=0)
+        learn.progress = False
+        learn.fit(1, cbs=cbs)
+        return learn.recorder.losses
+
+    assert losses([Peek()]) == losses([]) and len(losses([])) == 6
+
+
+def test_a_fit_in_a_fit_is_refused() -> None:
+    class Nested(Callback):
+        def after_epoch(self, learn: Learner) -> None:
+            learn.fit(1)
+
+    learn = synthetic_learner()
+    with pytest.raises(RuntimeError, match="a fit of this learner is under way"):
+        learn.fit(2, cbs=Nested())
+    learn.fit(1)
+    assert learn.recorder.interrupted == "" and learn.running == []
+
+
+def test_a_callback_given_twice_runs_once() -> None:
+    class Count(Callback):
+        n = 0
+
+        def after_step(self, learn: Learner) -> None:
+            self.n += 1
+
+    count = Count()
+    learn = synthetic_learner(cbs=count)
+    learn.fit(1, cbs=[count, count])
+    assert count.n == 10
+
+
+def test_one_loader_for_both_parts_and_a_generator_of_its_own(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(1)
+    data = torch.utils.data.TensorDataset(torch.randn(24, 1, generator=g), torch.randn(24, 1, generator=g))
+
+    def learner() -> Learner:
+        loader = torch.utils.data.DataLoader(data, 4, shuffle=True, generator=torch.Generator().manual_seed(9))
+        learn = synthetic_learner()
+        learn.dls, learn.path = (loader, loader), tmp_path
+        return learn
+
+    whole = learner()
+    whole.fit(3, 0.05)
+    for k in (1, 6, 8, 12):
+        with pytest.raises(RuntimeError):
+            learner().fit(3, 0.05, cbs=[Checkpoint(str(k), every=1), StopAt(k)])
+        again = learner()
+        again.fit(3, 0.05, cbs=Checkpoint(str(k), every=1))
+        assert all(torch.equal(a, b) for a, b in zip(tensors_of(whole), tensors_of(again))), k
+
+
+# ----------------------------------------------------------------------------------------------- checkpoints and interrupts
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    class BadGradient(Callback):
+        def before_step(self, learn: Learner) -> None:
+            if learn.state.step == 4:
+                learn.model.weight.grad.fill_(float("nan"))
+
+    learn = synthetic_learner()
+    learn.path = tmp_path
+    with pytest.raises(FloatingPointError, match="after batch 5 of 10 some weights are not finite"):
+        learn.fit(1, cbs=[BadGradient(), Checkpoint("run", every=1)])
+    again = synthetic_learner()
+    again.path = tmp_path
+    again.fit(1, cbs=Checkpoint("run", every=1))
+    assert all(t.isfinite().all() for t in tensors_of(again))
+    with pytest.raises(FloatingPointError, match="nan at batch 6 of 10.*spoilt already"):
+        synthetic_learner().fit(1, cbs=BadGradient())
+
+
+def test_the_same_checkpoint_goes_on_after_ctrl_c_and_says_what_it_passes_over(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    whole, learn = synthetic_learner(), synthetic_learner()
+    learn.path = tmp_path
+    whole.fit_one_cycle(3)
+    check = Checkpoint("run", every=1)
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit_one_cycle(3, cbs=[check, StopAt(17, KeyboardInterrupt)])
+    learn.fit_one_cycle(3, cbs=check)
+    assert "going on after batch 17 of 30" in capsys.readouterr().out
+    assert torch.equal(learn.model.weight, whole.model.weight)
+    learn.fit_one_cycle(1, cbs=check)
+    other = synthetic_learner()
+    other.path = tmp_path
+    other.fit_one_cycle(3, cbs=Checkpoint("run"))
+    assert "passed over" in capsys.readouterr().out
+
+
+def test_ctrl_c_again_while_it_is_cleaned_up() -> None:
+    class Press(Callback):
+        def after_step(self, learn: Learner) -> None:
+            if learn.state.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        def after_fit(self, learn: Learner) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class Late(Callback):
+        order, tidied = 500, False
+
+        def after_fit(self, learn: Learner) -> None:
+            self.tidied = True
+
+    learn, late = synthetic_learner(), Late()
+    with pytest.raises(KeyboardInterrupt, match="interrupted after batch 4 of 10"):
+        learn.fit(1, cbs=[Press(), late])
+    assert late.tidied and learn.recorder.interrupted == "KeyboardInterrupt" and learn.running == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    learn.fit(1)
+
+
+def test_fine_tune_checks_first_and_keeps_its_callbacks() -> None:
+    seen = []
+
+    class Fits(Callback):
+        def before_fit(self, learn: Learner) -> None:
+            seen.append(id(self))
+
+    learn = synthetic_learner()
+    learn.fine_tune(1, 0.1, cbs=[Fits])
+    assert len(seen) == 2 and len(set(seen)) == 1
+    before = tensors_of(learn)
+    for bad in ({"epochs": 0}, {"epochs": 2.5}, {"epochs": 1, "lr_mult": 0}, {"epochs": 1, "base_lr": slice(1e-3)}, {"epochs": 1, "freeze_epochs": 0}):
+        with pytest.raises(ValueError, match=r"Learner\.fine_tune"):
+            learn.fine_tune(**bad)
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors_of(learn)))
+
+
+@pytest.mark.parametrize("cancel", [c.__name__ for c in CANCELS])
+def test_every_cancel_at_every_event_leaves_a_learner_that_goes_on(cancel: str) -> None:
+    exception = next(c for c in CANCELS if c.__name__ == cancel)
+    ended = 0
+    for event in EVENTS:
+        if event.startswith("after_cancel"):
+            continue
+        for training in (True, False):
+            cb = Callback()
+
+            def hook(learn: Learner) -> None:
+                if learn.state.training == training:  # noqa: B023
+                    raise exception
+
+            setattr(cb, event, hook)
+            learn = synthetic_learner(n_train=3)
+            said = f"{cancel} was raised where nothing is under way"
+            try:
+                learn.fit(2, cbs=cb)
+                ended += 1
+            except RuntimeError as e:
+                if said not in str(e):
+                    raise
+            assert learn.running == [] and not learn.model.training
+            learn.fit(1)
+            assert len(learn.recorder.values) == 1 and learn.recorder.interrupted == ""
+    assert ended >= 2
+
+
+def test_a_cancelled_batch_leaves_no_gradient() -> None:
+    def train(event: str) -> list[torch.Tensor]:
+        cb = Callback()
+
+        def hook(learn: Learner) -> None:
+            if learn.state.training and learn.state.step == 3:
+                raise CancelBatchException
+
+        setattr(cb, event, hook)
+        learn = synthetic_learner()
+        learn.fit(1, cbs=cb)
+        return tensors_of(learn)
+
+    for event in ("before_batch", "after_pred", "after_backward", "before_step"):
+        assert all(torch.equal(a, b) for a, b in zip(train("after_loss"), train(event))), event
+
+
+# --------------------------------------------------------------------------------------------------- memory, once more
+
+
+def test_parts_after_a_step_that_was_left_out_keep_its_gradients() -> None:
+    class Skip(Callback):
+        def before_step(self, learn: Learner) -> None:
+            if learn.state.step == 2:
+                raise CancelStepException
+
+    class Narrower(Callback):
+        def before_batch(self, learn: Learner) -> None:
+            learn.model.most = 8 if learn.state.step >= 3 and self.really else 10**9
+
+    def train(really: bool) -> list[torch.Tensor]:
+        learn, narrower = synthetic_learner(model=Narrow(10**9, zero_line())), Narrower()
+        narrower.really = really
+        learn.fit(1, 0.05, cbs=[Skip(), narrower])
+        return tensors_of(learn)
+
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(train(False), train(True)))
+
+
+def zero_line() -> nn.Linear:
+    line = nn.utils.skip_init(nn.Linear, 1, 1)
+    nn.init.zeros_(line.weight)
+    nn.init.zeros_(line.bias)
+    return line
+
+
+def test_parts_go_down_to_single_items_and_count_a_batch_once() -> None:
+    learn = synthetic_learner(model=Narrow(1, zero_line()), bs=7)
+    learn.fit(1)
+    assert set(learn.model.seen) == {1}
+    net = nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1))
+    learn = synthetic_learner(model=Narrow(4, net), bs=8, n_train=1)
+    learn.fit(1)
+    assert int(net[1].num_batches_tracked) == 2  # two parts of one batch; the attempt that failed leaves nothing
+
+
+def test_lr_find_with_parts() -> None:
+    whole, parts = (synthetic_learner(model=Narrow(most, zero_line()), n_train=30) for most in (10**9, 4))
+    a, b = (learn.lr_find(show_plot=False) for learn in (whole, parts))
+    assert b.valley == pytest.approx(a.valley, rel=1e-3)
+
+
+def test_errors_say_what_to_do() -> None:
+    learn = synthetic_learner()
+    with pytest.raises(ValueError, match="wd='a'"):
+        learn.fit(1, wd="a")
+    with pytest.raises(ValueError, match="wd=-1"):
+        learn.fit(1, wd=-1)
+    with pytest.raises(ValueError, match="three momenta"):
+        Learner(learn.dls, learn.model, nn.MSELoss(), moms=(0.9, 0.8))
+    for options in ({"suggest_funcs": None}, {"suggest_funcs": [lambda a, b: 1, lambda a, b: 2]}, {"start_lr": 1.0, "end_lr": 1e-3}):
+        with pytest.raises(ValueError, match=r"Learner\.lr_find"):
+            learn.lr_find(show_plot=False, **options)
+    for options in ({"lr": 0.1}, {"mom": 0.1}, {"lr": [0.1]}):
+        with pytest.raises(ValueError, match="is no schedule"):
+            learn.fit(1, cbs=ParamScheduler(**options))
+
+    class Longer:
+        def __len__(self) -> int:
+            return 1
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            yield from [(torch.zeros(2, 1), torch.zeros(2, 1))] * 3
+
+    learn.dls = (Longer(), Longer())
+    with pytest.raises(ValueError, match="more batches than the 1"):
+        learn.fit_one_cycle(1)

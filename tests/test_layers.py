@@ -32,7 +32,8 @@ FUNCTION_LINES, CLASS_LINES, MODULE_LINES = 40, 100, 350
 LONGER: dict[str, tuple[int, str]] = {
     "learner": (400, "all of the learner's short public methods; splitting the class would need patches"),
     "learner.Learner": (300, "DESIGN 2: fit_one_cycle, fine_tune, lr_find and the rest are ordinary methods"),
-    "loop.Loop": (200, "the training loop whole, in methods of 5 to 25 lines, as lesson 13 reads it"),
+    "callback.Recorder": (105, "what it keeps, and its three plots"),
+    "loop.Loop": (225, "the training loop whole, in methods of 5 to 25 lines, as lesson 13 reads it"),
     "data.block.DataBlock": (130, "summary names the step that failed, so it walks through all of them"),
     "data.external": (520, "a third is the table of public archives with their published sizes and sums"),
     "widgets.cleaner.CleanerView": (110, "one page: its buttons, and what happens at each press"),

@@ -107,7 +107,7 @@ def derive_seed(
         h ^= h >> 31
     return h >> 1
 
-# %% ../../nbs/api/09_load.ipynb #7fe4036a
+# %% ../../nbs/api/09_load.ipynb #9aafae1a
 class EpochSampler(torch.utils.data.Sampler):
     "Yields (index, seed of its draw) pairs in batches: shuffled anew each epoch, the same for the same (seed, epoch)."
 
@@ -129,11 +129,12 @@ class EpochSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: Sequence[int] = range(self.n)
+        epoch = self.epoch  # another pass may begin before this one ends
         if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
             order = torch.randperm(self.n, generator=generator).tolist()
         for k in range(self.skip, len(self)):
-            yield [(i, derive_seed(self.seed, self.epoch, i)) for i in order[k * self.bs:(k + 1) * self.bs]]
+            yield [(i, derive_seed(self.seed, epoch, i)) for i in order[k * self.bs:(k + 1) * self.bs]]
 
 # %% ../../nbs/api/09_load.ipynb #4ce1bc4c
 def default_workers() -> int:  # 0 on machines with one or two cores, else the cores, at most 16
@@ -166,7 +167,7 @@ class Collate:
     def __repr__(self) -> str:
         return f"Collate({', '.join(b.kind for b in self.blocks)})"
 
-# %% ../../nbs/api/09_load.ipynb #a8157942
+# %% ../../nbs/api/09_load.ipynb #fc468d3c
 class DataLoader:
     "Batches of a set: stacked by its blocks, moved to the device, transformed there."
 
@@ -242,6 +243,15 @@ class DataLoader:
         finally:
             if pool:
                 pool.shutdown()
+
+    def first_batch(self) -> Batch:
+        "The first batch of a new pass."
+        if self.num_workers == 0:
+            return next(iter(self))
+        alone = self.new(num_workers=0)  # worker processes know one pass at a time, and it may be under way
+        alone.epoch = self.epoch
+        self.epoch += 1
+        return next(iter(alone))
 
     def transform(self, batch: Batch, seed: int) -> Batch:
         "The batch transforms, with draws that begin at `seed`."
@@ -347,7 +357,7 @@ def ordered(
         return dl
     return dl if isinstance(dl, PlainLoader) else PlainLoader(dl)
 
-# %% ../../nbs/api/09_load.ipynb #1247df3b
+# %% ../../nbs/api/09_load.ipynb #4f678a0d
 def resized(
     dl: DataLoader,  # any
     size: int | Sequence[int],  # pixels: a square's side, or (height, width)
@@ -503,7 +513,7 @@ class DataLoaders:
 
     def one_batch(self) -> Batch:
         "The next training batch, with any augmentation."
-        return next(iter(self.train))
+        return self.train.first_batch() if isinstance(self.train, DataLoader) else next(iter(self.train))
 
     def test_dl(
         self,
