@@ -95,9 +95,8 @@ class Trained:
         self.recorder = type("Recorder", (), kept)()
 
 
-def cycle(p, top=0.4, div=25.0, pct=0.25, last=1e5):
-    a, b, done = (top / div, top, p / pct) if p < pct else (top, top / last, (p - pct) / (1 - pct))
-    return a + (b - a) * (1 - math.cos(math.pi * done)) / 2
+def up_and_down(p, top=0.2, up=0.1):
+    return top * p / up if p < up else top * (1 - p) / (1 - up)
 
 
 class ClipValue(Callback):
@@ -681,27 +680,30 @@ CASES = {
         [0.2, 0.0125, 0.05, 2 / 90, 4 / 90, 1, 0.01, 0.03, 0, -1, "0.025", [0.025], True, float("nan"), float("inf")],
         ["0.025", ".025", "1/40", "2 / 80"],
     ),
-    "rate in the cycle": (
-        [cycle, one_cycle(0.4)[0], lambda p: torch.tensor(cycle(p), dtype=torch.float64)],
+    "warm-up and fall": (
+        [up_and_down, lambda p: min(2 * p, 0.2 * (1 - p) / 0.9), lambda p: torch.tensor(up_and_down(p))],
         [
-            lambda p: 0.4,
+            lambda p: 0.2,
             lambda p: 0.0,
-            lambda p: cycle(p, div=10),
-            lambda p: cycle(p, pct=0.3),
-            lambda p: cycle(p, last=1.0),
-            lambda p: cycle(p) if p else 0.0,
-            lambda p: 0.016 + 0.384 * p / 0.25 if p < 0.25 else cycle(p),
-            lambda p: cycle(p / 2) if 0 < p < 0.25 else cycle(p),
-            lambda p: cycle(p) if p < 0.25 else 0.4 - (0.4 - 4e-6) * (p - 0.25) / 0.75,
+            lambda p: up_and_down(p, up=0.25),
+            lambda p: up_and_down(p, top=0.4),
+            lambda p: 0.008 + 1.92 * p if p < 0.1 else up_and_down(p),
+            lambda p: 2 * p if p < 0.1 else 0.2,
+            lambda p: up_and_down(p) if p <= 0.1 else 0.2 * (1 - p),
+            lambda p: 0.1 * (1 - math.cos(math.pi * p / 0.1)) if p < 0.1 else up_and_down(p),
+            lambda p: 20 * p * p if p < 0.1 else up_and_down(p),
+            lambda p: up_and_down(p) if p < 0.1 else 0.1 * (1 + math.cos(math.pi * (p - 0.1) / 0.9)),
+            lambda p: up_and_down(p) if p < 0.1 else 0.2 * ((1 - p) / 0.9) ** 2,
+            one_cycle(0.2)[0],
             lambda p: None,
-            lambda p: "0.4",
+            lambda p: "0.2",
             lambda p: float("nan"),
-            lambda: 0.4,
+            lambda: 0.2,
             raises,
-            0.4,
+            0.2,
             "f",
         ],
-        ["cos(", "0.016", "4e-06", "4e-6", "0.000004"],
+        ["2 * p", "2*p", "/ 0.1", "/ 0.9", "0.9)", "1 - p"],
     ),
     "first step of Adam": (
         [[0.01, 0.01], (0.01, 0.01), torch.tensor([0.01, 0.01])],
