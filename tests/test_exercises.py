@@ -209,6 +209,9 @@ def rebinds(params, rate):
             params[i] = (p - rate * p.grad).detach().requires_grad_()
 
 
+binary = torch.nn.functional.binary_cross_entropy_with_logits
+
+
 def picked(logs, y):
     return -logs[torch.arange(len(y)), y]
 
@@ -609,6 +612,7 @@ CASES = {
             steps(lambda p, rate: p.sub_(p.grad)),
             steps(lambda p, rate: p.sub_(rate * p.grad.sign())),
             steps(lambda p, rate: None),
+            lambda params, rate: None,
             steps(lambda p, rate: p.sub_(rate * (0.1 if p.grad is None else p.grad)), skip=False),
             steps(lambda p, rate: p.sub_(rate * p.grad).requires_grad_(False)),
             rebinds,
@@ -620,31 +624,36 @@ CASES = {
         ],
         ["rate * p.grad", "p.grad = None", "zero_", "alpha"],
     ),
-    "cross-entropy that survives": (
+    "binary cross-entropy that survives": (
         [
-            torch.nn.functional.cross_entropy,
-            lambda s, y: picked(s.log_softmax(1), y).mean(),
-            lambda s, y: picked(s - s.logsumexp(1, keepdim=True), y).mean().item(),
-            lambda s, y: float(np.mean(picked(s.double().log_softmax(1), y).numpy())),
+            binary,
+            lambda s, y: (s.clamp(min=0) - s * y + (-s.abs()).exp().log1p()).mean(),
+            lambda s, y: torch.nn.functional.softplus(torch.where(y == 1, -s, s)).mean().item(),
+            lambda s, y: picked(torch.stack([0 * s, s], 1).log_softmax(1), y.long()).mean(),
+            lambda s, y: float(np.logaddexp(0, np.where(y == 1, -s, s)).mean()),
         ],
         [
-            lambda s, y: picked((s.exp() / s.exp().sum(1, keepdim=True)).log(), y).mean(),
-            lambda s, y: picked(s.softmax(1).log(), y).mean(),
-            lambda s, y: picked((s.softmax(1) + 1e-9).log(), y).mean(),
-            lambda s, y: picked(s.log_softmax(1), y).sum(),
-            lambda s, y: picked(s.log_softmax(1), y),
-            lambda s, y: -picked(s.log_softmax(1), y).mean(),
-            lambda s, y: -s.log_softmax(1).mean(),
-            lambda s, y: picked(s.log_softmax(0), y).mean(),
-            lambda s, y: picked(s, y).mean(),
-            lambda s, y: picked(s.softmax(1), y).mean(),
+            lambda s, y: -torch.where(y == 1, s.sigmoid(), 1 - s.sigmoid()).log().mean(),
+            lambda s, y: (1 + torch.where(y == 1, -s, s).exp()).log().mean(),
+            lambda s, y: torch.nn.functional.binary_cross_entropy(s.sigmoid(), y),
+            lambda s, y: -(torch.where(y == 1, s.sigmoid(), 1 - s.sigmoid()) + 1e-9).log().mean(),
+            lambda s, y: binary(s.clamp(-80, 80), y),
+            lambda s, y: binary(s, y, reduction="sum"),
+            lambda s, y: binary(s, y, reduction="none"),
+            lambda s, y: -binary(s, y),
+            lambda s, y: binary(s, 1 - y),
+            lambda s, y: -(y * torch.nn.functional.logsigmoid(s)).mean(),
+            lambda s, y: -torch.nn.functional.logsigmoid(s).mean(),
+            lambda s, y: torch.where(y == 1, s.sigmoid(), 1 - s.sigmoid()).mean(),
+            lambda s, y: torch.nn.functional.binary_cross_entropy(s, y),
+            lambda s, y: torch.nn.functional.mse_loss(s.sigmoid(), y),
             lambda s, y: None,
             lambda s, y: "low",
             lambda s: 0.5,
             raises,
             0.5,
         ],
-        ["max(", ".max", "logsumexp", "log_softmax", "F.cross_entropy"],
+        ["clamp(", ".abs", "log1p", "softplus", "logsigmoid", "stack"],
     ),
     "parameters of two layers": (
         [39760, 784 * 50 + 50 + 50 * 10 + 10, torch.tensor(39760), 39760.0],
@@ -958,6 +967,18 @@ def assert_gives_nothing_away(name, result):
 def test_each_kind_of_mistake_gets_its_own_hint(name):
     hints = {check(name, answer).text for answer in CASES[name][1]}
     assert len(hints) >= 5, hints
+
+
+def test_a_step_that_was_never_written_is_told_from_one_that_got_lost():
+    def lost(params, rate):
+        for p in params:
+            if p.grad is not None:
+                slope, p.grad = p.grad, None
+                p = p - rate * slope
+
+    stub, missed = (check("one step of SGD", step).text for step in (lambda params, rate: None, lost))
+    assert "Nothing has moved yet." in stub and "-=" not in stub
+    assert "The tensors are as they were." in missed
 
 
 @pytest.mark.parametrize("name", CASES)
