@@ -171,7 +171,7 @@ def judge_drop_channels(
         raise Hint("Two calls drop the same channels. The draw must be a new one each time.")
     return "That is `nn.Dropout2d`. Where neighbours say the same, dropping one of them drops nothing."
 
-# %% ../../nbs/api/33e_exercises_04b.ipynb #b2a1deb9
+# %% ../../nbs/api/33e_exercises_04b.ipynb #96b96c05
 VERDICTS = ("better", "worse", "not shown")
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, two-sided 95%, for 1 to 9 degrees of freedom
 
@@ -179,7 +179,9 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Studen
 def _errors(given: Any, name: str) -> list[float]:
     "A list of errors, or a `Hint`."
     given = given.tolist() if hasattr(given, "tolist") else given
-    if not isinstance(given, (list, tuple)) or any(g is ... or g is None for g in given):
+    if given is ... or (isinstance(given, (list, tuple)) and any(g is ... for g in given)):
+        raise Hint("Nothing to check yet: put your errors in the place of `...`.")
+    if not isinstance(given, (list, tuple)) or any(g is None for g in given):
         raise Hint(f"{name} should be a list of errors, one for each seed; it is {shown(given)}.")
     values = [number(g, f"an error in {name.lower()}") for g in given]
     if len(values) < 3:
@@ -217,7 +219,7 @@ def judge_own_remedy(
         raise Hint(f"{text}. Look on which side of 0 the whole interval lies.")
     raise Hint(f"{text}, with the remedy minus without it. A lower error is the better one.")
 
-# %% ../../nbs/api/33e_exercises_04b.ipynb #c309d779
+# %% ../../nbs/api/33e_exercises_04b.ipynb #8ac629ef
 EXERCISES = (
     Exercise(
         "deviation of the first weights",
@@ -227,14 +229,15 @@ EXERCISES = (
     ),
     Exercise(
         "batch norm for maps",
-        "Batch norm for pictures: maps of shape (N, C, H, W). Each channel is normalised over all pictures and all places. Write the part for "
+        "Batch norm for pictures. A map has one number a pixel; a colour picture has three maps, its channels. N pictures of C maps have the shape "
+        "(N, C, H, W), and each channel is normalised over all pictures and all places. Write the part for "
         "training mode; weight and bias have C numbers each, and eps is added to the variance.",
         "def norm_maps(x, weight, bias, eps=1e-5):\n    ...",
         judge_norm_maps,
     ),
     Exercise(
         "half of a weight",
-        "A weight gets no gradient any more. AdamW runs at a rate of 0.02 with weight decay 0.1. After how many steps is the weight smaller than "
+        "A weight gets no gradient any more, and Adam's running mean has died away. AdamW runs at a rate of 0.02 with weight decay 0.1. After how many steps is the weight smaller than "
         "half of what it was, for the first time?",
         "steps = ...",
         judge_half_of_a_weight,
