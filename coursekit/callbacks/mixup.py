@@ -64,7 +64,7 @@ def counted_losses(
         weights = weights * loss.weight.to(losses)[targs.long().clamp(0, len(loss.weight) - 1)]
     return losses * counts.sum(1), weights.sum(1)  # `per_item` is the mean over the targets that count, weights and all
 
-# %% ../../nbs/api/19b_mixup.ipynb #79c1fef1
+# %% ../../nbs/api/19b_mixup.ipynb #d8a7b6f5
 class MixUp(Callback):
     """Trains on blends: each item with a share of its own, drawn from Beta(alpha, alpha), and the rest of another item of the batch.
     In the training part the batch's targets are `(y, y of the other, share)`; validation is as ever. The loss has to be the mean over the items,
@@ -109,7 +109,8 @@ class MixUp(Callback):
         want = self.plain(preds, targs)
         got = _MixedLoss(self.plain)(preds, targs, targs, torch.ones(len(targs), device=targs.device))
         if want.isfinite() and not torch.isclose(got, want, rtol=1e-4, atol=1e-6):
-            raise ValueError(f"{type(self).__name__}: loss_func={self.plain} is {want.item():.4g} for the first batch, and the mean over its items "
+            what = " ".join(repr(self.plain).split())  # a module's goes over several lines
+            raise ValueError(f"{type(self).__name__}: loss_func={what} is {want.item():.4g} for the first batch, and the mean over its items "
                              f"{got.item():.4g}, so it cannot be mixed item by item; pass a loss that is the mean over the items, such as "
                              "CrossEntropyLossFlat(weight=...) for weighted classes, or leave this callback out.")
 
