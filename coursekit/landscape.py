@@ -46,10 +46,10 @@ def flat_weights(
         raise ValueError(f"flat_weights: this {type(model).__name__} has no parameters; pass a model that has some.")
     return torch.cat(parts)
 
-# %% ../nbs/api/17b_landscape.ipynb #0ee8ea4d
+# %% ../nbs/api/17b_landscape.ipynb #21e76968
 class WeightPath(Callback):
     """Keeps the weights before every `every`-th training batch, and those at the end. `losses[i]` is the batch's loss at `weights[i]`;
-    the last weights have none."""
+    the last weights have none. A batch that was cancelled before its gradients is no point, and a trial run adds none."""
     order: ClassVar[int] = 45  # after what changes weights or loss in a batch, before the recorder
     keeps: ClassVar[tuple[str, ...]] = ("weights", "losses")
     LIMIT: ClassVar[int] = 4 * 2**30  # bytes that the weights of one fit may take
@@ -65,19 +65,26 @@ class WeightPath(Callback):
         self.losses: list[float] = []
 
     def before_fit(self, learn: "Learner") -> None:
+        if learn.state.trial:
+            return
         self.weights, self.losses = [], []
         size, n = 4 * len(flat_weights(learn.model)), learn.state.n_steps // self.every + 1
         if size * n > self.LIMIT:
             raise ValueError(f"WeightPath: {n:,} copies of {size // 4:,} weights would take {size * n / 2**30:.0f} GB; "
                              f"pass every={math.ceil(self.every * size * n / self.LIMIT)} or more.")
 
-    def after_loss(self, learn: "Learner") -> None:
-        if learn.state.training and learn.state.step % self.every == 0:
+    def after_backward(self, learn: "Learner") -> None:  # the loss is that of the whole batch, also where it goes through in parts
+        if not learn.state.trial and learn.state.step % self.every == 0:
             self.weights.append(flat_weights(learn.model))
             self.losses.append(float(learn.state.loss.detach()))
 
     def after_fit(self, learn: "Learner") -> None:
-        self.weights.append(flat_weights(learn.model))
+        if not learn.state.trial and len(self.weights) == len(self.losses):  # an interrupt at the very end comes here twice
+            self.weights.append(flat_weights(learn.model))
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        super().restore(kept)
+        self.weights = self.weights[:len(self.losses)]  # the checkpoint of a finished fit holds the end, which `after_fit` adds again
 
     def __repr__(self) -> str:
         return f"WeightPath(every={self.every}, {plural(len(self.weights), 'point')})"

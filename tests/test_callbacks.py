@@ -19,7 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coursekit.callback import Callback, CancelEpochException, CancelFitException, CancelTrainException, CancelValidateException, ParamScheduler
+from coursekit.callback import (
+    Callback,
+    CancelBatchException,
+    CancelEpochException,
+    CancelFitException,
+    CancelTrainException,
+    CancelValidateException,
+    ParamScheduler,
+)
 from coursekit.callbacks import loggers
 from coursekit.callbacks.checkpoint import Checkpoint
 from coursekit.callbacks.ema import EMA
@@ -31,7 +39,7 @@ from coursekit.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from coursekit.core import seeded
 from coursekit.data.load import Batch
 from coursekit.learner import Learner
-from coursekit.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, LabelSmoothingCrossEntropy
+from coursekit.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss, as_loss
 from coursekit.metrics import accuracy, error_rate, mae
 from coursekit.optim import SGD, AdamW
 from coursekit.schedule import SchedLin
@@ -250,6 +258,72 @@ def test_a_validation_that_was_cancelled_is_no_best(tmp_path: Path) -> None:
     assert save.best_epoch == 0 and close(weights(learn), keep.epochs[0])
 
 
+def test_an_epoch_without_a_number_counts_neither_way() -> None:
+    learn, stop = small(), EarlyStoppingCallback(patience=2)
+
+    class Worse(Callback):
+        order = 51
+
+        def after_epoch(self, learn: Learner) -> None:
+            if len(learn.recorder.values[-1]) > 1:
+                learn.recorder.values[-1][1] = float(learn.state.epoch)
+
+    learn.fit(9, 0.1, cbs=[stop, Break("before_validate", CancelValidateException, epoch=1), Worse()])
+    assert len(learn.recorder.values) == 4  # the best, none, worse, worse
+    learn.fit(3, 0.1, cbs=[ReduceLROnPlateau(), Break("before_validate", CancelValidateException, epoch=1)])
+    assert len(learn.recorder.values[1]) == 1 and learn.recorder.lrs == [0.1] * 21
+
+
+def test_trial_runs_leave_a_tracker_as_it_was() -> None:
+    learn = small(cbs=(tracker := TrackerCallback()))
+    learn.fit(3, 0.1)
+    before = dict(vars(tracker))
+    learn.lr_find(num_it=10, show_plot=False)
+    learn.profile(2)
+    assert vars(tracker) == before and tracker.best_epoch >= 0
+
+
+@pytest.mark.parametrize("cbs", [
+    lambda folder: [SaveModelCallback(), SaveModelCallback("train_loss")],
+    lambda folder: [SaveModelCallback(fname="run"), Checkpoint("run")],
+    lambda folder: [Checkpoint(str(folder / "models" / "run.safetensors")), SaveModelCallback(fname="x/../run")],
+    lambda folder: [SaveModelCallback(fname="each", every_epoch=True), SaveModelCallback(fname="each_1")],
+    lambda folder: [CSVLogger(), CSVLogger(folder / "history.csv")]], ids=["two", "checkpoint", "paths", "epochs", "logs"])  # fmt: skip
+def test_two_that_write_the_same_file_are_refused(cbs: Callable[[Path], list[Callback]], tmp_path: Path) -> None:
+    learn = small(tmp_path)
+    before = weights(learn)
+    with pytest.raises(ValueError, match=r"fname=.*(writes to \w+.safetensors, too|two loggers of this fit write to this file); pass another fname"):
+        learn.fit(2, 0.1, cbs=cbs(tmp_path))
+    assert close(weights(learn), before) and not list(tmp_path.rglob("*.*"))
+
+
+def test_two_that_write_different_files_are_not(tmp_path: Path) -> None:
+    best = [SaveModelCallback(), SaveModelCallback("accuracy", fname="other"), SaveModelCallback(fname="model", every_epoch=True), Checkpoint("model_2")]
+    small(tmp_path).fit(2, 0.1, cbs=best)
+    assert {p.stem for p in (tmp_path / "models").iterdir()} == {"model", "other", "model_0", "model_1", "model_2"}
+
+
+NAN, INF = math.nan, math.inf
+BAD_ARGUMENTS: list[tuple[Callable, str, list]] = [
+    (MixUp, "alpha", ["a", None, INF, NAN, 0, -1, True]), (CutMix, "alpha", ["a", None, INF]),
+    (GradientClip, "max_norm", ["a", None, NAN, 0, True]), (GradientAccumulation, "n_acc", [1.5, 0, "a", True]),
+    (ActivationStats, "limits", [3, None, (1,), (1, 0), ("a", "b"), (0, INF), (NAN, 1)]), (ActivationStats, "bins", [1.5, 0, "a"]),
+    (ActivationStats, "every", [1.5, 0]), (TensorBoardLogger, "every", [1.5, 0]), (TensorBoardLogger, "folder", [None, 3]),
+    (EarlyStoppingCallback, "patience", [1.5, 0, INF]), (ReduceLROnPlateau, "patience", [1.5, "a"]),
+    (SaveModelCallback, "fname", [3, "", None, ".", ".."]), (SaveModelCallback, "every_epoch", [2, 0, "yes"]),
+    (CSVLogger, "fname", [None, ".", "", 3]), (CSVLogger, "append", ["x"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "name", "values"), BAD_ARGUMENTS, ids=[f"{m.__name__}-{n}" for m, n, _ in BAD_ARGUMENTS])
+def test_bad_arguments_are_named(make: Callable, name: str, values: list) -> None:
+    for value in values:
+        with pytest.raises(ValueError) as e:
+            make(**{name: value})
+        text = str(e.value)
+        assert text.startswith(f"{make.__name__}: {name}={value!r}") and "; pass " in text and "\n" not in text
+
+
 def test_what_is_saved(tmp_path: Path) -> None:
     learn, keep = small(tmp_path), Keep()
     learn.fit(3, 0.1, cbs=[keep, SaveModelCallback(fname="all", every_epoch=True)])
@@ -302,10 +376,40 @@ def test_a_group_that_an_epoch_leaves_open_goes_on_in_the_next() -> None:
         def after_step(self, learn: Learner) -> None:
             at.append(learn.state.step)
 
-    for error in (CancelTrainException, CancelEpochException):
-        at.clear()
-        small(n=48).fit(2, 0.05, cbs=[GradientAccumulation(24), Note(), Break("before_batch", error, epoch=0, nth=6)])
-        assert at == [2, 5, 8, 10]  # batches 0-2; 3, 4 and the next epoch's first; three more; the two that are left
+    cbs = [GradientAccumulation(24), Note()]
+    small(n=48).fit(2, 0.05, cbs=[*cbs, Break("before_batch", CancelEpochException, epoch=0, nth=6)])
+    assert at == [2, 5, 8, 10]  # batches 0-2; 3, 4 and the next epoch's first; three more; the two that are left
+    at.clear()
+    small(n=48).fit(2, 0.05, cbs=[*cbs, Break("before_batch", CancelTrainException, epoch=0, nth=6)])
+    assert at == [2, 5, 7, 10]  # batches 0-2; 3 and 4, at the end of the training part; 5-7; 8-10
+
+
+@pytest.mark.parametrize("order", [5, 85])  # before and after the accumulation
+def test_a_last_batch_that_is_cancelled_ends_its_group(order: int) -> None:
+    class LeaveOut(Callback):
+        def before_batch(self, learn: Learner) -> None:
+            if learn.state.training and learn.state.step % 6 == 5:
+                raise CancelBatchException
+
+    leave_out, keep, keep_one = LeaveOut(), Keep(), Keep()
+    leave_out.order = order  # type: ignore[misc]
+    small(n=48, opt_func=partial(SGD, mom=0.9)).fit(2, 0.05, cbs=[GradientAccumulation(24), leave_out, keep, GradientClip(0.5)])
+    one = small(bs=24, n=40, opt_func=partial(SGD, mom=0.9))  # on the five batches that are left in: 24 and 16 samples
+    data = torch.utils.data.TensorDataset(*(t[:40] for t in blobs(48).tensors))
+    one.dls = (torch.utils.data.DataLoader(data, batch_size=24), small(n=48).dls.valid)
+    one.fit(2, 0.05, cbs=[keep_one, GradientClip(0.5)])
+    assert len(keep.steps) == len(keep_one.steps) == 4
+    assert all(close(a, b, 1e-6) for a, b in zip(keep.steps, keep_one.steps, strict=True))
+
+
+def test_losses_that_are_no_plain_mean_are_the_mean_of_the_batches_by_items() -> None:
+    """What the docstring says of class weights."""
+    many, loss = small(opt_func=partial(SGD, mom=0)), CrossEntropyLossFlat([1.0, 20.0, 3.0])
+    many.loss_func, model = loss, net()
+    many.fit(1, 0.05, wd=0.0, cbs=GradientAccumulation(1000))
+    x, y = blobs(50).tensors
+    sum(loss(model(x[k:k + 8]), y[k:k + 8]) * len(x[k:k + 8]) / 50 for k in range(0, 50, 8)).backward()  # type: ignore[union-attr]
+    assert close(weights(many), {k: (p - 0.05 * p.grad).detach() for k, p in model.named_parameters()}, 1e-6)
 
 
 def test_the_record_has_the_losses_of_all_batches_unscaled() -> None:
@@ -387,6 +491,15 @@ def test_ema_is_what_is_saved(tmp_path: Path) -> None:
     assert close(weights(learn), mean_of(keep.steps[:14], 0.9), 1e-6)
 
 
+def test_two_means_in_a_fit_are_refused() -> None:
+    learn = small(cbs=EMA(0.9))
+    before = weights(learn)
+    with pytest.raises(ValueError, match=r"EMA\(0.9\) and EMA\(0.99\) .*pass one of them"):
+        learn.fit(1, 0.1, cbs=EMA(0.99))
+    assert close(weights(learn), before)
+    learn.fit(1, 0.1)
+
+
 def test_ema_counts_steps_and_not_batches() -> None:
     learn, keep, ema = small(), Keep(), EMA(0.9)
     learn.fit(2, 0.1, cbs=[ema, GradientAccumulation(16), keep])
@@ -427,6 +540,65 @@ def test_mixing_labels_is_mixing_answers() -> None:
     mix.before_train(learn)
     got = learn.loss_func(preds, first, second, share)
     assert got.item() == pytest.approx(BCEWithLogitsLossFlat()(preds, torch.lerp(second, first, share[:, None])).item(), abs=1e-6)
+
+
+def mixed_loss(loss: Loss, preds: Tensor, *ys: Tensor) -> float:
+    learn, mix = synthetic_learner(loss_func=loss), MixUp()
+    mix.before_train(learn)
+    return learn.loss_func(preds, *ys).item()
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9), st.lists(st.floats(0.1, 50), min_size=4, max_size=4), st.sampled_from([0.0, 0.2]), st.booleans())
+@quick
+def test_class_weights_are_mixed_with_the_targets(seed: int, n: int, weight: list[float], eps: float, ignore: bool) -> None:
+    """Against each target on its own: what counts w once in the plain loss counts w times its share here."""
+    g = torch.Generator().manual_seed(seed)
+    preds, first, second, share = torch.randn(n, 4, generator=g), *torch.randint(4, (2, n), generator=g), torch.rand(n, generator=g)
+    first[0] = second[0] = 0  # something counts
+    loss = CrossEntropyLossFlat(weight, label_smoothing=eps, ignore_index=3 if ignore else -100)
+    over = under = 0.0
+    for targs, shares in ((first, share), (second, 1 - share)):
+        for i, y in enumerate(targs.tolist()):
+            w = 0.0 if ignore and y == 3 else weight[y] * shares[i].item()
+            over += w and loss(preds[i:i + 1], targs[i:i + 1]).item() * w
+            under += w
+    assert mixed_loss(loss, preds, first, second, share) == pytest.approx(over / under, rel=1e-4)
+
+
+MASKS = torch.randint(3, (2, 5, 4, 4), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropyLossFlat([1.0, 30.0, 2.0], 1), CrossEntropyLossFlat(None, 1, ignore_index=2), DiceLoss(),
+                                  FocalLoss(weight=[1.0, 30.0, 2.0], axis=1, ignore_index=0), CrossEntropyLossFlat([9.0, 1.0, 2.0], 1, label_smoothing=0.3)],
+                         ids=["weights", "ignored", "dice", "focal", "smooth"])  # fmt: skip
+def test_with_the_whole_share_the_mixed_loss_is_the_plain_one(loss: Loss) -> None:
+    preds = torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    assert mixed_loss(loss, preds, *MASKS, torch.ones(5)) == pytest.approx(loss(preds, MASKS[0]).item(), rel=1e-5)
+    assert mixed_loss(loss, preds, *MASKS, torch.zeros(5)) == pytest.approx(loss(preds, MASKS[1]).item(), rel=1e-5)
+
+
+def test_losses_that_cannot_be_mixed_item_by_item_are_refused_at_the_first_batch() -> None:
+    def root(preds: Tensor, targs: Tensor) -> Tensor:
+        return F.cross_entropy(preds, targs).sqrt()
+
+    for bad in (nn.CrossEntropyLoss(reduction="sum"), root, lambda p, t: F.cross_entropy(p, t, torch.tensor([1.0, 9.0, 2.0]))):
+        learn = small()
+        learn.loss_func = as_loss(bad)
+        plain, before = learn.loss_func, weights(learn)
+        with pytest.raises(ValueError, match=r"MixUp: loss_func=.* cannot be mixed item by item; pass a loss that is the mean"):
+            learn.fit(1, 0.1, cbs=MixUp())
+        assert learn.loss_func is plain and close(weights(learn), before)
+    learn.loss_func = as_loss(lambda p, t: F.cross_entropy(p, t))
+    learn.fit(1, 0.1, cbs=MixUp())  # any function that is a mean
+
+
+def test_a_weighted_loss_keeps_its_scale_when_almost_nothing_is_mixed() -> None:
+    plain, mixed = (small(n=48) for _ in range(2))
+    for learn in (plain, mixed):
+        learn.loss_func = CrossEntropyLossFlat([1.0, 40.0, 5.0])
+    plain.fit(1, 1e-9)
+    mixed.fit(1, 1e-9, cbs=MixUp(1e-3))  # shares of 0 or 1: the same items, some of them twice
+    assert 0.5 < sum(mixed.recorder.losses) / sum(plain.recorder.losses) < 2
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.4, 1.0, 3.0])
@@ -568,22 +740,59 @@ def test_csv_of_a_resumed_fit_has_no_row_twice(tmp_path: Path) -> None:
     assert [r["epoch"] for r in rows_of(file)] == ["0", "1", "0"]
 
 
+def test_csv_whose_file_was_cut_or_removed_when_the_fit_goes_on(tmp_path: Path) -> None:
+    class Killed(BaseException):
+        pass
+
+    for left, epochs in ((None, ["1", "2"]), (0, ["1", "2"]), (-2, ["0", "1", "2"])):
+        folder = tmp_path / str(left)
+        folder.mkdir()
+        file = folder / "history.csv"
+        with contextlib.suppress(Killed):
+            small(folder).fit(3, 0.05, cbs=[CSVLogger(), Checkpoint(every=100), DiesAt(10, Killed)])
+        text = file.read_bytes()
+        file.unlink()
+        if left is not None:
+            file.write_bytes(text[:left])  # -2: without the end of the last line
+        small(folder).fit(3, 0.05, cbs=[CSVLogger(), Checkpoint(every=100)])
+        assert b"\0" not in file.read_bytes()
+        rows = rows_of(file)
+        assert [r["epoch"] for r in rows] == epochs and all(None not in r and None not in r.values() for r in rows)
+
+
+def test_csv_with_other_columns_and_a_folder_are_refused(tmp_path: Path) -> None:
+    learn, file = small(tmp_path), tmp_path / "history.csv"
+    learn.fit(1, cbs=CSVLogger())
+    text = file.read_bytes()
+    learn.metrics = small(metrics=[error_rate]).metrics
+    with pytest.raises(ValueError, match="CSVLogger: history.csv has the columns .*accuracy, seconds, and this fit .*error_rate, seconds"):
+        learn.fit(1, cbs=CSVLogger(append=True))
+    assert file.read_bytes() == text
+    for name in (tmp_path, "history.csv/x.csv"):
+        with pytest.raises(ValueError, match=r"CSVLogger: fname=.* is a folder, or in a file"):
+            learn.fit(1, cbs=CSVLogger(name))
+    learn.fit(1, cbs=CSVLogger())
+    assert list(rows_of(file)[0])[3] == "error_rate"
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    learn = small(tmp_path, splitter=lambda m: [m[0], m[2]])
+    log, runs = TensorBoardLogger("logs", every=3), tmp_path / "logs"
+    learn = small(tmp_path, splitter=lambda m: [m[0], m[2]], cbs=log)
     learn.lr_find(num_it=10, show_plot=False)
-    log = TensorBoardLogger("logs", every=3)
-    learn.fine_tune(2, 0.1, cbs=log)
-    runs = tmp_path / "logs"
+    assert not runs.exists()
+    learn.fine_tune(2, 0.1)
+    rows, rates, losses = learn.recorder.values, learn.recorder.group_lrs, learn.recorder.losses
+    learn.lr_find(num_it=10, show_plot=False)
+    assert log.run == "2"
     assert sorted(p.name for p in runs.iterdir()) == ["1", "2"] and log.writer is None
     events = EventAccumulator(str(runs / "2")).Reload()
     points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert set(points) == {"batch/loss", "rate/group 0", "rate/group 1", "epoch/train_loss", "epoch/valid_loss", "epoch/accuracy"}
-    assert points["batch/loss"] == [(k, pytest.approx(learn.recorder.losses[k], rel=1e-6)) for k in range(0, 14, 3)]
-    assert points["epoch/accuracy"] == [(7 * (k + 1), pytest.approx(learn.recorder.values[k][2], rel=1e-6)) for k in range(2)]
-    rates = [r[-1] for r in learn.recorder.group_lrs][::3]
-    assert [v for _, v in points["rate/group 1"]] == pytest.approx(rates, rel=1e-6)
+    assert points["batch/loss"] == [(k, pytest.approx(losses[k], rel=1e-6)) for k in range(0, 14, 3)]
+    assert points["epoch/accuracy"] == [(7 * (k + 1), pytest.approx(rows[k][2], rel=1e-6)) for k in range(2)]
+    assert [v for _, v in points["rate/group 1"]] == pytest.approx([r[-1] for r in rates][::3], rel=1e-6)
 
 
 def test_tensorboard_that_is_missing_is_said_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -733,9 +942,12 @@ def test_activations_every_few_batches_and_without_traces() -> None:
     assert not any(m._forward_hooks for m in learn.model.modules())
     learn.fit(1, cbs=stats)
     assert len(stats.record["1"]) == 3  # anew
-    kept = stats.record
+    kept = {name: rows.clone() for name, rows in stats.record.items()}
+    learn.add_cb(stats)
     learn.lr_find(num_it=10, show_plot=False)
-    assert stats.record is kept
+    learn.profile(2)
+    assert list(stats.record) == list(kept) and all(torch.equal(stats.record[name], kept[name]) for name in kept)
+    learn.remove_cb(stats)
     with pytest.raises(ValueError, match="'3' is not part of this Sequential"):
         learn.fit(1, cbs=ActivationStats("3"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from coursekit.callback import Callback
+from coursekit.callbacks.checkpoint import Checkpoint
 from coursekit.core import seeded
 from coursekit.data.block import CategoryBlock, DataBlock, RegressionBlock
 from coursekit.data.items import IndexSplitter
@@ -249,7 +252,56 @@ def test_the_path_of_a_fit_that_diverges_ends_with_finite_weights() -> None:
     learn.loss_func.forward = lambda p, t: (p - t).square().mean() * (math.nan if learn.state.step == 5 else 1.0)
     with learn.no_bar(), pytest.raises(FloatingPointError):
         learn.fit(1, cbs=path)
-    assert len(path.weights) == 7 and torch.stack(path.weights).isfinite().all()
+    assert len(path.weights) == 6 and len(path.losses) == 5 and torch.stack(path.weights).isfinite().all()
+
+
+def test_a_batch_in_parts_is_one_point_with_the_loss_of_the_whole() -> None:
+    learn, path = synthetic_learner(n_train=4, n_valid=1), WeightPath()
+    learn._parts = 4
+    with learn.no_bar():
+        learn.fit(2, cbs=path)
+    assert len(path.weights) == 9 and path.losses == pytest.approx(learn.recorder.losses)
+
+
+@pytest.mark.parametrize("order", [40, 200])  # before and after the path
+def test_an_interrupt_at_the_very_end_adds_no_point(order: int) -> None:
+    class Interrupt(Callback):
+        pressed = False
+
+        def after_fit(self, learn: Learner) -> None:
+            if not self.pressed:
+                self.pressed = True
+                raise KeyboardInterrupt
+
+    learn, path, interrupt = synthetic_learner(n_train=3, n_valid=1), WeightPath(), Interrupt()
+    interrupt.order = order  # type: ignore[misc]
+    with learn.no_bar(), pytest.raises(KeyboardInterrupt):
+        learn.fit(1, cbs=[path, interrupt])
+    assert len(path.weights) == 4 and torch.equal(path.weights[-1], flat_weights(learn.model))
+
+
+def test_the_path_of_a_finished_fit_that_is_loaded(tmp_path: Path) -> None:
+    paths = []
+    for _ in range(2):
+        learn = synthetic_learner(n_train=3, n_valid=1)
+        learn.path = tmp_path
+        paths.append(WeightPath())
+        with learn.no_bar():
+            learn.fit(2, cbs=[paths[-1], Checkpoint(every=2)])
+    assert len(paths[1].weights) == 7 and paths[1].losses == paths[0].losses
+    assert all(torch.equal(a, b) for a, b in zip(paths[0].weights, paths[1].weights, strict=True))
+
+
+def test_trial_runs_leave_a_path_as_it_was() -> None:
+    path = WeightPath()
+    learn = synthetic_learner(n_train=3, n_valid=1, cbs=path)
+    with learn.no_bar():
+        learn.fit(1)
+        kept = list(path.weights), list(path.losses)
+        learn.lr_find(num_it=10, show_plot=False)
+        learn.profile(2)
+    assert path.losses == kept[1] and len(path.losses) == 3
+    assert len(path.weights) == 4 and all(torch.equal(a, b) for a, b in zip(path.weights, kept[0], strict=True))
 
 
 def test_a_path_that_would_fill_the_memory_is_refused_before_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from ..callback import Callback
 from ..core import check_range
 from ..learner import Learner
 
-# %% ../../nbs/api/19c_ema.ipynb #fa024ed3
+# %% ../../nbs/api/19c_ema.ipynb #05868b63
 class EMA(Callback):
     """Averages the weights over the steps. The mean is put into the model for each validation and stays there until training goes on,
     so what is validated is what is saved, and what the fit leaves behind. Running statistics of norm layers are averaged as well."""
@@ -35,6 +35,10 @@ class EMA(Callback):
         self.held: dict[str, Tensor] = {}  # the mean; while that is in the model, the weights that are trained
 
     def before_fit(self, learn: Learner) -> None:
+        both = [cb for cb in learn.running if isinstance(cb, EMA)]
+        if len(both) > 1:
+            raise ValueError(f"{both[0]} and {both[1]} would each put its mean into the model, and the other would take it for the weights that are "
+                             "trained; pass one of them.")
         self.k, self.swapped, self.held = 0, False, {}
         if not learn.state.trial:
             self.held = {name: t.detach().clone() for name, t in averaged(learn.model).items()}

@@ -5,20 +5,24 @@
 # %% auto #0
 __all__ = ['GradientAccumulation', 'GradientClip']
 
-# %% ../../nbs/api/19a_gradient.ipynb #6ae5d4dd
+# %% ../../nbs/api/19a_gradient.ipynb #ad569534
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from ..callback import Callback, CancelStepException
-from ..core import check_range
+from ..core import check_whole
 from ..learner import Learner
 
-# %% ../../nbs/api/19a_gradient.ipynb #dedc08ab
+# %% ../../nbs/api/19a_gradient.ipynb #becf4695
 class GradientAccumulation(Callback):
-    """One step of the optimiser for every `n_acc` samples, equal to that of one batch of them. A group ends with the batch that completes it,
-    or with the epoch; where it then holds more or fewer samples than `n_acc`, the gradient is the mean over those that it holds."""
+    """One step of the optimiser for every `n_acc` samples, equal to that of one batch of them where the loss is the mean over its items. A group
+    ends with the batch that completes it, or with the training part of the epoch, also where that was cancelled; where it then holds more or fewer
+    samples than `n_acc`, the gradient is the mean over those that it holds. A group that is open where the epoch is cancelled goes on in the next.
+
+    Of other losses (class weights, `ignore_index`, an overlap of the whole batch, `reduction="sum"`) a group takes the mean of its batches'
+    losses, each counted by its items, which is not the loss of the batch that they would make together."""
     order: ClassVar[int] = 10  # before what looks at the whole gradient
     keeps: ClassVar[tuple[str, ...]] = ("count", "batches")
 
@@ -26,12 +30,14 @@ class GradientAccumulation(Callback):
         self,
         n_acc: int = 32,  # samples a step, from 1
     ):
-        check_range("GradientAccumulation", "n_acc", n_acc, 1, 10**9)
+        check_whole("GradientAccumulation", "n_acc", n_acc, 1)
         self.n_acc = n_acc
+        self.ending = False  # the step at the end of the training part
 
     def before_fit(self, learn: Learner) -> None:
         self.count = 0  # samples in the gradients
         self.batches = 0  # batches of this epoch
+        self.ending = False
 
     def before_batch(self, learn: Learner) -> None:
         s = learn.state
@@ -40,9 +46,10 @@ class GradientAccumulation(Callback):
             self.batches += 1
 
     def before_step(self, learn: Learner) -> None:
-        self.count += learn.state.batch.size
-        if self.count < self.n_acc and self.batches < len(learn.dl):
-            raise CancelStepException
+        if not self.ending:
+            self.count += learn.state.batch.size
+            if self.count < self.n_acc and self.batches < len(learn.dl):
+                raise CancelStepException
         if self.count != self.n_acc:
             grads = [p.grad for p in learn.model.parameters() if p.grad is not None]
             torch._foreach_mul_(grads, self.n_acc / self.count)
@@ -50,13 +57,19 @@ class GradientAccumulation(Callback):
     def after_step(self, learn: Learner) -> None:
         self.count = 0
 
+    def after_train(self, learn: Learner) -> None:
+        if self.count:  # the last batch was cancelled, or the whole part
+            self.ending = True
+            learn._step()
+            self.ending = False
+
     def after_epoch(self, learn: Learner) -> None:
         self.batches = 0
 
     def __repr__(self) -> str:
         return f"GradientAccumulation({self.n_acc})"
 
-# %% ../../nbs/api/19a_gradient.ipynb #24e837b4
+# %% ../../nbs/api/19a_gradient.ipynb #ae0012de
 class GradientClip(Callback):
     "Shortens the gradient of all parameters together to the length `max_norm` where it is longer (Pascanu et al. 2013)."
     order: ClassVar[int] = 20  # after accumulation
@@ -65,7 +78,7 @@ class GradientClip(Callback):
         self,
         max_norm: float = 1.0,  # largest length, above 0
     ):
-        if not max_norm > 0:
+        if not isinstance(max_norm, (int, float)) or isinstance(max_norm, bool) or not max_norm > 0:
             raise ValueError(f"GradientClip: max_norm={max_norm!r}; pass a number above 0.")
         self.max_norm = max_norm
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CSVLogger', 'TensorBoardLogger', 'summary_writer', 'next_run', 'ShowGraphCallback']
 
-# %% ../../nbs/api/19d_loggers.ipynb #9e9cc5db
+# %% ../../nbs/api/19d_loggers.ipynb #54116c27
 import csv
 import os
 import time
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..callback import Callback
-from ..core import check_range
+from ..core import check_fname, check_whole
 from ..learner import Learner
 from ..show import encode_figure, finish, in_notebook
 
-# %% ../../nbs/api/19d_loggers.ipynb #f98e27eb
+# %% ../../nbs/api/19d_loggers.ipynb #2bef9668
 class CSVLogger(Callback):
     """Writes a row for each epoch to a CSV file, which is whole after every epoch. The first fit begins the file anew, unless `append`; later
     fits with the same logger, such as the second one of `fine_tune`, add to it."""
@@ -30,13 +30,38 @@ class CSVLogger(Callback):
         *,
         append: bool = False,  # keep what the file has
     ):
+        check_fname("CSVLogger", "fname", fname)
+        if not isinstance(append, bool):
+            raise ValueError(f"CSVLogger: append={append!r}; pass True or False.")
         self.fname, self.append = fname, append
         self.begun, self.size = False, 0
 
     def before_fit(self, learn: Learner) -> None:
+        if learn.state.trial:
+            return
         self.path = learn.path / Path(self.fname).expanduser()
-        keep = (self.append or self.begun) and self.path.is_file()
-        self.size = self.path.stat().st_size if keep else 0  # bytes that stay; a resumed fit has those of its checkpoint
+        if any(isinstance(cb, CSVLogger) and cb is not self and learn.path / Path(cb.fname).expanduser() == self.path for cb in learn.running):
+            raise ValueError(f"CSVLogger: fname={str(self.fname)!r}: two loggers of this fit write to this file; pass another fname to one of them.")
+        if self.path.is_dir() or any(p.is_file() for p in self.path.parents):
+            raise ValueError(f"CSVLogger: fname={str(self.fname)!r} is a folder, or in a file, so it cannot be written; pass the name of a file.")
+        self.size = self.length() if self.append or self.begun else 0  # bytes that stay; a resumed fit has those of its checkpoint
+        if self.size:
+            with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as f:
+                there, here = next(csv.reader([f.readline().replace("\0", "")]), []), self.columns(learn)
+            if there != here:
+                raise ValueError(f"CSVLogger: {self.path.name} has the columns {', '.join(there)[:200]}, and this fit {', '.join(here)}, so the rows "
+                                 "would not fit; pass another fname, or a new CSVLogger to begin the file anew.")
+
+    def columns(
+        self,
+        learn: Learner,  # in a fit
+    ) -> list[str]:
+        "The file's first row."
+        return ["epoch", *learn.recorder.metric_names, "seconds"]
+
+    def length(self) -> int:  # bytes
+        "Of the file as it is now."
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def after_epoch(self, learn: Learner) -> None:
         if learn.state.trial:
@@ -45,18 +70,21 @@ class CSVLogger(Callback):
         row: list[Any] = [learn.state.epoch, *rec.values[-1]]
         row += [""] * (len(rec.metric_names) + 1 - len(row))  # a validation that was cancelled has no numbers
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.size = min(self.size, self.length())  # someone may have cut or removed it
+        whole_lines = not self.size or self.path.read_bytes()[:self.size].endswith(b"\n")
         with open(self.path, "a", newline="", encoding="utf-8") as f:
             f.truncate(self.size)
+            f.write("" if whole_lines else "\r\n")
             writer = csv.writer(f)
             if not self.size:
-                writer.writerow(["epoch", *rec.metric_names, "seconds"])
+                writer.writerow(self.columns(learn))
             writer.writerow([*row, round(rec.times[-1], 3)])
-        self.begun, self.size = True, self.path.stat().st_size
+        self.begun, self.size = True, self.length()
 
     def __repr__(self) -> str:
         return f"CSVLogger({str(self.fname)!r})"
 
-# %% ../../nbs/api/19d_loggers.ipynb #faa6f15e
+# %% ../../nbs/api/19d_loggers.ipynb #7f5c7d5e
 class TensorBoardLogger(Callback):
     """Writes losses and rates of the batches and the results of the epochs for TensorBoard (`tensorboard --logdir runs`), each fit as a run of
     its own in `folder/1`, `folder/2`, ...; needs `pip install 'coursekit[tensorboard]'`."""
@@ -69,14 +97,16 @@ class TensorBoardLogger(Callback):
         *,
         every: int = 10,  # batches from one point of the loss to the next: reading it waits for the device
     ):
-        check_range("TensorBoardLogger", "every", every, 1, 10**9)
+        if not isinstance(folder, (str, os.PathLike)):
+            raise ValueError(f"TensorBoardLogger: folder={folder!r}; pass a folder's name or path.")
+        check_whole("TensorBoardLogger", "every", every, 1)
         self.folder, self.every = folder, every
         self.run = ""  # the name of its folder
         self.writer: Any = None
 
     def before_fit(self, learn: Learner) -> None:
-        self.run, self.writer = "", None
         if not learn.state.trial:
+            self.run, self.writer = "", None
             summary_writer()  # what is missing is said before the training
 
     def write(
@@ -129,7 +159,7 @@ def next_run(
     taken = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     return str(max(taken, default=0) + 1)
 
-# %% ../../nbs/api/19d_loggers.ipynb #3e9d1ee6
+# %% ../../nbs/api/19d_loggers.ipynb #9f52e095
 class ShowGraphCallback(Callback):
     "Draws the losses: in a notebook a figure that grows during the fit, elsewhere one at the end."
     order: ClassVar[int] = 74
@@ -168,8 +198,7 @@ class ShowGraphCallback(Callback):
         fig, ax = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
         rec = learn.recorder
         rec.plot_loss(skip_start=0, ax=ax, with_valid=all(len(row) > 1 for row in rec.values))  # a validation may have been cancelled
-        ax.set(xlabel="batches", ylabel="loss", xlim=(0, learn.state.n_steps))
-        ax.spines[["top", "right"]].set_visible(False)
+        ax.set_xlim(0, learn.state.n_steps)
         done = f"Training and validation loss over {learn.state.step} of {learn.state.n_steps} batches, at {rec.smooth_losses[-1]:.3g}"
         if live:
             self.update(fig, done)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ActivationStats', 'default_layers']
 
-# %% ../../nbs/api/19e_stats.ipynb #973fc450
+# %% ../../nbs/api/19e_stats.ipynb #4e70b166
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..callback import Callback
-from ..core import check_range, plural
+from ..core import check_whole, plural
 from ..hooks import find_layers
 from ..learner import Learner
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/19e_stats.ipynb #6d7147ca
+# %% ../../nbs/api/19e_stats.ipynb #af074aff
 class ActivationStats(Callback):
     "Notes mean, deviation, share near zero and histogram of what layers put out, in the training batches of a fit."
     order: ClassVar[int] = 40
@@ -34,10 +35,11 @@ class ActivationStats(Callback):
         bins: int = 40,  # of the histogram, from 1
         limits: tuple[float, float] = (0, 10),  # of the histogram; what lies beyond counts in the first or last bin
     ):
-        check_range("ActivationStats", "every", every, 1, 10**9)
-        check_range("ActivationStats", "bins", bins, 1, 10**4)
-        if not limits[0] < limits[1]:
-            raise ValueError(f"ActivationStats: limits={limits!r}; pass a lower and a higher number.")
+        check_whole("ActivationStats", "every", every, 1)
+        check_whole("ActivationStats", "bins", bins, 1, 10**4)
+        numbers = isinstance(limits, (tuple, list)) and len(limits) == 2 and all(isinstance(v, (int, float)) for v in limits)
+        if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
+            raise ValueError(f"ActivationStats: limits={limits!r}; pass a lower and a higher number, such as (0, 10).")
         self.layers, self.every, self.bins, self.limits = layers, every, bins, limits
         self.handles: list[Any] = []
         self.record = {}
@@ -57,6 +59,8 @@ class ActivationStats(Callback):
         self._old, self._new, self._now = dict(value), {}, {}
 
     def before_fit(self, learn: Learner) -> None:
+        if learn.state.trial:
+            return
         self.record = {}
         self.found = find_layers(learn.model, default_layers(learn.model) if self.layers is None else self.layers)
 
