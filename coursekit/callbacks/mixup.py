@@ -17,7 +17,7 @@ from ..data.load import Batch
 from ..learner import Learner
 from ..losses import CrossEntropyLossFlat, Loss
 
-# %% ../../nbs/api/19b_mixup.ipynb #36a06920
+# %% ../../nbs/api/19b_mixup.ipynb #33958c77
 class _MixedLoss(Loss):
     "A loss of two targets an item, each to its share."
 
@@ -32,9 +32,11 @@ class _MixedLoss(Loss):
         self,
         preds: Tensor,  # (N, ...) raw outputs
         first: Tensor,  # (N, ...) targets
-        second: Tensor,  # (N, ...) the others' targets
-        share: Tensor,  # (N,) of the first, 0..1
+        second: Tensor | None = None,  # (N, ...) the others' targets; None: a batch that is not mixed, as in a look aside
+        share: Tensor | None = None,  # (N,) of the first, 0..1
     ) -> Tensor:  # scalar
+        if second is None:
+            return self.plain(preds, first)
         (one, n_one), (two, n_two) = (counted_losses(self.plain, preds, targs) for targs in (first, second))
         return torch.lerp(two, one, share).sum() / torch.lerp(n_two, n_one, share).sum()
 
