@@ -85,12 +85,13 @@ def check_range(
     if not ok:
         raise ValueError(f"{who}: {name}={value!r} is not a number from {low:g} to {high:g}; pass one in that range.")
 
-# %% ../nbs/api/00_core.ipynb #4466cd53
+# %% ../nbs/api/00_core.ipynb #30ca1ea7
 def check_whole(
     who: str,  # the caller's name, first word of the message
     name: str,  # the argument's name
     value: int,  # what was passed
     low: int,  # smallest value allowed
+    *,
     high: int = 10**9,  # largest value allowed
 ) -> None:
     "Raise a `ValueError` that names argument, value and range unless `value` is a whole number from low to high."

@@ -234,12 +234,13 @@ for k in range(int(sys.argv[4])):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     weights = all(bool(p.isfinite().all()) for p in learn.model.state_dict().values())
     label = learn.predict(item).label
+    learn.export(folder / "model.ck")
     ok = weights and whole.ok and label in "ab" and not learn.model.training
     said.append([how, learn.recorder.interrupted, learn.state.step, learn.state.n_steps, ok])
     assert len(learn.recorder.losses) == learn.state.step
 with learn.no_bar(): learn.fit(1, 1e-4)
 assert learn.recorder.interrupted == "" and len(learn.recorder.values) == 1
-load_learner(learn.export(folder / "model.ck")).predict(item)
+load_learner(folder / "model.ck").predict(item)
 print("\\n" + json.dumps(said))
 """
 

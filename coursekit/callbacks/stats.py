@@ -20,7 +20,7 @@ from ..hooks import find_layers
 from ..learner import Learner
 from ..show import figure_grid, finish
 
-# %% ../../nbs/api/19e_stats.ipynb #af074aff
+# %% ../../nbs/api/19e_stats.ipynb #fbca768d
 class ActivationStats(Callback):
     "Notes mean, deviation, share near zero and histogram of what layers put out, in the training batches of a fit."
     order: ClassVar[int] = 40
@@ -36,7 +36,7 @@ class ActivationStats(Callback):
         limits: tuple[float, float] = (0, 10),  # of the histogram; what lies beyond counts in the first or last bin
     ):
         check_whole("ActivationStats", "every", every, 1)
-        check_whole("ActivationStats", "bins", bins, 1, 10**4)
+        check_whole("ActivationStats", "bins", bins, 1, high=10**4)
         numbers = isinstance(limits, (tuple, list)) and len(limits) == 2 and all(isinstance(v, (int, float)) for v in limits)
         if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
             raise ValueError(f"ActivationStats: limits={limits!r}; pass a lower and a higher number, such as (0, 10).")
