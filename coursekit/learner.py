@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LRFinder', 'Learner', 'check_dls', 'load_weights', 'pack_learner', 'load_learner', 'try_out', 'learner_of']
 
-# %% ../nbs/api/16_learner.ipynb #fe8d2f1e
+# %% ../nbs/api/16_learner.ipynb #4304b6d3
 import contextlib
 import math
 import os
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .callback import (Callback, CancelFitException, CancelValidateException, ParamScheduler, Recorder, State, check_callbacks,
                                 collect_hooks)
-from .core import RngState, check_device, check_range, plural, precision_dtype, show_path
+from .core import RngState, check_device, check_range, check_whole, plural, precision_dtype, show_path
 from .data.block import Dataset
 from .data.load import DataLoader, DataLoaders, ordered
 from .address import read_model
@@ -74,7 +74,7 @@ class LRFinder(ParamScheduler):
     def before_validate(self, learn: "Learner") -> None:
         raise CancelValidateException
 
-# %% ../nbs/api/16_learner.ipynb #5832d972
+# %% ../nbs/api/16_learner.ipynb #abdeb026
 class Learner(Loop):
     "Data, model, loss and optimiser, and the loop that joins them."
 
@@ -281,9 +281,8 @@ class Learner(Loop):
     ) -> None:
         "Train the last group for a start, then all of them with smaller rates for earlier groups."
         cbs = check_callbacks(cbs)
-        for name, value in (("epochs", epochs), ("freeze_epochs", freeze_epochs)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"Learner.fine_tune: {name}={value!r}; pass a whole number from 1.")
+        check_whole("Learner.fine_tune", "epochs", epochs, 1)
+        check_whole("Learner.fine_tune", "freeze_epochs", freeze_epochs, 1)
         check_range("Learner.fine_tune", "base_lr", base_lr, 0, math.inf)
         check_range("Learner.fine_tune", "lr_mult", lr_mult, 1e-6, math.inf)
         self.freeze()
@@ -479,8 +478,7 @@ class Learner(Loop):
         n_batches: int = 20,  # training batches to measure, from 1, after 3 to warm up
     ) -> Table:
         "Where the time of a training batch goes: data, model, loss, gradients, optimiser, callbacks. Weights and optimiser are put back."
-        if not isinstance(n_batches, int) or isinstance(n_batches, bool) or n_batches < 1:
-            raise ValueError(f"Learner.profile: n_batches={n_batches!r}; pass a whole number from 1.")
+        check_whole("Learner.profile", "n_batches", n_batches, 1)
         watch = StopWatch(n_batches, warm_up=3)
         with self._restored(), self.no_bar():
             epochs = math.ceil(watch.n_needed / max(1, len(self.dls.train)))

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['pack_value', 'unpack_value', 'Checkpoint', 'describe_fit', 'where_data_are', 'pack_fit', 'load_fit']
 
-# %% ../../nbs/api/19f_checkpoint.ipynb #063665c8
+# %% ../../nbs/api/19f_checkpoint.ipynb #5a4a4d1b
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..callback import Callback, CancelFitException, ParamScheduler
-from ..core import show_path
+from ..core import check_fname, check_whole, show_path
 from ..data.load import PlainLoader
 from ..export import read_tensors, write_tensors
 from ..learner import load_weights
@@ -56,7 +56,7 @@ def unpack_value(
     made = [unpack_value(v, tensors) for v in inner]
     return tuple(made) if kind == "tuple" else made
 
-# %% ../../nbs/api/19f_checkpoint.ipynb #f6280294
+# %% ../../nbs/api/19f_checkpoint.ipynb #e2a6cbab
 class Checkpoint(Callback):
     """Keeps a fit in the file `path/model_dir/name.safetensors`. The same call, made again after a crash with the same data, goes on where the
     file was written; `fine_tune`, too, which is two fits. A fit that the file says is complete is not run again: its weights are loaded.
@@ -73,11 +73,11 @@ class Checkpoint(Callback):
         every: int = 100,  # batches; and at the end of each epoch
         resume: bool = True,  # go on from the file if there is one; False: begin anew, and write over it
     ):
-        if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-            raise ValueError(f"Checkpoint: every={every!r} batches; pass a whole number from 1.")
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"Checkpoint: name={name!r}; pass the file's name without ending.")
-        self.name, self.every, self.resume, self.fit, self.active = name, every, bool(resume), -1, False
+        check_whole("Checkpoint", "every", every, 1)
+        check_fname("Checkpoint", "name", name)
+        if not isinstance(resume, bool):
+            raise ValueError(f"Checkpoint: resume={resume!r}; pass True or False.")
+        self.name, self.every, self.resume, self.fit, self.active = name, every, resume, -1, False
 
     def before_fit(self, learn: "Learner") -> None:
         self.active = False
