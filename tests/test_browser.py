@@ -105,6 +105,7 @@ def test_lesson_1_in_the_lab(tmp_path: Path, chromium: str) -> None:
             said = result.inner_text()
             assert photo.name in said and any(name in said.replace(photo.name, "") for name in names), said
             assert result.locator("img").first.evaluate("img => img.complete && img.naturalWidth > 50")
+            page.wait_for_function(f"document.querySelectorAll('.ck-bad').length === {index + 1}")
         assert nb.shown().count("note.jpg is plain text") == 2
         nb.screenshot(tmp_path / "lesson.png")
 

@@ -261,6 +261,30 @@ def test_ctrl_c_at_random_moments(pictures: Path, tmp_path: Path, seed: int, wor
     assert sum(history == "KeyboardInterrupt" for _, history, *_ in said) >= times // 4  # the others came to a fit that was quicker than the first
 
 
+BROKEN_OFF = """
+import os, socket, sys, threading, time
+from multiprocessing import reduction, resource_sharer
+from coursekit.data.load import ignore_interrupts
+
+if sys.argv[1] == "worker":
+    ignore_interrupts(0)
+address, _ = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))._id
+with socket.socket(socket.AF_UNIX) as ours:  # as a process that is interrupted while it fetches a batch
+    ours.connect(address)
+time.sleep(0.5)
+sys.excepthook(ValueError, ValueError("a real mistake"), None)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows hands over batches in another way")
+@pytest.mark.parametrize("who", ["worker", "other"])
+def test_a_worker_does_not_report_a_batch_that_nobody_fetches(tmp_path: Path, who: str) -> None:
+    script = tmp_path / "broken_off.py"
+    script.write_text(BROKEN_OFF)
+    said = run([sys.executable, str(script), who]).stderr
+    assert "a real mistake" in said and ("Traceback" in said) == (who == "other")  # else the case would show nothing
+
+
 def test_a_process_that_hangs_in_its_data_is_interrupted_at_once() -> None:
     class Slow:
         def __iter__(self):  # type: ignore[no-untyped-def]

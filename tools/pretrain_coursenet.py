@@ -133,7 +133,7 @@ def make_dls(data, size, args, every=1):
     mine = mine.repeat_interleave(torch.where(data["train_y"] >= TINY, args.cifar, 1))
     train = Dataset(range(len(mine)), blocks, [None, None], train=True, values=[data["train_x"][mine], data["train_y"][mine].tolist()])
     held = Dataset(range(len(y)), blocks, [None, None], values=[x, y])
-    tfms = [*aug_transforms(size=size, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=0.1, max_lighting=0.3, p_affine=0.5),
+    tfms = [*aug_transforms(size=size, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=args.warp, max_lighting=args.lighting, p_affine=0.5),
             Normalize.from_stats(*imagenet_stats)]
     return DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=fuse_tfms(tfms))
 
@@ -159,6 +159,8 @@ def main():
     ap.add_argument("--min-scale", type=float, default=0.35, help="smallest share of the area that is cut out")
     ap.add_argument("--cifar", type=int, default=2, help="times that an epoch shows each picture of CIFAR-10, of which there are half as many")
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
+    ap.add_argument("--warp", type=float, default=0.1, help="tilt: one side up to so much longer than the opposite one")
+    ap.add_argument("--lighting", type=float, default=0.3, help="change of brightness and contrast, 0 to 0.95")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--start", type=Path, help="begin with the weights of this file (written by --publish)")
     ap.add_argument("--publish", action="store_true", help="after the run: write the weights into the package, and test them")

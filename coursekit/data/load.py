@@ -6,10 +6,11 @@
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'ignore_interrupts', 'Collate', 'DataLoader',
            'PlainLoader', 'starting_at', 'ordered', 'resized', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #910743b8
+# %% ../../nbs/api/09_load.ipynb #083a345c
 import copy
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -146,12 +147,15 @@ def default_workers() -> int:  # 0 on machines with one or two cores, else the c
     cores = cpu_cores()
     return 0 if cores <= 2 else min(16, cores)
 
-# %% ../../nbs/api/09_load.ipynb #d1da143f
+# %% ../../nbs/api/09_load.ipynb #7c172581
 def ignore_interrupts(
     worker: int,  # number of the process, as torch passes it
 ) -> None:
-    "Ctrl-C in a terminal goes to worker processes, too: they leave it to the training to end, and stay for the next one."
+    """Ctrl-C in a terminal goes to worker processes, too: they leave it to the training to end, and stay for the next one.
+    A batch that the training was fetching when it was interrupted is no error of theirs, and not reported."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    report = sys.excepthook  # the thread that hands over batches calls it (multiprocessing.resource_sharer)
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, (ConnectionError, EOFError)) else report(kind, error, trace)
 
 # %% ../../nbs/api/09_load.ipynb #33a3c814
 class Collate:
