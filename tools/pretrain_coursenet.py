@@ -224,7 +224,7 @@ def publish(model, data, args):
     learn = Learner(make_dls(data, 64, args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
     learn.channels_last, tests = True, {}
     with learn.no_bar():
-        for size in (64, 80):
+        for size in (64, 96):
             learn.dls = make_dls(data, size, args)
             tests[f"test_{size}px"] = dict(zip(("loss", "tiny_imagenet", "cifar10"), (round(v, 4) for v in learn.validate())))
     return {"weights": WEIGHTS.name, "bytes": WEIGHTS.stat().st_size, "sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(), **tests}

@@ -80,7 +80,7 @@ cnn_learner = vision_learner  # its name in the first edition of the book
 def pretrained(
     name: str = "cifar10",  # what it names: so far the ten classes of CIFAR-10
     *,
-    size: int = 64,  # pixels that a picture is brought to
+    size: int = 96,  # pixels that a picture is brought to
     device: torch.device | str | None = None,  # None: `default_device()`
 ) -> Learner:
     "A learner that names airplane, automobile, bird, cat, deer, dog, frog, horse, ship or truck in any photo, with weights that come with coursekit."
