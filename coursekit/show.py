@@ -49,9 +49,9 @@ def encode_figure(
     import io
 
     photos = any(np.ndim(img.get_array()) == 3 for ax in fig.axes for img in ax.images)
-    kind, options = ("jpeg", {"pil_kwargs": {"quality": 80, "optimize": True}}) if photos else ("png", {})
+    kind, options = ("jpeg", {"quality": 80}) if photos else ("png", {})
     buffer = io.BytesIO()
-    fig.savefig(buffer, format=kind, dpi=fig.dpi, bbox_inches="tight", facecolor="white", **options)
+    fig.savefig(buffer, format=kind, dpi=fig.dpi, bbox_inches="tight", facecolor="white", pil_kwargs={"optimize": True, **options})
     return kind, buffer.getvalue()
 
 # %% ../nbs/api/01_show.ipynb #c44f72c1
