@@ -262,16 +262,17 @@ def test_ctrl_c_at_random_moments(pictures: Path, tmp_path: Path, seed: int, wor
 
 
 BROKEN_OFF = """
-import os, socket, sys, threading, time
-from multiprocessing import reduction, resource_sharer
+import os, socket, sys
+from multiprocessing import resource_sharer
 from coursekit.data.load import ignore_interrupts
 
 if sys.argv[1] == "worker":
     ignore_interrupts(0)
-address, _ = resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY))._id
+lost, fetched = [resource_sharer.DupFd(os.open(os.devnull, os.O_RDONLY)) for _ in range(2)]
+address, _ = lost._id
 with socket.socket(socket.AF_UNIX) as ours:  # as a process that is interrupted while it fetches a batch
     ours.connect(address)
-time.sleep(0.5)
+os.close(fetched.detach())  # the thread serves one after the other: now it is done with the first
 sys.excepthook(ValueError, ValueError("a real mistake"), None)
 """
 
