@@ -5,13 +5,16 @@
 
 It learns two things at once from one body: the 200 classes of Tiny ImageNet at 32 pixels (Le & Yang 2015) and the 10 of
 CIFAR-10 (Krizhevsky 2009). Each picture is scored only among the classes of the set it comes from. The pictures are cut at
-random, turned, tilted, relit and enlarged; they are small at first and larger later, which costs little accuracy and saves
-half of the time (Howard 2018, "progressive resizing"). One cycle of the rate spans the whole run (Smith & Topin 2017).
+random, turned, tilted, relit and enlarged, and a square of each is blanked (DeVries & Taylor 2017, "cutout"). An epoch has
+one size, or each batch has its own between two: what is learned at one enlargement alone works at no other. Small pictures
+at first and larger ones later cost little accuracy and save half of the time (Howard 2018, "progressive resizing"). One
+cycle of the rate spans the whole run (Smith & Topin 2017).
 
 The run can be stopped at any time, also by `kill -9`: the same command goes on after the last whole epoch, with the same
 result as if it had not been stopped. The log has one JSON object a line: one for the settings, one for each epoch.
 """
 import argparse
+import dataclasses
 import hashlib
 import json
 import platform
@@ -26,7 +29,7 @@ from safetensors.torch import load_file, save_file
 import coursekit.vision.models
 from coursekit.callback import ParamScheduler
 from coursekit.core import seeded
-from coursekit.data.block import CategoryBlock, Dataset
+from coursekit.data.block import BatchTransform, CategoryBlock, Dataset
 from coursekit.data.external import URLs, untar_data
 from coursekit.data.items import get_image_files
 from coursekit.data.load import DataLoaders
@@ -124,18 +127,58 @@ class SetAccuracy(Metric):
         return self.right / max(self.n, 1)
 
 
-def make_dls(data, size, args, every=1):
-    "Loaders that enlarge to `size` pixels; `every` thins out the validation set."
+@dataclasses.dataclass(frozen=True)
+class OneOf(BatchTransform):
+    "One of several transforms for each batch of training, drawn; the first of them otherwise."
+
+    of: tuple
+
+    def apply(self, tensors, kinds, *, rng, train):
+        i = int(torch.randint(len(self.of), (), generator=rng)) if train else 0
+        return self.of[i].apply(tensors, kinds, rng=rng, train=train)
+
+
+@dataclasses.dataclass(frozen=True)
+class Erase(BatchTransform):
+    "Blanks a square of each normalised picture; its side is drawn up to `most`, a share of the picture's, its middle anywhere."
+
+    most: float
+
+    def apply(self, tensors, kinds, *, rng, train):
+        if not train or not self.most:
+            return tensors
+        x, *others = tensors
+        h, w = x.shape[-2:]
+        side, at_y, at_x = torch.rand(3, len(x), 1, 1, 1, generator=rng).to(x.device)
+        rows, cols = torch.arange(h, device=x.device).view(1, 1, h, 1), torch.arange(w, device=x.device)
+        hole = ((rows - at_y * h).abs() < side * self.most * h / 2) & ((cols - at_x * w).abs() < side * self.most * w / 2)
+        return [x.masked_fill(hole, 0.0), *others]
+
+
+def train_pictures(classes, args, epoch):
+    "Which pictures an epoch shows: a share of Tiny ImageNet's, another one each time, and each of CIFAR-10's so many times."
+    tiny, cifar = torch.nonzero(classes < TINY)[:, 0], torch.nonzero(classes >= TINY)[:, 0]
+    chosen = torch.randperm(len(tiny), generator=torch.Generator().manual_seed(args.seed * 1000 + epoch))[:round(args.tiny * len(tiny))]
+    return torch.cat([tiny[chosen], cifar.repeat(args.cifar)])
+
+
+def make_dls(data, sizes, args, *, epoch=0, every=1, test_size=None):
+    "Loaders that enlarge to one of `sizes` pixels a batch, held-out pictures to `test_size` or the last; `every` thins those out."
     blocks = [PixelBlock(), ClassBlock(vocab=list(range(TINY + CIFAR)))]
     valid = list(range(0, len(data["valid_y"]), every))
     x, y = data["valid_x"][valid], data["valid_y"][valid].tolist()
-    mine = torch.arange(len(data["train_y"]))  # every picture once, those of CIFAR-10 so many times
-    mine = mine.repeat_interleave(torch.where(data["train_y"] >= TINY, args.cifar, 1))
+    mine = train_pictures(data["train_y"], args, epoch)
     train = Dataset(range(len(mine)), blocks, [None, None], train=True, values=[data["train_x"][mine], data["train_y"][mine].tolist()])
     held = Dataset(range(len(y)), blocks, [None, None], values=[x, y])
-    tfms = [*aug_transforms(size=size, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=args.warp, max_lighting=args.lighting, p_affine=0.5),
-            Normalize.from_stats(*imagenet_stats)]
-    return DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=fuse_tfms(tfms))
+    ways = []
+    for size in (test_size or sizes[-1], *sizes):
+        for mode in args.modes:
+            aug = aug_transforms(size=size, mode=mode, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=args.warp, max_lighting=args.lighting, p_affine=0.5)
+            ways += fuse_tfms([*aug, Normalize.from_stats(*imagenet_stats)])
+    first, drawn = ways[0], ways[len(args.modes):]
+    made = DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=[first])
+    made.train = made.train.new(batch_tfms=[OneOf(tuple(drawn)), Erase(args.erase)])
+    return made
 
 
 def part_of(schedule, epoch, n):
@@ -144,25 +187,33 @@ def part_of(schedule, epoch, n):
 
 
 def parse_plan(text):
-    "'6x40,5x64' as [40, 40, 40, 40, 40, 40, 64, 64, 64, 64, 64]: the size of each epoch."
-    return [int(size) for part in text.split(",") for n, size in [part.split("x")] for _ in range(int(n))]
+    "'2x40,1x64-96' as [[40], [40], [64, 80, 96]]: the sizes that the batches of each epoch may have."
+    plan = []
+    for n, sizes in (part.split("x") for part in text.split(",")):
+        low, high = (int(size) for size in (sizes.split("-") * 2)[:2])
+        plan += [list(range(low, high + 1, 16))] * int(n)
+    return plan
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--work", type=Path, required=True, help="folder for decoded pictures, checkpoint and log")
-    ap.add_argument("--plan", type=parse_plan, default="6x40,6x48,4x64", help="epochs x pixels, in order (default %(default)s)")
+    ap.add_argument("--plan", type=parse_plan, default="6x40,6x48,4x64", help="epochs x pixels, in order; 64-96: one of 64, 80, 96 for each batch (default %(default)s)")
     ap.add_argument("--opt", choices=["sgd", "adamw"], default="sgd")
     ap.add_argument("--lr", type=float, default=0.2, help="rate at the peak")
     ap.add_argument("--wd", type=float, default=5e-4)
     ap.add_argument("--bs", type=int, default=128)
     ap.add_argument("--min-scale", type=float, default=0.35, help="smallest share of the area that is cut out")
     ap.add_argument("--cifar", type=int, default=2, help="times that an epoch shows each picture of CIFAR-10, of which there are half as many")
+    ap.add_argument("--tiny", type=float, default=1.0, help="share of Tiny ImageNet's pictures that an epoch shows, others each time")
+    ap.add_argument("--modes", nargs="+", default=["bilinear"], help="ways to enlarge, one for each batch: bilinear, bicubic")
+    ap.add_argument("--erase", type=float, default=0.0, help="largest side of a square that is blanked, as a share of the picture's")
+    ap.add_argument("--test-size", type=int, help="pixels of held-out pictures (default: the largest of the epoch)")
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
     ap.add_argument("--warp", type=float, default=0.1, help="tilt: one side up to so much longer than the opposite one")
     ap.add_argument("--lighting", type=float, default=0.3, help="change of brightness and contrast, 0 to 0.95")
     ap.add_argument("--seed", type=int, default=1)
-    ap.add_argument("--start", type=Path, help="begin with the weights of this file (written by --publish)")
+    ap.add_argument("--start", type=Path, help="begin with the weights of this file, written by --publish, or by a run into the folder models of its work folder")
     ap.add_argument("--publish", action="store_true", help="after the run: write the weights into the package, and test them")
     args = ap.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -179,7 +230,8 @@ def main():
 
     with seeded(args.seed):
         model = coursenet(TINY + CIFAR)
-    if args.start and not done:
+    saved = args.start and any(k.startswith("model.") for k in load_file(args.start))
+    if args.start and not saved and not done:
         begin = load_file(args.start)
         weight, bias = begin.pop("heads.cifar10.weight").float(), begin.pop("heads.cifar10.bias")
         model.load_state_dict(begin, strict=False)
@@ -188,17 +240,17 @@ def main():
             model.fc.bias[TINY:].copy_(bias)
     metrics = [SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)]
     opt = partial(SGD, mom=0.9) if args.opt == "sgd" else AdamW
-    learn = Learner(make_dls(data, plan[0], args, 4), model.to(memory_format=torch.channels_last), joint_loss, opt_func=opt,
+    learn = Learner(make_dls(data, plan[0], args, every=4), model.to(memory_format=torch.channels_last), joint_loss, opt_func=opt,
                     metrics=metrics, wd=args.wd, path=args.work, seed=args.seed)
     learn.channels_last, learn.progress = True, False
-    if done:
-        learn.load(state["file"])
+    if done or saved:
+        learn.load(state["file"] if done else args.start.resolve(), with_opt=bool(done))
     if state.get("settings") != settings:  # at the start, or gone on with another plan
         say(epochs_done=done, settings=settings, torch=torch.__version__, machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
     lr, mom = one_cycle(args.lr, pct_start=0.2)
     for epoch in range(done, len(plan)):
         start = time.perf_counter()
-        learn.dls = make_dls(data, plan[epoch], args, 4)
+        learn.dls = make_dls(data, plan[epoch], args, epoch=epoch, every=4, test_size=args.test_size)
         learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
         learn.fit(1, args.lr, cbs=ParamScheduler(lr=[part_of(lr, epoch, len(plan))], mom=part_of(mom, epoch, len(plan))))
         file = learn.save(f"epoch_{epoch + 1}")  # the state names it only when it is whole
@@ -207,7 +259,7 @@ def main():
             if old != file:
                 old.unlink()
         row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
-        say(epoch=epoch + 1, of=len(plan), lr=learn.recorder.lrs[-1], size=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
+        say(epoch=epoch + 1, of=len(plan), lr=learn.recorder.lrs[-1], sizes=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
 
     if args.publish:
         say(**publish(learn.model, data, args))
@@ -221,11 +273,11 @@ def publish(model, data, args):
     state = {k: (v.half() if v.ndim > 1 else v.float()).contiguous() for k, v in (state | heads).items()}
     save_file(state, WEIGHTS, {"made by": "tools/pretrain_coursenet.py", "settings": json.dumps({k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "work"})})
     model.load_state_dict({**{k: v.float() for k, v in state.items() if not k.startswith("heads.")}, "fc.weight": weight.half().float(), "fc.bias": bias}, strict=False)
-    learn = Learner(make_dls(data, 64, args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
+    learn = Learner(make_dls(data, [64], args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
     learn.channels_last, tests = True, {}
     with learn.no_bar():
-        for size in (64, 96):
-            learn.dls = make_dls(data, size, args)
+        for size in (64, 96, 128):
+            learn.dls = make_dls(data, [size], args)
             tests[f"test_{size}px"] = dict(zip(("loss", "tiny_imagenet", "cifar10"), (round(v, 4) for v in learn.validate())))
     return {"weights": WEIGHTS.name, "bytes": WEIGHTS.stat().st_size, "sha256": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest(), **tests}
 
