@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -261,6 +263,44 @@ def test_old_files_go_first(photos: Path) -> None:
     os.utime(stray, (1, 1))
     kept = sum(f.stat().st_size for f in files[3:])
     assert trim_cache(kept) == files[:3] and [f for f, *_ in cache_files()] == files[3:] and not stray.exists()
+
+
+def test_a_file_that_another_process_opens_is_not_deleted(photos: Path) -> None:
+    epochs(loaders(photos, "disk"))
+    files = [f for f, *_ in cache_files()]
+    with FileLock(f"{files[0]}.lock"):
+        assert trim_cache(0, unused=-1) == files[1:]
+    assert trim_cache(0, unused=-1) == files[:1]
+
+
+def test_other_code_is_another_cache(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs(loaders(photos, "disk"))
+    before = [f for f, *_ in cache_files()]
+    epochs(loaders(photos, "disk"))
+    assert [f for f, *_ in cache_files()] == before
+    monkeypatch.setattr("coursekit.data.cache.code_hash", lambda: "another commit")
+    epochs(loaders(photos, "disk"))
+    assert len(cache_files()) == 2 * len(before)
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk", "device"])
+def test_one_sample_of_a_cache_holds_no_more_than_itself(photos: Path, cache: str) -> None:
+    dls = loaders(photos, cache)
+    epochs(dls)
+    picture = dls.valid_ds[0][0]
+    assert picture.untyped_storage().nbytes() == picture.numel() == 3 * 32 * 32
+    picture.zero_()
+    assert dls.valid_ds[0][0].any()
+
+
+def test_a_home_folder_is_meant_by_its_sign(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(photos.parent))
+    monkeypatch.setenv("USERPROFILE", str(photos.parent))
+    options = {"item_tfms": Resize(32), "bs": 6, "device": "cpu", "cache": "disk"}
+    assert len(ImageDataLoaders.from_folder("~/photos", valid_pct=0.25, **options).one_batch().x) == 6
+    table = pd.DataFrame({"file": [f"even/{i}.jpg" for i in range(0, 24, 2)], "label": [i % 4 for i in range(0, 24, 2)]})
+    dls = ImageDataLoaders.from_df(table, "~/photos", **options)
+    assert len(dls.one_batch().x) == 6 and len(epochs(dls, 1)) > 1
 
 
 class Inverted(ImageBlock):

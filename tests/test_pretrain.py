@@ -83,7 +83,8 @@ def test_stopped_and_gone_on_with_is_the_same(pictures: dict, tmp_path: Path, mo
     monkeypatch.setattr(tool, "atomic_write", write)
     parts = run(monkeypatch, pictures, tmp_path / "parts")
     assert whole.keys() == parts.keys() and all(torch.equal(whole[k], parts[k]) for k in whole)
-    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    log, log_of_parts = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "parts"))
+    assert [{**row, "seconds": 0} for row in log] == [{**row, "seconds": 0} for row in log_of_parts]
     assert [row.get("epoch") for row in log] == [None, 1, 2] and log[1]["sizes"] == [32, 48] and 0 <= log[2]["cifar10"] <= 1
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import coursekit.vision.models
 from coursekit.callback import ParamScheduler
@@ -59,6 +59,8 @@ class Ready:
 
 class PixelBlock(Ready, ImageBlock):
     "Pictures as (3, 32, 32) tensors of bytes."
+
+    eager = True  # nothing to wait for
 
 
 class ClassBlock(Ready, CategoryBlock):
@@ -245,6 +247,8 @@ def main():
     learn.channels_last, learn.progress = True, False
     if done or saved:
         learn.load(state["file"] if done else args.start.resolve(), with_opt=bool(done))
+    if done and not (log.exists() and f'"epoch": {done},' in log.read_text()):  # killed before it was written
+        say(**state["row"])
     if state.get("settings") != settings:  # at the start, or gone on with another plan
         say(epochs_done=done, settings=settings, torch=torch.__version__, machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
     lr, mom = one_cycle(args.lr, pct_start=0.2)
@@ -254,12 +258,14 @@ def main():
         learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
         learn.fit(1, args.lr, cbs=ParamScheduler(lr=[part_of(lr, epoch, len(plan))], mom=part_of(mom, epoch, len(plan))))
         file = learn.save(f"epoch_{epoch + 1}")  # the state names it only when it is whole
-        atomic_write(state_file, json.dumps({"epochs": epoch + 1, "file": file.name, "settings": settings}).encode())
+        row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
+        row = {"epoch": epoch + 1, "of": len(plan), "lr": learn.recorder.lrs[-1], "sizes": plan[epoch], "seconds": round(time.perf_counter() - start)} \
+            | {k: round(v, 4) for k, v in row.items()}
+        atomic_write(state_file, json.dumps({"epochs": epoch + 1, "file": file.name, "settings": settings, "row": row}).encode())
+        say(**row)
         for old in file.parent.glob("epoch_*.safetensors"):
             if old != file:
                 old.unlink()
-        row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
-        say(epoch=epoch + 1, of=len(plan), lr=learn.recorder.lrs[-1], sizes=plan[epoch], seconds=round(time.perf_counter() - start), **{k: round(v, 4) for k, v in row.items()})
 
     if args.publish:
         say(**publish(learn.model, data, args))
@@ -271,7 +277,8 @@ def publish(model, data, args):
     weight, bias = state.pop("fc.weight"), state.pop("fc.bias")
     heads = {"heads.cifar10.weight": weight[TINY:], "heads.cifar10.bias": bias[TINY:]}
     state = {k: (v.half() if v.ndim > 1 else v.float()).contiguous() for k, v in (state | heads).items()}
-    save_file(state, WEIGHTS, {"made by": "tools/pretrain_coursenet.py", "settings": json.dumps({k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "work"})})
+    made = {"made by": "tools/pretrain_coursenet.py", "settings": json.dumps({k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "work"})}
+    atomic_write(WEIGHTS, save(state, made))
     model.load_state_dict({**{k: v.float() for k, v in state.items() if not k.startswith("heads.")}, "fc.weight": weight.half().float(), "fc.bias": bias}, strict=False)
     learn = Learner(make_dls(data, [64], args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
     learn.channels_last, tests = True, {}

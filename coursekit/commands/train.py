@@ -6,7 +6,7 @@
 __all__ = ['check_out', 'Recipe', 'metrics_for', 'result_lines', 'as_typed', 'next_line', 'Progress', 'make_learner',
            'train_model']
 
-# %% ../../nbs/api/35h_train.ipynb #6ce21383
+# %% ../../nbs/api/35h_train.ipynb #fb4c1c7d
 import os
 import shlex
 import tempfile
@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..callback import Callback
 from ..core import plural, printable, show_path
@@ -134,7 +132,7 @@ def next_line(
             return f"next: {command}"
     return ""
 
-# %% ../../nbs/api/35h_train.ipynb #542776f6
+# %% ../../nbs/api/35h_train.ipynb #9cc5c3c5
 class Progress(Callback):
     "Counts what was trained, over all fits."
 
@@ -157,20 +155,15 @@ def make_learner(
     precision: str,
     cache: str | None,
 ) -> Learner:
-    "The learner, tried with one picture of nothing."
+    "The learner; a refusal names the options of the command line."
     dls = plan.dataloaders(size=size, bs=bs, cache=cache, batch_tfms=aug_transforms(min_scale=0.6, size=size))
     try:
-        learn = vision_learner(dls, recipe.arch, pretrained=recipe.pretrained, metrics=metrics_for(dls.targets[0]), precision=precision,
-                               seed=plan.seed)
-    except WeightsError as e:
-        raise WeightsError(str(e).removeprefix("vision_learner: ").replace("pretrained=False", "--from-scratch")) from e
-    try:
-        with torch.inference_mode():
-            learn.model.eval()(torch.zeros(1, 3, size, size, device=learn.device))
-    except (RuntimeError, AssertionError) as e:
-        said = printable(str(e).splitlines()[0] if str(e) else type(e).__name__)
-        raise ValueError(f"{recipe.arch} cannot take pictures of {size} pixels ({said}); pass another --size, such as 224.") from e
-    return learn
+        return vision_learner(dls, recipe.arch, pretrained=recipe.pretrained, metrics=metrics_for(dls.targets[0]), precision=precision,
+                              seed=plan.seed)
+    except (WeightsError, ValueError) as e:
+        said = str(e).removeprefix("vision_learner: ").replace("pretrained=False", "--from-scratch")
+        said = said.replace("bring them to another size, such as item_tfms=Resize(224)", "pass another --size, such as 224")
+        raise (WeightsError if isinstance(e, WeightsError) else ValueError)(said) from e
 
 # %% ../../nbs/api/35h_train.ipynb #7015b844
 def train_model(

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'KINDS', 'Samples', 'threads', 'prepare_chunks', 'DiskSamples', 'write_cache', 'read_header', 'cache_limit',
-           'cache_files', 'trim_cache', 'Cache', 'cache_key', 'file_source', 'free_memory', 'check_room']
+           'cache_files', 'trim_cache', 'Cache', 'cache_key', 'code_hash', 'file_source', 'free_memory',
+           'container_room', 'check_room']
 
-# %% ../../nbs/api/08a_cache.ipynb #ef0238bc
+# %% ../../nbs/api/08a_cache.ipynb #0b07077b
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -24,7 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..core import atomic_file, coursekit_home, cpu_cores, plural, show_path
 
 # %% ../../nbs/api/08a_cache.ipynb #23b2309c
@@ -196,7 +197,7 @@ def read_header(
         need(hashlib.sha256(index + line).digest() == end[:32] and header["data"] + n_index + n + tail == size)
     return header, index
 
-# %% ../../nbs/api/08a_cache.ipynb #4bfc8500
+# %% ../../nbs/api/08a_cache.ipynb #fbf0d29f
 def cache_limit() -> float:  # bytes
     "COURSEKIT_CACHE_GB, 20 unless set."
     text = os.environ.get("COURSEKIT_CACHE_GB", "20")
@@ -224,21 +225,25 @@ def trim_cache(
     unused: float = 3600.0,  # seconds: a file used more recently stays
 ) -> list[Path]:  # what was deleted
     "Delete the cache files that were not used for longest until the rest is small enough, and what killed processes left a day ago."
+    from filelock import FileLock
+
     limit, files, gone, now = cache_limit() if max_bytes is None else max_bytes, cache_files(), [], time.time()
     total = sum(size for _, size, _ in files)
     for path, size, used in files:
         if total > limit and now - used > unused:
-            with contextlib.suppress(OSError):  # gone already, or open on a system that does not delete open files
-                path.unlink()
-                total -= size
-                gone.append(path)
+            # gone already, or open on a system that does not delete open files; or being opened or made by another process
+            with contextlib.suppress(OSError), FileLock(f"{path}.lock", timeout=0):
+                if path.stat().st_mtime == used:
+                    path.unlink()
+                    total -= size
+                    gone.append(path)
     for stray in (coursekit_home() / "cache").glob(".*.samples.*"):
         with contextlib.suppress(OSError):
             if now - stray.stat().st_mtime > 86400:
                 stray.unlink()
     return gone
 
-# %% ../../nbs/api/08a_cache.ipynb #5cb499b4
+# %% ../../nbs/api/08a_cache.ipynb #53f3d811
 KINDS = ("memory", "disk", "device")
 
 
@@ -303,7 +308,8 @@ class Cache:
                     stray.unlink(missing_ok=True)
                 write_cache(path, key, self._checked(n, prepare_chunks(n, make), folder))
                 samples = DiskSamples(path, key)
-            os.utime(path)  # used now
+            with contextlib.suppress(OSError):  # it may belong to another user
+                os.utime(path)  # used now
             trim_cache(limit)
         return samples
 
@@ -321,17 +327,26 @@ class Cache:
 def cache_key(
     sources: list,  # JSON-able
 ) -> str:  # hexadecimal
-    "One hash of all that the samples are made from, and of the versions that make them."
+    "One hash of all that the samples are made from, and of the versions and the code that make them."
     import PIL
 
-    made_by = [MAGIC.decode(), __version__, PIL.__version__, torch.__version__]
+    made_by = [MAGIC.decode(), code_hash(), PIL.__version__, torch.__version__]
     return hashlib.sha256(json.dumps([made_by, sources]).encode()).hexdigest()
+
+
+@functools.cache
+def code_hash() -> str:  # hexadecimal
+    "One hash of coursekit's code that reads and prepares samples: in a clone it changes more often than the version."
+    here = Path(__file__).parents[1]
+    files = sorted(f for part in ("data", "vision") for f in (here / part).glob("*.py"))
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
 
 def file_source(
     path: str | os.PathLike,  # a file
 ) -> list:  # path, bytes, time of the last change in nanoseconds
     "What tells one version of a file from another."
+    path = os.path.expanduser(path)
     stat = os.stat(path)
     return [os.path.abspath(path), stat.st_size, stat.st_mtime_ns]
 
@@ -348,10 +363,18 @@ def free_memory(
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         rooms.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" where it has none
-        group = Path("/sys/fs/cgroup")
-        rooms.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        rooms.append(container_room())
     return min(rooms)
+
+
+def container_room(
+    group: Path = Path("/sys/fs/cgroup"),  # folder of the control group (version 2)
+) -> int:  # bytes; a ValueError where there is no limit ("max"), an OSError where there is no such folder
+    "What a container's own limit leaves. The pages of files that it has read count as used there, but are given up when memory is wanted."
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    pages = int(stat["inactive_file"]) + int(stat["active_file"])
+    return int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + pages
 
 
 def check_room(

@@ -22,7 +22,7 @@ from .cache import Cache, file_source
 if TYPE_CHECKING:
     from coursekit.data.block import Block, ItemTransform
 
-# %% ../../nbs/api/09a_dataset.ipynb #1c113f69
+# %% ../../nbs/api/09a_dataset.ipynb #63c96ed3
 CACHED = ("image", "mask", "points")  # the kinds that a cache keeps; the others are small
 
 
@@ -67,7 +67,7 @@ class Dataset(torch.utils.data.Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple:
         if not isinstance(key, tuple):  # a loader passes (index, seed of the draw), and stacks what it gets
             i = range(len(self))[operator.index(key)]
-            return copy.deepcopy(self[i, i])
+            return tuple(v.clone() if isinstance(v, torch.Tensor) else copy.deepcopy(v) for v in self[i, i])  # a view's deepcopy is the whole cache
         i, seed = key
         kinds, rng, parts = self.kinds, random.Random(seed), self.prepared(i)
         for k, t in enumerate(self.item_tfms):

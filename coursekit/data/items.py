@@ -22,7 +22,7 @@ import torch
 
 from ..core import check_range, plural, show_path, suggest
 
-# %% ../../nbs/api/08_items.ipynb #393b6a16
+# %% ../../nbs/api/08_items.ipynb #fcdd1019
 def _walk(root: Path, recurse: bool) -> list[str]:
     "The files below `root` without hidden ones, each folder entered once even where links make a loop"
     found, seen = [], set()
@@ -45,7 +45,7 @@ def get_files(
     folders: str | Iterable[str] | None = None,  # only these folders directly below `path`
 ) -> list[Path]:  # sorted, so that a seed means the same split on every machine
     "The files under `path`; names that begin with a dot are left out"
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"get_files: there is no folder {show_path(path)}; check the spelling or download it first."

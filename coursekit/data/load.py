@@ -6,7 +6,7 @@
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'ignore_interrupts', 'Collate', 'DataLoader',
            'PlainLoader', 'starting_at', 'ordered', 'resized', 'DataLoaders']
 
-# %% ../../nbs/api/09_load.ipynb #083a345c
+# %% ../../nbs/api/09_load.ipynb #dc7e4be1
 import copy
 import os
 import signal
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import cpu_cores, default_device, plural, reuse_memory
+from ..core import check_device, cpu_cores, default_device, plural, reuse_memory
 from .cache import threads
 from ..show import figure_grid, finish
 
@@ -171,7 +171,7 @@ class Collate:
     def __repr__(self) -> str:
         return f"Collate({', '.join(b.kind for b in self.blocks)})"
 
-# %% ../../nbs/api/09_load.ipynb #fc468d3c
+# %% ../../nbs/api/09_load.ipynb #0802986c
 class DataLoader:
     "Batches of a set: stacked by its blocks, moved to the device, transformed there."
 
@@ -193,6 +193,7 @@ class DataLoader:
         self.wanted_bs, self.bs = bs, max(1, min(bs, len(dataset)))
         cache = dataset.cache
         self.num_workers = (0 if cache else default_workers()) if num_workers is None else num_workers
+        check_device(device, "DataLoader")
         self.device = torch.device(device) if device is not None else default_device()
         if cache and cache.kind == "device" and self.num_workers:
             raise ValueError(f"DataLoader: with cache='device' batches are cut on the {self.device.type}, not in other processes; "

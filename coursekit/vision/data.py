@@ -26,7 +26,7 @@ from ..show import show_image
 from .images import _hush, load_image, to_pil, to_uint8_tensor
 from .transforms import ToFloat
 
-# %% ../../nbs/api/22_data.ipynb #1fd8a202
+# %% ../../nbs/api/22_data.ipynb #71ac4b85
 @dataclass
 class ImageBlock(Block):
     "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of floats 0..1."
@@ -44,7 +44,7 @@ class ImageBlock(Block):
 
     def inspect(self, value: Any) -> None:
         if isinstance(value, (str, os.PathLike)):
-            with _hush(), Image.open(value) as opened:  # it can be read: encode was called before
+            with _hush(), Image.open(Path(value).expanduser()) as opened:  # it can be read: encode was called before
                 levels = grey_levels(opened)
         else:
             levels = grey_levels(value) if isinstance(value, Image.Image) else []

@@ -44,7 +44,7 @@ class ImageError(ValueError):
         super().__init__(message)
         self.reason = reason or message
 
-# %% ../../nbs/api/20_images.ipynb #44ef6630
+# %% ../../nbs/api/20_images.ipynb #08a39085
 def _bad(
     name: str | Path,  # what to call the picture
     reason: str,  # what is wrong, as it follows the name
@@ -383,7 +383,7 @@ def _mask_numbers(
     a = a.astype(np.uint8)
     return a[0] if a.ndim == 3 and a.shape[0] == 1 else a
 
-# %% ../../nbs/api/20_images.ipynb #d8b0e3c3
+# %% ../../nbs/api/20_images.ipynb #8e1d6cfa
 def load_image(
     source,  # path, bytes, memoryview, file object, array (H, W[, C]), tensor ([C,] H, W), PIL image, or FileUpload (value)
     *,
@@ -401,7 +401,9 @@ def load_image(
         source = to_pil(source) if isinstance(source, torch.Tensor) else _array_to_pil(source)
     try:
         with _hush():
-            if not isinstance(source, Image.Image):
+            if isinstance(source, Image.Image):
+                draft_size = None  # it would make the caller's own picture smaller
+            else:
                 data, name = _read_source(source, max_bytes)
                 source = _open(data, name)
             return _decode(source, name, mode=mode, max_pixels=max_pixels, draft_size=draft_size)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['OWN_ARCHS', 'HEADS', 'ResBlock', 'conv_bn', 'coursenet', 'arch_name', 'whole_net', 'TimmBody', 'create_body',
            'body_shape', 'VisionModel', 'vision_groups', 'WeightsError', 'weights_entry', 'is_file_name', 'norm_stats',
-           'fetch_weights', 'timm_file', 'read_state', 'load_body_weights', 'course_arch']
+           'fetch_weights', 'timm_file', 'fetch_timm', 'read_state', 'load_body_weights', 'course_arch']
 
-# %% ../../nbs/api/23_models.ipynb #53f43d31
+# %% ../../nbs/api/23_models.ipynb #de1eb4c5
 import importlib.resources
 import importlib.util
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torchvision import models as tv_models
 
 from ..core import coursekit_home, seeded, show_path, suggest
-from ..data.external import DownloadError, data_mode, fetch_file
+from ..data.external import DownloadError, MirrorError, data_mode, fetch_file
 from ..export import ModelSpec
 from ..layers import create_head
 from .transforms import imagenet_stats
@@ -96,7 +97,7 @@ def arch_name(
     raise ValueError(f"vision_learner: no architecture {name!r} in {where}{suggest(name, [*known, *more]) or '.'} "
                      "torchvision.models.list_models() names all of torchvision.")
 
-# %% ../../nbs/api/23_models.ipynb #6b585813
+# %% ../../nbs/api/23_models.ipynb #a51986b2
 HEADS = ("avgpool", "classifier", "fc", "head", "heads")  # names of the first layer that is not part of a body
 
 
@@ -154,8 +155,11 @@ def create_body(
                          "architecture, or build the model yourself and pass it to Learner.")
     if name.startswith("densenet"):  # torchvision applies this ReLU outside the layers
         layers.append(nn.ReLU(inplace=True))
-    if len(layers) <= 3 and isinstance(layers[0], nn.Sequential):  # one Sequential with everything in it, and perhaps a norm
-        layers = [*layers[0].children(), *layers[1:]]
+    if len(layers) <= 3:  # one Sequential with nearly everything in it, and perhaps a stem before it or a norm behind
+        sizes = [sum(p.numel() for p in layer.parameters()) for layer in layers]
+        big = sizes.index(max(sizes))
+        if isinstance(layers[big], nn.Sequential):
+            layers = [*layers[:big], *layers[big].children(), *layers[big + 1:]]
     cut = list(children).index("layer3") if "layer3" in children else (len(layers) + 1) // 2
     return nn.Sequential(nn.Sequential(*layers[:cut]), nn.Sequential(*layers[cut:]))
 
@@ -203,7 +207,7 @@ def vision_groups(
     body, head = model
     return [*(body.groups() if isinstance(body, TimmBody) else body), head]
 
-# %% ../../nbs/api/23_models.ipynb #53a6fd98
+# %% ../../nbs/api/23_models.ipynb #53486e1c
 class WeightsError(OSError):
     "Published weights that cannot be had."
 
@@ -242,6 +246,8 @@ def norm_stats(
         return (cfg.mean, cfg.std) if cfg else imagenet_stats
     if name in OWN_ARCHS:
         return imagenet_stats
+    if name in ("googlenet", "inception_v3"):  # trained on -1..1; torchvision's networks bring ImageNet's scale to that in `forward`, before the body
+        return (0.5,) * 3, (0.5,) * 3
     made = weights_entry(name, None if is_file_name(weights) else weights).transforms()
     return getattr(made, "mean", imagenet_stats[0]), getattr(made, "std", imagenet_stats[1])
 
@@ -253,28 +259,24 @@ def fetch_weights(
     "The file of an architecture's published weights, from a cache, the package, the mirror or the network."
     name = arch_name(arch)
     if is_file_name(weights):
-        if not Path(weights).is_file():
-            raise FileNotFoundError(f"vision_learner: there is no file weights={show_path(weights)}.")
-        return Path(weights)
+        file = Path(weights).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f"vision_learner: there is no file weights={show_path(file)}.")
+        return file
     if weights is not None and (name in OWN_ARCHS or name.startswith("timm/")):
         raise ValueError(f"vision_learner: {name} has no weights={weights!r}; pass a file (.safetensors, .pth), or leave it out"
                          + (" and put the tag into the name, as in timm.list_pretrained()." if "/" in name else "."))
     if name in OWN_ARCHS:
         return Path(str(importlib.resources.files("coursekit.vision") / f"{name}.safetensors"))
     if name.startswith("timm/"):
-        url, cached, sha = timm_file(name)
-        if os.environ.get("COURSEKIT_MIRROR"):  # all of timm's files have one name on the Hub, so in a mirror they need their own
-            cached = Path(os.environ["COURSEKIT_MIRROR"]).expanduser() / f"{url.split('/')[4]}.safetensors"
+        url, cached = timm_file(name)
     else:
         url = weights_entry(name, weights).url
         cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
-        sha = cached.stem.rsplit("-", 1)[1]
     if cached.is_file():
         return cached
     try:
-        if name.startswith("timm/") and os.environ.get("COURSEKIT_MIRROR"):
-            raise DownloadError(f"COURSEKIT_MIRROR has no {cached.name}")
-        return fetch_file(url, f"weights/{name}" if name.startswith("timm/") else "weights", sha256_prefix=sha)
+        return fetch_timm(name, url) if name.startswith("timm/") else fetch_file(url, "weights")
     except DownloadError as e:
         raise WeightsError(
             f"vision_learner: the weights of {name} are not on this machine and cannot be downloaded ({e}). Three ways "
@@ -284,7 +286,7 @@ def fetch_weights(
 
 def timm_file(
     name: str,  # "timm/..."
-) -> tuple[str, Path, str]:  # address, where the Hub's own cache has it, start of its SHA-256 ("": not known)
+) -> tuple[str, Path]:  # address; where the Hub's own cache has it, or else coursekit's
     "timm's safetensors file for an architecture."
     import timm
     from huggingface_hub import try_to_load_from_cache
@@ -294,7 +296,22 @@ def timm_file(
         raise WeightsError(f"vision_learner: timm publishes no weights of {name}; pass pretrained=False.")
     cached = try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
     url = f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"
-    return url, Path(cached) if isinstance(cached, str) else coursekit_home() / "weights" / name / "model.safetensors", ""
+    return url, Path(cached) if isinstance(cached, str) else coursekit_home() / "weights" / name / "model.safetensors"
+
+
+def fetch_timm(
+    name: str,  # "timm/..."
+    url: str,  # of its file on the Hub, where all have the name model.safetensors; in a mirror they need their own: convnext_atto.d2_in1k.safetensors
+) -> Path:
+    "timm's file from the mirror, or else from the network."
+    if os.environ.get("COURSEKIT_MIRROR"):
+        try:
+            return fetch_file(f"mirror:{url.split('/')[4]}.safetensors", f"weights/{name}")
+        except MirrorError:
+            raise
+        except DownloadError:
+            pass  # the mirror does not have it
+    return fetch_file(url, f"weights/{name}", sha256_prefix="", mirror=False)
 
 
 def read_state(
@@ -306,7 +323,7 @@ def read_state(
     try:
         state = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # either reader raises nearly anything on a damaged file
-        raise WeightsError(f"vision_learner: {show_path(file)} cannot be read ({str(e).splitlines()[0][:120]}); get it again.") from e
+        raise WeightsError(f"vision_learner: {show_path(file)} cannot be read ({(str(e) or type(e).__name__).splitlines()[0][:120]}); get it again.") from e
     for key in ("state_dict", "model"):  # where many training programs put it
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -321,6 +338,8 @@ def load_body_weights(
 ) -> None:
     "Copy published weights into a body."
     name, state, own = arch_name(arch), read_state(file), body.state_dict()
+    if name.startswith("densenet"):  # published with names that PyTorch no longer allows: norm.1 is norm1 now
+        state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1", k): v for k, v in state.items()}
     with seeded(0):  # for the names only
         given = [f"net.{k}" for k in body.net.state_dict()] if isinstance(body, TimmBody) else list(whole_net(name).state_dict())
     wanted = [k for k in own if not k.endswith("num_batches_tracked")]
