@@ -66,7 +66,7 @@ def test_every_family_is_cut_grouped_loaded_and_trained(photos: Path, tmp_path: 
     published = [v for k, v in state.items() if not k.endswith("num_batches_tracked")][:len(body)]
     assert all(torch.equal(a, b) for a, b in zip(body.values(), published))  # all of it, in its place
     early, late, head = (sum(p.numel() for p in g) for g in learn.groups)
-    assert early > 0.02 * (early + late) and late and head and early + late + head == sum(p.numel() for p in learn.model.parameters())
+    assert early > 0.005 * (early + late) and late and head and early + late + head == sum(p.numel() for p in learn.model.parameters())
     trained = {id(p) for p in learn.model.parameters() if p.requires_grad}
     assert {id(p) for p in learn.groups[2]} <= trained and len(trained) < len(list(learn.model.parameters()))  # frozen but for norms
     before = [p.detach().clone() for p in learn.model.parameters()]

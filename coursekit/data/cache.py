@@ -7,11 +7,12 @@ __all__ = ['MAGIC', 'KINDS', 'Samples', 'threads', 'prepare_chunks', 'DiskSample
            'cache_files', 'trim_cache', 'Cache', 'cache_key', 'code_hash', 'file_source', 'free_memory',
            'container_room', 'check_room']
 
-# %% ../../nbs/api/08a_cache.ipynb #0b07077b
+# %% ../../nbs/api/08a_cache.ipynb #f170035d
 import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.resources
 import json
 import os
 import shutil
@@ -243,7 +244,7 @@ def trim_cache(
                 stray.unlink()
     return gone
 
-# %% ../../nbs/api/08a_cache.ipynb #53f3d811
+# %% ../../nbs/api/08a_cache.ipynb #5140d8f6
 KINDS = ("memory", "disk", "device")
 
 
@@ -337,7 +338,7 @@ def cache_key(
 @functools.cache
 def code_hash() -> str:  # hexadecimal
     "One hash of coursekit's code that reads and prepares samples: in a clone it changes more often than the version."
-    here = Path(__file__).parents[1]
+    here = Path(str(importlib.resources.files("coursekit")))
     files = sorted(f for part in ("data", "vision") for f in (here / part).glob("*.py"))
     return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
 
