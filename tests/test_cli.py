@@ -475,6 +475,7 @@ def test_pictures_too_small_for_a_network(photos: Path, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     done = invoke("train", "photos", "--arch", "alexnet", "--size", "16", "--from-scratch")
     assert_one_line(done, says="alexnet cannot take pictures of 16 x 16 pixels")
+    assert "pass another --size, such as 224" in done.stderr and "item_tfms" not in done.stderr
 
 
 def test_names_that_steer_a_terminal_are_not_offered(photos: Path, tmp_path: Path) -> None:

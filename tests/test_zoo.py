@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from coursekit.callback import Callback
 from coursekit.data.items import get_image_files
+from coursekit.data.load import DataLoaders
 from coursekit.interpret import ClassificationInterpretation
 from coursekit.learner import Learner, load_learner
 from coursekit.metrics import error_rate
@@ -109,7 +110,9 @@ def test_a_size_that_a_network_cannot_take_and_a_device_that_is_not_there(photos
         vision_learner(loaders(photos, 16), "alexnet", pretrained=False)
     with pytest.raises(ValueError, match="timm/vit_tiny_patch16_224 cannot take pictures of 80 x 80 pixels"):
         vision_learner(loaders(photos, 80), "timm/vit_tiny_patch16_224", pretrained=False)
-    for make in (lambda: pretrained("cifar10", device="cuda:99"), lambda: loaders(photos).new(device="cuda:99")):
+    plain = [(torch.zeros(2, 3), torch.zeros(2))]
+    for make in (lambda: pretrained("cifar10", device="cuda:99"), lambda: loaders(photos).new(device="cuda:99"),
+                 lambda: DataLoaders(plain, plain, device="cuda:99")):
         with pytest.raises(ValueError, match=r"device='cuda:99' cannot be used here .*pass 'cpu'"):
             make()
 

@@ -131,12 +131,12 @@ class SetAccuracy(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class OneOf(BatchTransform):
-    "One of several transforms for each batch of training, drawn; the first of them otherwise."
+    "One of several transforms for each batch, drawn; for training only."
 
     of: tuple
 
     def apply(self, tensors, kinds, *, rng, train):
-        i = int(torch.randint(len(self.of), (), generator=rng)) if train else 0
+        i = int(torch.randint(len(self.of), (), generator=rng))
         return self.of[i].apply(tensors, kinds, rng=rng, train=train)
 
 
@@ -172,14 +172,13 @@ def make_dls(data, sizes, args, *, epoch=0, every=1, test_size=None):
     mine = train_pictures(data["train_y"], args, epoch)
     train = Dataset(range(len(mine)), blocks, [None, None], train=True, values=[data["train_x"][mine], data["train_y"][mine].tolist()])
     held = Dataset(range(len(y)), blocks, [None, None], values=[x, y])
-    ways = []
-    for size in (test_size or sizes[-1], *sizes):
-        for mode in args.modes:
-            aug = aug_transforms(size=size, mode=mode, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=args.warp, max_lighting=args.lighting, p_affine=0.5)
-            ways += fuse_tfms([*aug, Normalize.from_stats(*imagenet_stats)])
-    first, drawn = ways[0], ways[len(args.modes):]
-    made = DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=[first])
-    made.train = made.train.new(batch_tfms=[OneOf(tuple(drawn)), Erase(args.erase)])
+
+    def way(size, mode):
+        aug = aug_transforms(size=size, mode=mode, min_scale=args.min_scale, max_rotate=args.rotate, max_warp=args.warp, max_lighting=args.lighting, p_affine=0.5)
+        return fuse_tfms([*aug, Normalize.from_stats(*imagenet_stats)])[0]
+
+    made = DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=[way(test_size or sizes[-1], args.modes[0])])
+    made.train = made.train.new(batch_tfms=[OneOf(tuple(way(size, mode) for size in sizes for mode in args.modes)), Erase(args.erase)])
     return made
 
 

@@ -303,7 +303,7 @@ class DataLoader:
             return f"cache={cache.kind!r}" + (f", {plural(self.num_workers, 'worker')}" if self.num_workers else "")
         return plural(self.num_workers, "worker") if self.num_workers else f"no workers but {plural(threads(), 'thread')}"
 
-# %% ../../nbs/api/09_load.ipynb #544419fc
+# %% ../../nbs/api/09_load.ipynb #08547113
 class PlainLoader:
     "A PyTorch loader, or any iterable of (input, target) with a length, that yields `Batch`es on the device."
 
@@ -316,6 +316,7 @@ class PlainLoader:
         if not hasattr(loader, "__iter__") or not hasattr(loader, "__len__"):
             raise ValueError(f"DataLoaders: {loader!r} is no loader; it must yield batches and have a length.")
         self.loader, self.dataset = loader, getattr(loader, "dataset", None)
+        check_device(device, "DataLoaders")
         self.device = torch.device(device) if device is not None else default_device()
         self.bs = getattr(loader, "batch_size", None)
         self.batch_tfms: tuple = ()
