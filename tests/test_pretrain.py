@@ -50,6 +50,15 @@ def test_an_epoch_shows_a_share_of_one_set_and_all_of_the_other(pictures: dict) 
     assert shown[3] == Counter(tool.train_pictures(pictures["train_y"], args, 3).tolist())
 
 
+def test_the_last_epochs_are_calmer() -> None:
+    args = Namespace(plan=[[32]] * 5, calm=2, erase=0.4, rotate=8.0, warp=0.1, lighting=0.3, min_scale=0.5, seed=1)
+    assert all(tool.calmed(args, epoch) is args for epoch in range(3))
+    for epoch in (3, 4):
+        made = tool.calmed(args, epoch)
+        assert (made.erase, made.rotate, made.warp, made.lighting, made.min_scale) == (0.2, 4.0, 0.05, 0.15, 0.75) and made.seed == 1
+    assert args.erase == 0.4  # the caller's are left alone
+
+
 def test_erase_blanks_one_square_of_at_most_its_share() -> None:
     x = torch.ones(200, 3, 40, 40)
     rng = torch.Generator().manual_seed(0)

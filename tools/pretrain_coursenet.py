@@ -182,6 +182,14 @@ def make_dls(data, sizes, args, *, epoch=0, every=1, test_size=None):
     return made
 
 
+def calmed(args, epoch):
+    "The settings for an epoch: in the last ones of a plan pictures are changed half as much, so that the network ends on what it will be shown."
+    if epoch < len(args.plan) - args.calm:
+        return args
+    half = {name: getattr(args, name) / 2 for name in ("erase", "rotate", "warp", "lighting")}
+    return argparse.Namespace(**{**vars(args), **half, "min_scale": (1 + args.min_scale) / 2})
+
+
 def part_of(schedule, epoch, n):
     "Epoch `epoch` of `n` of a schedule that spans them all."
     return lambda pct: schedule((epoch + pct) / n)
@@ -209,6 +217,7 @@ def main():
     ap.add_argument("--tiny", type=float, default=1.0, help="share of Tiny ImageNet's pictures that an epoch shows, others each time")
     ap.add_argument("--modes", nargs="+", default=["bilinear"], help="ways to enlarge, one for each batch: bilinear, bicubic")
     ap.add_argument("--erase", type=float, default=0.0, help="largest side of a square that is blanked, as a share of the picture's")
+    ap.add_argument("--calm", type=int, default=0, help="so many last epochs change pictures half as much")
     ap.add_argument("--test-size", type=int, help="pixels of held-out pictures (default: the largest of the epoch)")
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
     ap.add_argument("--warp", type=float, default=0.1, help="tilt: one side up to so much longer than the opposite one")
@@ -253,7 +262,7 @@ def main():
     lr, mom = one_cycle(args.lr, pct_start=0.2)
     for epoch in range(done, len(plan)):
         start = time.perf_counter()
-        learn.dls = make_dls(data, plan[epoch], args, epoch=epoch, every=4, test_size=args.test_size)
+        learn.dls = make_dls(data, plan[epoch], calmed(args, epoch), epoch=epoch, every=4, test_size=args.test_size)
         learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
         learn.fit(1, args.lr, cbs=ParamScheduler(lr=[part_of(lr, epoch, len(plan))], mom=part_of(mom, epoch, len(plan))))
         file = learn.save(f"epoch_{epoch + 1}")  # the state names it only when it is whole
