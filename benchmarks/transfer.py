@@ -14,6 +14,7 @@ from statistics import mean, stdev
 
 import torch
 
+from coursekit.core import precision_dtype
 from coursekit.vision.all import (
     ImageDataLoaders,
     PILImage,
@@ -34,10 +35,10 @@ from coursekit.vision.all import (
 T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
 
 
-def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights):
+def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision):
     "Error and seconds of fine_tune(epochs) over the weights, or of one cycle of epochs + 1 without."
     start = time.perf_counter()
-    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, seed=seed)
+    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, precision=precision, seed=seed)
     with learn.no_bar():
         if weights:
             learn.fine_tune(epochs, base_lr, lr_mult=lr_mult)
@@ -46,14 +47,14 @@ def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights):
     return learn.recorder.final_record[-1], time.perf_counter() - start
 
 
-def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what):
+def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what, precision):
     "Rows for one data set."
     rows = []
     for start in what:
         runs = []
         for seed in range(seeds):
-            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed, weights=start == "pretrained")
-            print(json.dumps({"data": name, "start": start, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
+            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed, weights=start == "pretrained", precision=precision)
+            print(json.dumps({"data": name, "start": start, "precision": precision, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
             runs.append((error, seconds))
         errors = [e for e, _ in runs]
         half = T95[len(errors)] * stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else float("nan")
@@ -88,27 +89,29 @@ def main():
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
     ap.add_argument("--lr", type=float, default=8e-3, help="base_lr of fine_tune")
     ap.add_argument("--lr-mult", type=float, default=5, help="lr_mult of fine_tune")
-    ap.add_argument("--bs", type=int, default=32)
+    ap.add_argument("--bs", type=int, help="photos a batch (default 32; 16 of the 37 breeds)")
+    ap.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     ap.add_argument("--only", choices=["pretrained", "scratch"])
     args = ap.parse_args()
     what = [args.only] if args.only else ["pretrained", "scratch"]
     rows = []
-    options = {"item_tfms": Resize(args.size), "bs": args.bs, "cache": "memory"}
+    options = {"item_tfms": Resize(args.size), "bs": args.bs or 32, "cache": "memory"}
+    fit = {"base_lr": args.lr, "lr_mult": args.lr_mult, "scratch_lr": 5e-3, "what": what, "precision": args.precision}
     if "dogscats" in args.cases:
         path = untar_data(URLs.DOGS)
         tfms = aug_transforms(min_scale=0.6, size=args.size)
         rows += compare(f"dogscats, {args.size} px", lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=tfms, **options), args.seeds,
-                        epochs=3, base_lr=args.lr, lr_mult=args.lr_mult, scratch_lr=5e-3, what=what)
+                        epochs=3, **fit)
     if "pets" in args.cases:
         files = get_image_files(untar_data(URLs.PETS) / "images")
         rows += compare(f"37 breeds, {len(files)} photos, {args.size} px", lambda seed: ImageDataLoaders.from_name_func(
-            files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(), **{**options, "bs": 16}),
-            args.seeds, epochs=10, base_lr=args.lr, lr_mult=args.lr_mult, scratch_lr=5e-3, what=what)
+            files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(), **{**options, "bs": args.bs or 16}),
+            args.seeds, epochs=10, **fit)
     if "paper" in args.cases:
         files = get_image_files(course_data(URLs.PETS) / "images")
         rows += compare("Paper Pets, 12 breeds, 64 px", lambda seed: ImageDataLoaders.from_name_func(
             files[0].parent, files, RegexLabeller(r"^(.*)_\d+\.jpg$"), valid_pct=0.2, seed=seed, batch_tfms=aug_transforms(),
-            **{**options, "item_tfms": Resize(64)}), args.seeds, epochs=2, base_lr=args.lr, lr_mult=args.lr_mult, scratch_lr=5e-3, what=what)
+            **{**options, "item_tfms": Resize(64)}), args.seeds, epochs=2, **fit)
     if "cifar" in args.cases:
         learn = pretrained("cifar10")
         folder = untar_data(URLs.CIFAR) / "test"
@@ -117,13 +120,14 @@ def main():
         with learn.no_bar():
             preds, _ = learn.get_preds(learn.dls.test_dl(files, bs=100))
         wrong = [learn.dls.vocab[k] != f.parent.name for k, f in zip(preds.argmax(1).tolist(), files)]
-        rows.append((f"CIFAR-10, {len(files):,} test pictures", 'pretrained("cifar10")', mean(map(float, wrong)), 0.0, time.perf_counter() - start))
+        rows.append((f"CIFAR-10, {len(files):,} test pictures", 'pretrained("cifar10")', mean(map(float, wrong)), None, time.perf_counter() - start))
     if "photos" in args.cases:
         show_photos(pretrained("cifar10"))
-    print(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.seeds} seeds\n")
+    arithmetic = precision_dtype(torch.device("cpu"), args.precision) or torch.float32
+    print(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, torch {torch.__version__}, training in {arithmetic}, {args.seeds} seeds\n")
     print("| data | start | error, mean and 95% interval | seconds a seed, at most |\n|---|---|---|---|")
     for name, start, error, half, seconds in rows:
-        print(f"| {name} | {start} | {error:.1%} ± {half:.1%} | {seconds:.0f} |")
+        print(f"| {name} | {start} | {error:.1%}{'' if half is None else f' ± {half:.1%}'} | {seconds:.0f} |")
 
 
 if __name__ == "__main__":

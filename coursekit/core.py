@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['coursekit_home', 'show_path', 'printable', 'suggest', 'check_range', 'check_whole', 'check_fname', 'plural',
-           'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype', 'cpu_cores', 'atomic_file',
-           'reuse_memory', 'RngState', 'seeded', 'lazy_module']
+           'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype', 'has_small_depthwise', 'cpu_cores',
+           'atomic_file', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
 
 # %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
@@ -14,8 +14,8 @@ import difflib
 import functools
 import importlib
 import os
+import secrets
 import sys
-import tempfile
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,13 +41,10 @@ def coursekit_home() -> Path:  # folder for downloads, generated data and caches
 # %% ../nbs/api/00_core.ipynb #aa3483e0
 def show_path(
     path: str | os.PathLike,  # any path
-) -> str:  # the same path, the folder of `coursekit_home` or the home folder written as `~`
+) -> str:  # the same path, the home folder written as `~`
     "A path as it should be printed: absolute, with `~` for the home folder."
     path = Path(path).expanduser().absolute()
-    for folder, name in ((_home(), "~/.coursekit"), (Path.home(), "~")):
-        if path.is_relative_to(folder):
-            return str(Path(name) / path.relative_to(folder))
-    return str(path)
+    return str(Path("~") / path.relative_to(Path.home())) if path.is_relative_to(Path.home()) else str(path)
 
 # %% ../nbs/api/00_core.ipynb #2bd17992
 def printable(
@@ -161,14 +158,22 @@ def has_fast_bf16(
 # %% ../nbs/api/00_core.ipynb #63229732
 def precision_dtype(
     device: torch.device,  # where the model trains
-    precision: str = "auto",  # "auto": bf16 where the hardware has it; "bf16"; "fp32"
+    precision: str = "auto",  # "auto": bf16 where that is faster; "bf16"; "fp32"
+    *,
+    model: torch.nn.Module | None = None,  # what "auto" looks at on a CPU
 ) -> torch.dtype | None:  # the autocast dtype, or None for plain float32
     "The precision policy: the dtype that training runs in under autocast, or None for float32."
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'bf16' or 'fp32'.")
-    if precision == "fp32" or (precision == "auto" and not has_fast_bf16(device)):
-        return None
-    return torch.bfloat16
+    slow = not has_fast_bf16(device) or (device.type == "cpu" and model is not None and has_small_depthwise(model))
+    return None if precision == "fp32" or (precision == "auto" and slow) else torch.bfloat16
+
+
+def has_small_depthwise(
+    model: torch.nn.Module,  # any
+) -> bool:
+    "Whether a network has depthwise convolutions of up to 5x5. ConvNeXt's are larger, and its matrix products gain more than they lose."
+    return any(isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels and max(m.kernel_size) <= 5 for m in model.modules())
 
 # %% ../nbs/api/00_core.ipynb #3d0066cd
 def cpu_cores() -> int:
@@ -183,16 +188,15 @@ def atomic_file(
     "Inside, write to a file that gets its name at the end: it is there whole or not at all, also after a crash."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # not by tempfile, whose files others may never read
     try:
-        with os.fdopen(handle, "wb") as f:
+        with open(temporary, "xb") as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 # %% ../nbs/api/00_core.ipynb #164c11dd

@@ -55,7 +55,8 @@ def precision_policy() -> str:
     if precision_dtype(device) is None:
         why = {"cpu": "this processor does not multiply bfloat16", "mps": "bfloat16 is not used on MPS"}.get(device.type, "compute capability under 8.0")
         return f"float32 ({why}); Learner(..., precision='bf16') overrides it"
-    return "bfloat16 autocast in training, float32 in validation and prediction; Learner(..., precision='fp32') overrides it"
+    but = " (float32 for networks with small depthwise convolutions, such as MobileNet)" if device.type == "cpu" else ""
+    return f"bfloat16 autocast in training{but}, float32 in validation and prediction; Learner(..., precision='fp32') overrides it"
 
 
 def memory_format() -> str:

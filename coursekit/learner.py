@@ -95,10 +95,10 @@ class Learner(Loop):
         path: str | os.PathLike | None = None,  # folder for saved files; None: that of the data
         model_dir: str = "models",  # folder inside it for `save`
         device: torch.device | str | None = None,  # None: that of the data
-        precision: str = "auto",  # of training: "auto" (bf16 where the hardware has it), "bf16", "fp32"
+        precision: str = "auto",  # of training: "auto" (bf16 where that is faster: `precision_dtype`), "bf16", "fp32"
         seed: int | None = None,  # of dropout and everything else that torch draws in a fit; None draws one
     ):
-        self._dls = check_dls(dls)
+        self._dls = check_dls(dls, device)
         if not isinstance(model, nn.Module):
             raise ValueError(f"Learner: model is a {type(model).__name__}; pass an nn.Module.")
         self.device = torch.device(device) if device is not None else self.dls.device
@@ -115,7 +115,7 @@ class Learner(Loop):
         self.splitter, self.groups = splitter, split_params(model, splitter)
         self.metrics = [as_metric(m) for m in (metrics if isinstance(metrics, (list, tuple)) else [metrics])]
         self.path, self.model_dir = Path(path) if path is not None else self.dls.path, model_dir
-        self.precision, self.autocast_dtype = precision, precision_dtype(self.device, precision)
+        self.precision, self.autocast_dtype = precision, precision_dtype(self.device, precision, model=model)
         self.rng, self.state, self.dl = RngState(seed), State(), None
         self.opt: Any = None  # a torch optimiser, made when a fit needs it
         self.recorder, self.progress = Recorder(), True
@@ -133,12 +133,14 @@ class Learner(Loop):
 
     @dls.setter
     def dls(self, dls: DataLoaders | Sequence) -> None:
-        dls, n_out = check_dls(dls), getattr(getattr(self.model, "spec", None), "n_out", None)
+        dls, n_out = check_dls(dls, self.device), getattr(getattr(self.model, "spec", None), "n_out", None)
         if None not in (n_out, dls.n_out) and dls.n_out != n_out:
             raise ValueError(f"Learner.dls: these data need {dls.n_out} outputs and the model has {n_out}; make a new learner.")
         kept = [t.of_model for t in self._dls.batch_tfms if t.of_model is not None]
         if kept and isinstance(dls.train, DataLoader) and not any(t.of_model is not None for t in dls.batch_tfms):
-            dls = dls.new(batch_tfms=[*dls.batch_tfms, *kept])
+            epoch = dls.train.epoch
+            dls = dls.new(batch_tfms=kept[0].after(dls.batch_tfms))
+            dls.train.epoch = epoch  # the next epoch is drawn anew, not like the first one
         self._dls = dls
 
     # ---- callbacks
@@ -549,12 +551,18 @@ class Learner(Loop):
         return f"Learner({type(self.model).__name__}, {self.loss_func}, metrics: {metrics}, {self.device}, {dtype})\n{self.dls!r}"
 
 # %% ../nbs/api/16_learner.ipynb #f6aa25a6
-def check_dls(dls: Any) -> DataLoaders:
-    "`DataLoaders`, or a pair of loaders as such."
-    if isinstance(dls, DataLoaders):
-        return dls
+def check_dls(
+    dls: Any,  # `DataLoaders`, or a pair of loaders
+    device: torch.device | str | None,  # where the model is or will be; None: where the data are
+) -> DataLoaders:
+    "`DataLoaders` whose batches come to that device."
+    check_device(device, "Learner")
     if isinstance(dls, (tuple, list)) and len(dls) == 2:
-        return DataLoaders(*dls)
+        dls = DataLoaders(*dls, device=device)
+    if isinstance(dls, DataLoaders):
+        if device is not None and torch.empty(0, device=device).device != torch.empty(0, device=dls.device).device:  # "cuda" is "cuda:0"
+            raise ValueError(f"Learner: device={str(device)!r}, but the data come to {str(dls.device)!r}; give DataLoaders that device, or leave it out here.")
+        return dls
     raise ValueError(f"Learner: dls is a {type(dls).__name__}; pass DataLoaders, or a pair of loaders (train, valid).")
 
 

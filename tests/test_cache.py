@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -234,12 +235,33 @@ def test_with_size_keeps_everything_else(photos: Path) -> None:
     assert large.train.dataset.cache is not dls.train.dataset.cache and large.with_size((20, 30), bs=3).one_batch().x.shape == (3, 3, 20, 30)
     pre = ImageDataLoaders.from_folder(photos, valid_pct=0.25, seed=3, bs=6, item_tfms=Resize(48), batch_tfms=aug_transforms(size=24), device="cpu")
     assert pre.with_size(32).one_batch().x.shape[-1] == 32 and pre.with_size(32).train.dataset.item_tfms[0].size == 64
-    assert large.train.epoch == dls.train.epoch  # with other draws than the first epoch's
     wide = ImageDataLoaders.from_folder(photos, valid_pct=0.25, seed=3, item_tfms=Resize((48, 64)), batch_tfms=aug_transforms(size=(24, 32)))
     assert wide.with_size((12, 16)).train.dataset.item_tfms[0].size == (24, 32)
     none = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label).dataloaders(photos, bs=1)
     with pytest.raises(ValueError, match=r"with_size: no transform here sets a size; use item_tfms=Resize"):
         none.with_size(32)
+
+
+def test_with_size_goes_on_with_the_draws(photos: Path) -> None:
+    """The next epoch has another order than those before: as the same loader's would be, not the first one's again."""
+    pictures = lambda dl: [tuple(x.float().mean((1, 2)).tolist()) for b in dl for x in b.x]
+    plain = lambda: loaders(photos, None, workers=0).new(batch_tfms=[])
+    dls, same = plain(), plain()
+    seen = [pictures(dls.train) for _ in range(3)]
+    assert seen == [pictures(same.train) for _ in range(3)]
+    assert len({tuple(s) for s in seen}) == 3
+    large = dls.with_size(32)
+    fourth = pictures(large.train)
+    assert fourth == pictures(same.train) and fourth not in seen
+
+
+def test_new_keeps_a_batch_size_that_was_chosen(photos: Path) -> None:
+    dls = ImageDataLoaders.from_folder(photos, valid_pct=0.5, seed=3, bs=3, val_bs=7, item_tfms=Resize(24), device="cpu")
+    assert (dls.with_size(16).valid.bs, dls.with_size(16, bs=2).valid.bs, dls.new(bs=2).train.bs) == (7, 7, 2)
+    dls = ImageDataLoaders.from_folder(photos, valid_pct=0.5, seed=3, bs=3, item_tfms=Resize(24), device="cpu")
+    assert (dls.valid.bs, dls.new(bs=2).valid.bs) == (6, 4)
+    with pytest.raises(ValueError, match="bs=0 is no batch size"):
+        dls.new(bs=0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -330,6 +352,20 @@ def test_what_cannot_be_told_apart_later_is_not_kept_on_disk(photos: Path) -> No
         next(iter(loud.dataloaders(photos, bs=1, cache="memory").train))
 
 
+class Forgetful(ItemTransform):
+    """A transform whose change the first item does not show."""
+
+    def prepare(self, values, kinds):
+        return [0 if k == "category" else v for v, k in zip(values, kinds)]
+
+
+def test_every_item_is_asked_whether_its_label_is_changed(photos: Path) -> None:
+    for seed in range(4):  # other first items
+        plan = DataBlock(blocks=(ImageBlock, CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=RandomSplitter(0.25, seed=seed), item_tfms=Forgetful())
+        with pytest.raises(ValueError, match="changes a part of kind 'category'"):
+            next(iter(plan.dataloaders(photos, bs=1, cache="memory").train))
+
+
 class Places(Block):
     """Points in pixels, as a later lesson has them."""
 
@@ -363,6 +399,25 @@ def test_a_table_can_be_predicted(photos: Path) -> None:
     table = pd.DataFrame({"file": [str(f.relative_to(photos)) for f in files], "label": [f.parent.name for f in files]})
     dls = ImageDataLoaders.from_df(table, photos, valid_pct=0.25, seed=1, bs=64, item_tfms=Resize(16))
     assert next(iter(dls.test_dl(table))).x.shape == (24, 3, 16, 16)
+
+
+@pytest.mark.parametrize("delimiter", [None, ",", ";"])
+def test_a_csv_file_is_the_same_as_its_table(photos: Path, delimiter: str | None) -> None:
+    files = get_image_files(photos)
+    table = pd.DataFrame({"file": [str(f.relative_to(photos)) for f in files], "label": [f.parent.name for f in files]})
+    table.to_csv(photos / "all.csv", index=False, sep=delimiter or ",")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # pandas says so where it has to guess
+        dls = ImageDataLoaders.from_csv(photos, "all.csv", delimiter=delimiter, valid_pct=0.25, seed=1, bs=6, item_tfms=Resize(16), num_workers=0)
+    same = ImageDataLoaders.from_df(table, photos, valid_pct=0.25, seed=1, bs=6, item_tfms=Resize(16), num_workers=0)
+    assert dls.vocab == ["even", "odd"] and torch.equal(next(iter(dls.valid)).x, next(iter(same.valid)).x)
+
+
+def test_a_dark_photo_is_no_mask() -> None:
+    dark = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (30, 1)))
+    ImageBlock().inspect(dark)
+    with pytest.raises(ValueError, match=r"holds only the numbers 0, 2, 4, .*, 38: it looks like a mask"):
+        ImageBlock().inspect(dark.point(lambda v: v // 2 * 2).resize((40, 30)))
 
 
 def test_an_error_in_a_picture_leaves_no_file(photos: Path) -> None:

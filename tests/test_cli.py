@@ -183,7 +183,7 @@ def test_precision_is_explained_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(doctor, "precision_dtype", lambda device: None)
     assert doctor.precision_policy().startswith("float32 (this processor does not multiply bfloat16)")
     monkeypatch.setattr(doctor, "precision_dtype", lambda device: "bf16")
-    assert doctor.precision_policy().startswith("bfloat16 autocast in training, float32 in validation")
+    assert doctor.precision_policy().startswith("bfloat16 autocast in training (float32 for networks with small depthwise")
 
 
 @pytest.mark.parametrize("env", [{"COURSEKIT_DEVICE": "gpu"}, {"COURSEKIT_DEVICE": "cuda"}, {"COURSEKIT_MIRROR": "https://me:secret@host/x"}], ids=str)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from pathlib import Path
 
+import pytest
 import readme
-from helpers import NBS, ROOT, python_fences
+from helpers import NBS, ROOT, python_fences, run
 from notebooks import read
 
 README = ROOT / "README.md"
@@ -32,6 +35,12 @@ def test_commands_are_targets() -> None:
 def test_ci_runs_the_readme_commands() -> None:
     lines = [x.strip() for x in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
     assert [x for x in lines if x.startswith("make ")] == COMMANDS
+
+
+@pytest.mark.parametrize("program", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
+def test_benchmarks_start(program: Path) -> None:
+    """The commands behind the tables: each finds what it imports, and explains itself."""
+    assert "options:" in run([sys.executable, str(program), "--help"], cwd=ROOT).stdout
 
 
 def test_readme_has_a_picture_and_a_program() -> None:

@@ -282,8 +282,10 @@ def test_a_sample_does_not_depend_on_its_neighbours(monkeypatch):
     x = as_bytes(smooth(10, 48, 48))
     whole = run(Augment(**ALWAYS), x)
     assert torch.allclose(run(Augment(**ALWAYS), x[:6]), whole[:6], atol=1e-6)
-    monkeypatch.setattr(tf, "_pieces", lambda x, out: 3)
-    assert torch.allclose(run(Augment(**ALWAYS), x), whole, atol=1e-6)
+    floats = run(Augment(**ALWAYS), x / 255)
+    asked = []
+    monkeypatch.setattr(tf, "_pieces", lambda x, out: asked.append(len(x)) or 3)
+    assert torch.allclose(run(Augment(**ALWAYS), x / 255), floats, atol=1e-6) and asked  # pictures of floats go in pieces
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

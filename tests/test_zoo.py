@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from coursekit.callback import Callback
+from coursekit.core import precision_dtype
 from coursekit.data.items import get_image_files
 from coursekit.data.load import DataLoaders
 from coursekit.interpret import ClassificationInterpretation
@@ -24,7 +25,7 @@ from coursekit.metrics import error_rate
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
 from coursekit.vision.models import WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, timm_file, vision_groups, whole_net
-from coursekit.vision.transforms import Resize, aug_transforms, imagenet_stats
+from coursekit.vision.transforms import AugmentNormalize, Resize, aug_transforms, imagenet_stats
 
 FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
             "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "coursenet",
@@ -112,9 +113,40 @@ def test_a_size_that_a_network_cannot_take_and_a_device_that_is_not_there(photos
         vision_learner(loaders(photos, 80), "timm/vit_tiny_patch16_224", pretrained=False)
     plain = [(torch.zeros(2, 3), torch.zeros(2))]
     for make in (lambda: pretrained("cifar10", device="cuda:99"), lambda: loaders(photos).new(device="cuda:99"),
-                 lambda: DataLoaders(plain, plain, device="cuda:99")):
+                 lambda: DataLoaders(plain, plain, device="cuda:99"), lambda: Learner((plain, plain), torch.nn.Linear(3, 1), torch.nn.MSELoss(), device="cuda:99")):
         with pytest.raises(ValueError, match=r"device='cuda:99' cannot be used here .*pass 'cpu'"):
             make()
+    with pytest.raises(ValueError, match=r"Learner: device='meta', but the data come to 'cpu'; give DataLoaders that device"):
+        Learner(loaders(photos).new(device="cpu"), torch.nn.Linear(3, 1), torch.nn.MSELoss(), device="meta")
+
+
+@pytest.mark.parametrize(("options", "message"), [({"lin_ftrs": 512}, r"lin_ftrs=512; pass the hidden widths of the head as a list, such as \[512\]"),
+                                                  ({"lin_ftrs": [64, 0]}, r"lin_ftrs=\[64, 0\]"), ({"y_range": 5}, r"y_range=5; pass the lowest and the highest output"),
+                                                  ({"y_range": (5, 0)}, r"y_range=\(5, 0\)")])  # fmt: skip
+def test_options_of_the_head(photos: Path, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match="vision_learner: " + message):
+        vision_learner(loaders(photos), "coursenet", **options)
+
+
+def test_other_data_get_the_normalisation_in_the_same_pass(photos: Path) -> None:
+    dls = loaders(photos, batch_tfms=aug_transforms())
+    learn = vision_learner(dls, "coursenet")
+    before = learn.dls.batch_tfms
+    next(iter(dls.train))
+    learn.dls = dls
+    assert [type(t) for t in before] == [type(t) for t in learn.dls.batch_tfms] == [AugmentNormalize]
+    assert learn.dls.train.epoch == dls.train.epoch == 0  # the next epoch is not like the first one
+
+
+@pytest.mark.parametrize(("arch", "faster"), [("resnet18", True), ("convnext_tiny", True), ("regnet_y_400mf", True), ("coursenet", True), ("mobilenet_v2", False),
+                                              ("efficientnet_b0", False), ("shufflenet_v2_x0_5", False), ("mnasnet0_5", False)])  # fmt: skip
+def test_precision_by_architecture(arch: str, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What benchmarks/README.md measured: networks with small depthwise convolutions are slower in bfloat16 on a CPU."""
+    monkeypatch.setattr("coursekit.core.has_fast_bf16", lambda device: True)
+    body, cpu = create_body(arch), torch.device("cpu")
+    assert (precision_dtype(cpu, model=body) is torch.bfloat16) == faster
+    assert precision_dtype(cpu, "bf16", model=body) is precision_dtype(torch.device("cuda"), model=body) is torch.bfloat16
+    assert precision_dtype(cpu, "fp32", model=body) is None
 
 
 def test_timm_weights_from_cache_mirror_or_neither(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,7 @@ def main():
     ap.add_argument("--modes", nargs="+", default=["bilinear"], help="ways to enlarge, one for each batch: bilinear, bicubic")
     ap.add_argument("--erase", type=float, default=0.0, help="largest side of a square that is blanked, as a share of the picture's")
     ap.add_argument("--calm", type=int, default=0, help="so many last epochs change pictures half as much")
+    ap.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of training; auto: bf16 where the processor multiplies it")
     ap.add_argument("--test-size", type=int, help="pixels of held-out pictures (default: the largest of the epoch)")
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
     ap.add_argument("--warp", type=float, default=0.1, help="tilt: one side up to so much longer than the opposite one")
@@ -251,14 +252,14 @@ def main():
     metrics = [SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)]
     opt = partial(SGD, mom=0.9) if args.opt == "sgd" else AdamW
     learn = Learner(make_dls(data, plan[0], args, every=4), model.to(memory_format=torch.channels_last), joint_loss, opt_func=opt,
-                    metrics=metrics, wd=args.wd, path=args.work, seed=args.seed)
+                    metrics=metrics, wd=args.wd, path=args.work, precision=args.precision, seed=args.seed)
     learn.channels_last, learn.progress = True, False
     if done or saved:
         learn.load(state["file"] if done else args.start.resolve(), with_opt=bool(done))
     if done and not (log.exists() and f'"epoch": {done},' in log.read_text()):  # killed before it was written
         say(**state["row"])
     if state.get("settings") != settings:  # at the start, or gone on with another plan
-        say(epochs_done=done, settings=settings, torch=torch.__version__, machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
+        say(epochs_done=done, settings=settings, torch=torch.__version__, trained_in=str(learn.autocast_dtype or torch.float32), machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
     lr, mom = one_cycle(args.lr, pct_start=0.2)
     for epoch in range(done, len(plan)):
         start = time.perf_counter()
@@ -272,7 +273,7 @@ def main():
         atomic_write(state_file, json.dumps({"epochs": epoch + 1, "file": file.name, "settings": settings, "row": row}).encode())
         say(**row)
         for old in file.parent.glob("epoch_*.safetensors"):
-            if old != file:
+            if old != file and not (args.start and old.samefile(args.start)):
                 old.unlink()
 
     if args.publish:

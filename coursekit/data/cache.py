@@ -76,13 +76,6 @@ class Samples:
         "How much memory it takes."
         return sum(b.numel() for b in self.buffers)
 
-    def to(
-        self,
-        device: torch.device | str,  # where to
-    ) -> "Samples":
-        "The same samples on another device."
-        return Samples([b.to(device) for b in self.buffers], self.index)
-
 
 def threads() -> int:
     "How many threads prepare samples: one a core, at most 16."

@@ -286,7 +286,7 @@ class DataLoader:
         seed: int | None = None,
     ) -> "DataLoader":
         "The same loader with something changed."
-        changes = dict(bs=bs or self.wanted_bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, device=device,
+        changes = dict(bs=self.wanted_bs if bs is None else bs, shuffle=shuffle, drop_last=drop_last, num_workers=num_workers, device=device,
                        batch_tfms=batch_tfms, seed=seed)
         return DataLoader(self.dataset if dataset is None else dataset,
                           **{k: getattr(self, k) if v is None else v for k, v in changes.items()})
@@ -382,9 +382,7 @@ def resized(
         return tuple(round(a * b / c) for a, b, c in zip(_pair(t.size), _pair(size), _pair(last[-1])))
 
     items = [change(t, first(t)) for t in dl.dataset.item_tfms]
-    made = dl.new(dataset=dl.dataset.with_tfms(items), batch_tfms=[change(t, size) for t in dl.batch_tfms])
-    made.epoch = dl.epoch  # the next epoch is drawn anew, not like the first one
-    return made
+    return dl.new(dataset=dl.dataset.with_tfms(items), batch_tfms=[change(t, size) for t in dl.batch_tfms])
 
 
 def _pair(
@@ -502,8 +500,9 @@ class DataLoaders:
         if not isinstance(self.train, DataLoader):
             raise ValueError("DataLoaders.new: these are plain loaders; change the loaders themselves.")
         made = copy.copy(self)
+        val_bs = None if bs is None or self.valid.wanted_bs != 2 * self.train.wanted_bs else 2 * bs  # one that was chosen stays
         made.train = self.train.new(batch_tfms=batch_tfms, bs=bs, num_workers=num_workers, device=device)
-        made.valid = self.valid.new(batch_tfms=batch_tfms, bs=bs and 2 * bs, num_workers=num_workers, device=device)
+        made.valid = self.valid.new(batch_tfms=batch_tfms, bs=val_bs, num_workers=num_workers, device=device)
         return made
 
     def with_size(
@@ -515,6 +514,7 @@ class DataLoaders:
         "The same data with pictures of another size: `learn.dls = learn.dls.with_size(224)` goes on training with larger ones."
         made = self.new(bs=bs)
         made.train, made.valid = (resized(dl, size) for dl in (made.train, made.valid))
+        made.train.epoch = self.train.epoch  # the next epoch is drawn anew, not like the first one
         return made
 
     def one_batch(self) -> Batch:

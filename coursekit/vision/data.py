@@ -29,7 +29,7 @@ from .transforms import ToFloat
 # %% ../../nbs/api/22_data.ipynb #71ac4b85
 @dataclass
 class ImageBlock(Block):
-    "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of floats 0..1."
+    "A colour picture: a file, bytes, an array, a PIL image or an upload, as a (3, H, W) tensor of bytes, which become floats 0..1 on the device."
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
@@ -48,8 +48,8 @@ class ImageBlock(Block):
                 levels = grey_levels(opened)
         else:
             levels = grey_levels(value) if isinstance(value, Image.Image) else []
-        if len(levels) > 1 and max(levels) <= 40:
-            raise ValueError(f"ImageBlock: {value} holds only the numbers {levels[:6]}: it looks like a mask (classes of pixels), "
+        if 1 < len(levels) <= 20 and max(levels) <= 40:  # a dark photo has more
+            raise ValueError(f"ImageBlock: {value} holds only the numbers {', '.join(map(str, levels))}: it looks like a mask (classes of pixels), "
                              "not a picture; check get_items and get_x.")
 
     def encode(self, value: Any) -> Tensor:  # (3, H, W) bytes
@@ -338,7 +338,7 @@ class ImageDataLoaders(DataLoaders):
         "The same from a CSV file."
         import pandas as pd
 
-        df = pd.read_csv(Path(path) / csv_fname, header=header, delimiter=delimiter)
+        df = pd.read_csv(Path(path) / csv_fname, header=header, sep=delimiter or ",")
         return cls.from_df(df, path, valid_pct=valid_pct, seed=seed, fn_col=fn_col, folder=folder, suff=suff, label_col=label_col,
                            label_delim=label_delim, y_block=y_block, valid_col=valid_col, item_tfms=item_tfms,
                            batch_tfms=batch_tfms, bs=bs, val_bs=val_bs, num_workers=num_workers, device=device, cache=cache)

@@ -22,7 +22,7 @@ from ..learner import Learner, learner_of
 from ..optim import AdamW
 from .data import ImageBlock
 from .models import VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
-from .transforms import Normalize, Resize, fuse_tfms, imagenet_stats
+from .transforms import Normalize, Resize, imagenet_stats
 
 # %% ../../nbs/api/24_vlearner.ipynb #8b457fd5
 def vision_learner(
@@ -57,6 +57,10 @@ def vision_learner(
     n_out = dls.n_out if n_out is None else n_out
     if n_out is None:
         raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
+    if isinstance(lin_ftrs, (int, str)) or not all(isinstance(n, int) and n > 0 for n in lin_ftrs):
+        raise ValueError(f"vision_learner: lin_ftrs={lin_ftrs!r}; pass the hidden widths of the head as a list, such as [512], or [] for none.")
+    if y_range is not None and (not isinstance(y_range, (tuple, list)) or len(y_range) != 2 or not y_range[0] < y_range[1]):
+        raise ValueError(f"vision_learner: y_range={y_range!r}; pass the lowest and the highest output, such as (0, 5).")
     if weights is not None and not pretrained:
         raise ValueError(f"vision_learner: weights={weights!r} with pretrained=False; leave one of them out.")
     file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
@@ -147,4 +151,4 @@ def add_normalize(
     if not isinstance(dls.train, DataLoader) or any(t.of_model is not None for t in dls.batch_tfms):
         return dls
     mean, std = norm_stats(arch, weights)
-    return dls.new(batch_tfms=fuse_tfms([*dls.batch_tfms, Normalize.from_stats(mean, std)]))
+    return dls.new(batch_tfms=Normalize.from_stats(mean, std).after(dls.batch_tfms))

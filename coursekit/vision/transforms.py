@@ -122,6 +122,10 @@ class Normalize(BatchTransform):
         undo = lambda t: self._map(t, column(self.std, t), column(self.mean, t))
         return [undo(t) if k == "image" else t for t, k in zip(tensors, kinds)]
 
+    def after(self, tfms: Sequence[BatchTransform]) -> tuple[BatchTransform, ...]:
+        "Itself behind others, joined with an `Augment`."
+        return fuse_tfms([*tfms, self])
+
     @property
     def of_model(self) -> "Normalize":
         "All of it: the weights were trained on pictures normalised so."
