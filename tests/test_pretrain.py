@@ -97,6 +97,32 @@ def test_stopped_and_gone_on_with_is_the_same(pictures: dict, tmp_path: Path, mo
     assert [row.get("epoch") for row in log] == [None, 1, 2] and log[1]["sizes"] == [32, 48] and 0 <= log[2]["cifar10"] <= 1
 
 
+def test_the_last_epoch_may_be_an_average(pictures: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights after a constant rate are the mean over the steps: recorded here step by step."""
+    seen, step = [], tool.Learner._step
+
+    def and_record(learn: tool.Learner) -> None:
+        step(learn)
+        seen.append((learn.opt.param_groups[0]["lr"], learn.model.fc.weight.detach().clone()))
+
+    monkeypatch.setattr(tool.Learner, "_step", and_record)
+    last = run(monkeypatch, pictures, tmp_path / "a", "--average", "0.01")
+    half = len(seen) // 2
+    assert {rate for rate, _ in seen[half:]} == {0.01} and len({rate for rate, _ in seen[:half]}) > 1
+    torch.testing.assert_close(last["model.fc.weight"], torch.stack([w for _, w in seen[half:]]).mean(0))
+
+
+def test_mean_of_two_runs_with_its_own_norm_statistics(pictures: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "WEIGHTS", tmp_path / "made.safetensors")
+    one = run(monkeypatch, pictures, tmp_path / "a")
+    other = run(monkeypatch, pictures, tmp_path / "b", "--seed", "2", "--mix", str(next((tmp_path / "a" / "models").iterdir())), "--publish")
+    made = load_file(tmp_path / "made.safetensors")
+    key = "layer2.0.convs.0.weight"
+    torch.testing.assert_close(made[key].float(), (one[f"model.{key}"] + other[f"model.{key}"]) / 2, atol=1e-3, rtol=1e-3)
+    stats = "stem.1.running_mean"  # the stem's first layer is linear in its weights: statistics over the same kind of pictures lie between the runs'
+    assert not torch.allclose(made[stats], (one[f"model.{stats}"] + other[f"model.{stats}"]) / 2, atol=1e-6)
+
+
 def test_publish_and_start(pictures: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tool, "WEIGHTS", tmp_path / "made.safetensors")
     run(monkeypatch, pictures, tmp_path / "a", "--publish")

@@ -16,6 +16,7 @@ result as if it had not been stopped. The log has one JSON object a line: one fo
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import platform
 import time
@@ -25,9 +26,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
+from torch.optim.swa_utils import update_bn
 
 import coursekit.vision.models
 from coursekit.callback import ParamScheduler
+from coursekit.callbacks.ema import EMA
 from coursekit.core import seeded
 from coursekit.data.block import BatchTransform, CategoryBlock, Dataset
 from coursekit.data.external import URLs, untar_data
@@ -218,6 +221,7 @@ def main():
     ap.add_argument("--modes", nargs="+", default=["bilinear"], help="ways to enlarge, one for each batch: bilinear, bicubic")
     ap.add_argument("--erase", type=float, default=0.0, help="largest side of a square that is blanked, as a share of the picture's")
     ap.add_argument("--calm", type=int, default=0, help="so many last epochs change pictures half as much")
+    ap.add_argument("--average", type=float, default=0.0, help="the last epoch has this rate from beginning to end, and its result is the mean of the weights after each step")
     ap.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of training; auto: bf16 where the processor multiplies it")
     ap.add_argument("--test-size", type=int, help="pixels of held-out pictures (default: the largest of the epoch)")
     ap.add_argument("--rotate", type=float, default=10.0, help="degrees")
@@ -225,6 +229,7 @@ def main():
     ap.add_argument("--lighting", type=float, default=0.3, help="change of brightness and contrast, 0 to 0.95")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--start", type=Path, help="begin with the weights of this file, written by --publish, or by a run into the folder models of its work folder")
+    ap.add_argument("--mix", type=Path, help="publish the mean of the weights and those of this file, written by a run into the folder models")
     ap.add_argument("--publish", action="store_true", help="after the run: write the weights into the package, and test them")
     args = ap.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -261,11 +266,15 @@ def main():
     if state.get("settings") != settings:  # at the start, or gone on with another plan
         say(epochs_done=done, settings=settings, torch=torch.__version__, trained_in=str(learn.autocast_dtype or torch.float32), machine=f"{platform.machine()}, {torch.get_num_threads()} threads", date=time.strftime("%Y-%m-%d"))
     lr, mom = one_cycle(args.lr, pct_start=0.2)
+    cycle = len(plan) - (args.average > 0)  # epochs of the cycle
     for epoch in range(done, len(plan)):
         start = time.perf_counter()
         learn.dls = make_dls(data, plan[epoch], calmed(args, epoch), epoch=epoch, every=4, test_size=args.test_size)
         learn.dls.train.epoch = epoch - 1  # so that this pass draws what it would have drawn in one go
-        learn.fit(1, args.lr, cbs=ParamScheduler(lr=[part_of(lr, epoch, len(plan))], mom=part_of(mom, epoch, len(plan))))
+        cbs = [ParamScheduler(lr=[part_of(lr, epoch, cycle)], mom=part_of(mom, epoch, cycle))]
+        if epoch == cycle:  # stochastic weight averaging (Izmailov et al. 2018): a decay so near 1 weighs all steps alike
+            cbs = [ParamScheduler(lr=[lambda pct: args.average], mom=lambda pct: 0.9), EMA(1 - 1e-9)]
+        learn.fit(1, args.lr, cbs=cbs)
         file = learn.save(f"epoch_{epoch + 1}")  # the state names it only when it is whole
         row = dict(zip(["train_loss", "valid_loss", *(m.name for m in metrics)], learn.recorder.values[-1]))
         row = {"epoch": epoch + 1, "of": len(plan), "lr": learn.recorder.lrs[-1], "sizes": plan[epoch], "seconds": round(time.perf_counter() - start)} \
@@ -280,8 +289,26 @@ def main():
         say(**publish(learn.model, data, args))
 
 
+def mean_weights(model, file):
+    "The mean of a model's weights and those of a run's file: near optima of one valley, it is often better than both (Izmailov et al. 2018)."
+    other = {k.removeprefix("model."): v for k, v in load_file(file).items() if k.startswith("model.")}
+    model.load_state_dict({k: v.lerp(other[k], 0.5) if v.is_floating_point() else v for k, v in model.state_dict().items()})
+
+
+def measure_norms(model, data, args, batches=160):
+    "Batch norm's statistics, measured anew on calm pictures: those of a mean are not the mean of those."
+    calm = calmed(argparse.Namespace(**{**vars(args), "calm": 1}), len(args.plan) - 1)
+    loader = make_dls(data, args.plan[-1], calm, epoch=len(args.plan)).train
+    update_bn((b.x.contiguous(memory_format=torch.channels_last) for b in itertools.islice(loader, batches)), model)
+    model.eval()
+
+
 def publish(model, data, args):
     "Write body and CIFAR-10 head, half precision, into the package; test what was written on all held-out pictures."
+    if args.mix:
+        mean_weights(model, args.mix)
+    if args.mix or args.average:
+        measure_norms(model, data, args)
     state = {k: v.detach() for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     weight, bias = state.pop("fc.weight"), state.pop("fc.bias")
     heads = {"heads.cifar10.weight": weight[TINY:], "heads.cifar10.bias": bias[TINY:]}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..callback import Callback
-from ..core import printable, seeded
+from ..core import check_whole, printable, seeded
 from ..data.block import CategoryBlock
 from ..data.load import DataLoader, DataLoaders
 from ..export import Exported
@@ -86,14 +86,19 @@ cnn_learner = vision_learner  # its name in the first edition of the book
 def pretrained(
     name: str = "cifar10",  # what it names: so far the ten classes of CIFAR-10
     *,
-    size: int = 96,  # pixels that a picture is enlarged to, after it was made as small as the photos that the network learned from
+    sizes: Sequence[int] = (80, 96, 112, 128),  # pixels that a picture is enlarged to, one after the other, after it was made as small as the photos that the network learned from
     device: torch.device | str | None = None,  # None: `default_device()`
 ) -> Learner:
-    "A learner that names airplane, automobile, bird, cat, deer, dog, frog, horse, ship or truck in any photo, with weights that come with coursekit."
+    """A learner that names airplane, automobile, bird, cat, deer, dog, frog, horse, ship or truck in any photo, with weights that come with coursekit.
+    It looks at each size and its mirror image, and takes the mean of the scores."""
     if name not in HEADS_OF_COURSENET:
         raise ValueError(f"pretrained: {name!r} is none of {list(HEADS_OF_COURSENET)}.")
+    if not isinstance(sizes, (tuple, list)) or not sizes:
+        raise ValueError(f"pretrained: sizes={sizes!r}; pass pixels as a list, such as [96].")
+    for size in sizes:
+        check_whole("pretrained", "sizes", size, 16, high=1024)
     vocab = HEADS_OF_COURSENET[name]
-    spec = VisionModel("coursenet", len(vocab), (), 0.0, False)
+    spec = VisionModel("coursenet", len(vocab), (), 0.0, False, views=tuple(sizes))
     file = fetch_weights("coursenet")
     with seeded(0):
         model = spec.build()
@@ -103,7 +108,7 @@ def pretrained(
     target = CategoryBlock(vocab)
     target.setup(vocab)
     tfms = [*ImageBlock.batch_tfms, Normalize.from_stats(*imagenet_stats)]
-    return learner_of(Exported(spec, model.state_dict(), [ImageBlock(), target], 1, [Resize(SEEN_SIZE), Resize(size)], tfms, target.loss, {}),
+    return learner_of(Exported(spec, model.state_dict(), [ImageBlock(), target], 1, [Resize(SEEN_SIZE)], tfms, target.loss, {}),
                       "pretrained", device=device)
 
 

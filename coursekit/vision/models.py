@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN_ARCHS', 'HEADS', 'ResBlock', 'conv_bn', 'coursenet', 'arch_name', 'whole_net', 'TimmBody', 'create_body',
-           'body_shape', 'VisionModel', 'vision_groups', 'WeightsError', 'weights_entry', 'is_file_name', 'norm_stats',
-           'fetch_weights', 'timm_file', 'fetch_timm', 'read_state', 'load_body_weights', 'course_arch']
+           'body_shape', 'VisionModel', 'Views', 'vision_groups', 'WeightsError', 'weights_entry', 'is_file_name',
+           'norm_stats', 'fetch_weights', 'timm_file', 'fetch_timm', 'read_state', 'load_body_weights', 'course_arch']
 
 # %% ../../nbs/api/23_models.ipynb #de1eb4c5
 import importlib.resources
@@ -188,6 +188,7 @@ class VisionModel(ModelSpec):
     ps: float = 0.5  # dropout of the head, 0..1
     concat_pool: bool = True  # pool mean and maximum; False: the mean only
     y_range: Sequence[float] | None = None  # squash the output between these two numbers
+    views: Sequence[int] = ()  # in use, the mean over the picture at these sizes (pixels), each mirrored as well; (): one look
 
     def build(self) -> nn.Sequential:
         "Body and head; weights are drawn from torch's global generator."
@@ -195,9 +196,28 @@ class VisionModel(ModelSpec):
         shape = body_shape(body)
         head = create_head(shape[1], self.n_out, lin_ftrs=self.lin_ftrs, ps=self.ps, concat_pool=self.concat_pool,
                            y_range=self.y_range, pool=len(shape) == 4)
-        model = nn.Sequential(body, head)
+        model = Views(body, head, sizes=self.views) if self.views else nn.Sequential(body, head)
         model.spec = self
         return model
+
+
+class Views(nn.Sequential):
+    "Layers that, in use, look at a picture in several sizes and mirrored, and give the mean of their outputs; in training they look once, at the size it has."
+
+    def __init__(
+        self,
+        *layers: nn.Module,  # (N, 3, H, W) for any H and W -> (N, C)
+        sizes: Sequence[int],  # pixels; pictures are made square
+    ):
+        super().__init__(*layers)
+        self.sizes = tuple(sizes)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C)
+        if self.training:
+            return super().forward(x)
+        views = [F.interpolate(x, size=(size, size), mode="bicubic") for size in self.sizes]
+        looks = [super(Views, self).forward(picture) for view in views for picture in (view, view.flip(3))]
+        return torch.stack(looks).mean(0)
 
 
 def vision_groups(
