@@ -135,7 +135,7 @@ def main() -> None:
         if not (data / "dogscats").is_dir():
             from coursekit.data.archive import extract_archive
 
-            data = Path(scratch)
+            data = Path(scratch) / "data"
             extract_archive(args.data / "dogscats.tgz", data)
         peer: dict[tuple[str, str], list[float]] = {}
         mine: dict[tuple[str, str], list[float]] = {}
