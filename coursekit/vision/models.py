@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as tv_models
 
-from ..core import coursekit_home, show_path, suggest
+from ..core import coursekit_home, seeded, show_path, suggest
 from ..data.external import DownloadError, MirrorError, data_mode, fetch_file
 from ..export import ModelSpec
 from ..layers import create_head
@@ -360,7 +360,7 @@ def load_body_weights(
     name, state, own = arch_name(arch), read_state(file), body.state_dict()
     if name.startswith("densenet"):  # published with names that PyTorch no longer allows: norm.1 is norm1 now
         state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=[12]\.)", r"\1", k): v for k, v in state.items()}
-    with torch.device("meta"):  # for the names only: nothing is drawn or kept
+    with seeded(0):  # for the names only
         given = [f"net.{k}" for k in body.net.state_dict()] if isinstance(body, TimmBody) else list(whole_net(name).state_dict())
     wanted = [k for k in own if not k.endswith("num_batches_tracked")]
     given = [k.removeprefix("net.") for k in given if not k.endswith("num_batches_tracked")][:len(wanted)]  # a body is a prefix of its network
