@@ -51,11 +51,11 @@ def test_an_epoch_shows_a_share_of_one_set_and_all_of_the_other(pictures: dict) 
 
 
 def test_the_last_epochs_are_calmer() -> None:
-    args = Namespace(plan=[[32]] * 5, calm=2, erase=0.4, rotate=8.0, warp=0.1, lighting=0.3, min_scale=0.5, seed=1)
+    args = Namespace(plan=[[32]] * 5, calm=2, erase=0.4, rotate=8.0, warp=0.1, lighting=0.3, sharpen=2.0, min_scale=0.5, seed=1)
     assert all(tool.calmed(args, epoch) is args for epoch in range(3))
     for epoch in (3, 4):
         made = tool.calmed(args, epoch)
-        assert (made.erase, made.rotate, made.warp, made.lighting, made.min_scale) == (0.2, 4.0, 0.05, 0.15, 0.75) and made.seed == 1
+        assert (made.erase, made.rotate, made.warp, made.lighting, made.sharpen, made.min_scale) == (0.2, 4.0, 0.05, 0.15, 1.0, 0.75) and made.seed == 1
     assert args.erase == 0.4  # the caller's are left alone
 
 
@@ -69,6 +69,19 @@ def test_erase_blanks_one_square_of_at_most_its_share() -> None:
     rows, cols = blank[:, 0].any(2), blank[:, 0].any(1)
     assert (blank[:, 0] == rows[:, :, None] & cols[:, None, :]).all() and rows.sum(1).max() == 20 and cols.sum(1).max() <= 20
     assert abs(blank[:, 0].float().mean((1, 2)).mean() - 0.25 / 3) < 0.03  # mean of (u / 2)^2, less what hangs over the edges
+
+
+def test_sharpen_makes_more_of_an_edge_and_nothing_of_a_plain() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.zeros(400, 3, 8, 16)
+    x[..., 8:] = 1.0  # one upright edge
+    (out,) = tool.Sharpen(3.0).apply([x], ["image"], rng=rng, train=True)
+    assert tool.Sharpen(3.0).apply([x], ["image"], rng=rng, train=False)[0] is x
+    torch.testing.assert_close(out[..., [0, -1]], x[..., [0, -1]])  # away from the edge, and at the border, where a window has fewer pixels
+    over = out[:, 0, 4, 8] - 1  # what the first bright pixel gains: amount times (1 - its blurred self), which is 2/3 or 3/5
+    torch.testing.assert_close(out[:, 0, 4, 7], -over)
+    changed = over > 1e-6
+    assert 0.4 < changed.float().mean() < 0.6 and over.min() >= -1e-6 and 0.8 < over.max() <= 3 * 2 / 5 + 1e-6
 
 
 def test_own_classes_and_loss() -> None:

@@ -160,6 +160,23 @@ class Erase(BatchTransform):
         return [x.masked_fill(hole, 0.0), *others]
 
 
+@dataclasses.dataclass(frozen=True)
+class Sharpen(BatchTransform):
+    """Adds to half of the pictures what distinguishes them from their blurred selves, up to `most` times ("unsharp mask"): enlarged pictures
+    are smooth, photos are not, and a network that saw smooth ones only takes the grain of a photo for a sign of something."""
+
+    most: float
+
+    def apply(self, tensors, kinds, *, rng, train):
+        if not train or not self.most:
+            return tensors
+        x, *others = tensors
+        r = int(torch.randint(1, 3, (), generator=rng))
+        amount = (torch.rand(len(x), generator=rng) * 2 - 1).clamp(min=0) * self.most
+        blurred = F.avg_pool2d(x, 2 * r + 1, stride=1, padding=r, count_include_pad=False)
+        return [torch.lerp(blurred, x, 1 + amount.to(x).view(-1, 1, 1, 1)), *others]
+
+
 def train_pictures(classes, args, epoch):
     "Which pictures an epoch shows: a share of Tiny ImageNet's, another one each time, and each of CIFAR-10's so many times."
     tiny, cifar = torch.nonzero(classes < TINY)[:, 0], torch.nonzero(classes >= TINY)[:, 0]
@@ -181,7 +198,7 @@ def make_dls(data, sizes, args, *, epoch=0, every=1, test_size=None):
         return fuse_tfms([*aug, Normalize.from_stats(*imagenet_stats)])[0]
 
     made = DataLoaders.from_dsets(train, held, bs=args.bs, val_bs=250, num_workers=0, seed=args.seed, batch_tfms=[way(test_size or sizes[-1], args.modes[0])])
-    made.train = made.train.new(batch_tfms=[OneOf(tuple(way(size, mode) for size in sizes for mode in args.modes)), Erase(args.erase)])
+    made.train = made.train.new(batch_tfms=[OneOf(tuple(way(size, mode) for size in sizes for mode in args.modes)), Sharpen(args.sharpen), Erase(args.erase)])
     return made
 
 
@@ -189,7 +206,7 @@ def calmed(args, epoch):
     "The settings for an epoch: in the last ones of a plan pictures are changed half as much, so that the network ends on what it will be shown."
     if epoch < len(args.plan) - args.calm:
         return args
-    half = {name: getattr(args, name) / 2 for name in ("erase", "rotate", "warp", "lighting")}
+    half = {name: getattr(args, name) / 2 for name in ("erase", "rotate", "warp", "lighting", "sharpen")}
     return argparse.Namespace(**{**vars(args), **half, "min_scale": (1 + args.min_scale) / 2})
 
 
@@ -220,6 +237,7 @@ def main():
     ap.add_argument("--tiny", type=float, default=1.0, help="share of Tiny ImageNet's pictures that an epoch shows, others each time")
     ap.add_argument("--modes", nargs="+", default=["bilinear"], help="ways to enlarge, one for each batch: bilinear, bicubic")
     ap.add_argument("--erase", type=float, default=0.0, help="largest side of a square that is blanked, as a share of the picture's")
+    ap.add_argument("--sharpen", type=float, default=0.0, help="half of the pictures are sharpened, by a factor up to this; 3 makes enlarged ones look like photos")
     ap.add_argument("--calm", type=int, default=0, help="so many last epochs change pictures half as much")
     ap.add_argument("--average", type=float, default=0.0, help="the last epoch has this rate from beginning to end, and its result is the mean of the weights after each step")
     ap.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto", help="of training; auto: bf16 where the processor multiplies it")
