@@ -136,6 +136,15 @@ def test_mean_of_two_runs_with_its_own_norm_statistics(pictures: dict, tmp_path:
     assert not torch.allclose(made[stats], (one[f"model.{stats}"] + other[f"model.{stats}"]) / 2, atol=1e-6)
 
 
+def test_a_run_may_begin_with_the_mean_of_two(pictures: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (run(monkeypatch, pictures, tmp_path / name, "--seed", seed) for name, seed in (("a", "1"), ("b", "2")))
+    files = [next((tmp_path / name / "models").iterdir()).rename(tmp_path / f"{name}.safetensors") for name in "ab"]
+    monkeypatch.setattr(tool.Learner, "fit", lambda self, *args, **options: setattr(self.recorder, "values", [[0.0] * 4]) or setattr(self.recorder, "lrs", [0.0]))
+    after = run(monkeypatch, pictures, tmp_path / "c", "--start", str(files[0]), "--blend", str(files[1]))
+    for key in ("model.fc.weight", "model.layer2.0.convs.0.weight"):
+        torch.testing.assert_close(after[key], (one[key] + other[key]) / 2)
+
+
 def test_publish_and_start(pictures: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tool, "WEIGHTS", tmp_path / "made.safetensors")
     run(monkeypatch, pictures, tmp_path / "a", "--publish")

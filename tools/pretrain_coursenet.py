@@ -247,6 +247,7 @@ def main():
     ap.add_argument("--lighting", type=float, default=0.3, help="change of brightness and contrast, 0 to 0.95")
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--start", type=Path, help="begin with the weights of this file, written by --publish, or by a run into the folder models of its work folder")
+    ap.add_argument("--blend", type=Path, help="begin with the mean of the weights of --start and those of this file, written by a run into the folder models")
     ap.add_argument("--mix", type=Path, help="publish the mean of the weights and those of this file, written by a run into the folder models")
     ap.add_argument("--publish", action="store_true", help="after the run: write the weights into the package, and test them")
     args = ap.parse_args()
@@ -279,6 +280,8 @@ def main():
     learn.channels_last, learn.progress = True, False
     if done or saved:
         learn.load(state["file"] if done else args.start.resolve(), with_opt=bool(done))
+    if args.blend and not done:
+        mean_weights(learn.model, args.blend)
     if done and not (log.exists() and f'"epoch": {done},' in log.read_text()):  # killed before it was written
         say(**state["row"])
     if state.get("settings") != settings:  # at the start, or gone on with another plan
