@@ -119,7 +119,7 @@ def main():
     if "dogscats" in args.cases:
         path = untar_data(URLs.DOGS)
         tfms = aug_transforms(min_scale=0.6, size=args.train_size or args.size)
-        name = f"dogscats, {args.size} px" + (f", brought to {args.train_size} to learn, {args.test_size or args.size} to judge" if args.train_size else "") + (", mirrored" if args.mirrored else "")
+        name = f"dogscats, {args.size} px" + (f", brought to {args.train_size or args.size} to learn, {args.test_size or args.size} to judge" if args.train_size or args.test_size else "") + (", mirrored" if args.mirrored else "")
         rows += compare(name, lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=tfms, **options), args.seeds,
                         epochs=3, test_size=args.test_size or args.size, mirrored=args.mirrored, **fit)
     if "pets" in args.cases:

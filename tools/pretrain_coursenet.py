@@ -251,6 +251,8 @@ def main():
     ap.add_argument("--mix", type=Path, help="publish the mean of the weights and those of this file, written by a run into the folder models")
     ap.add_argument("--publish", action="store_true", help="after the run: write the weights into the package, and test them")
     args = ap.parse_args()
+    if args.blend and not args.start:
+        ap.error("--blend: the mean of what? Name the other file by --start.")
     args.work.mkdir(parents=True, exist_ok=True)
     data, plan = read_data(args.work), args.plan
     log, state_file = args.work / "log.jsonl", args.work / "state.json"
