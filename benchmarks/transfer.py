@@ -35,41 +35,26 @@ from coursekit.vision.all import (
 T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
 
 
-@torch.inference_mode()
-def mirrored_error(learn):
-    "Error on the held-out photos, judging by the mean of the answers for a photo and its mirror image."
-    net, wrong = learn.model.eval(), []
-    for b in learn.dls.valid:
-        wrong.append((net(b.x).softmax(1) + net(b.x.flip(3)).softmax(1)).argmax(1) != b.y)
-    return torch.cat(wrong).float().mean().item()
-
-
-def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision, test_size=None, mirrored=False):
-    """Error and seconds of fine_tune(epochs) over the weights, or of one cycle of epochs + 1 without. Held-out photos are brought to `test_size` as
-    a batch: a random cut shows things larger than the whole photo does, which a smaller size in training makes up for (Touvron et al. 2019, "FixRes")."""
+def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision, views=()):
+    "Error and seconds of fine_tune(epochs) over the weights, or of one cycle of epochs + 1 without."
     start = time.perf_counter()
-    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, precision=precision, seed=seed)
+    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, precision=precision, seed=seed, views=views)
     with learn.no_bar():
         if weights:
             learn.fine_tune(epochs, base_lr, lr_mult=lr_mult)
         else:
             learn.fit_one_cycle(epochs + 1, scratch_lr)
-        if test_size:
-            valid = learn.dls.valid  # not `with_size`, which would read larger photos, too
-            learn.dls.valid = valid.new(batch_tfms=[t if t.size is None else t.with_size(test_size) for t in valid.batch_tfms])
-            error = mirrored_error(learn) if mirrored else learn.validate()[-1]
-            return error, time.perf_counter() - start
     return learn.recorder.final_record[-1], time.perf_counter() - start
 
 
-def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what, precision, test_size=None, mirrored=False):
+def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what, precision, views=()):
     "Rows for one data set."
     rows = []
     for start in what:
         runs = []
         for seed in range(seeds):
-            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed, weights=start == "pretrained", precision=precision, test_size=test_size,
-                                   mirrored=mirrored)
+            error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed,
+                                   weights=start == "pretrained", precision=precision, views=views)
             print(json.dumps({"data": name, "start": start, "precision": precision, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
             runs.append((error, seconds))
         errors = [e for e, _ in runs]
@@ -103,9 +88,7 @@ def main():
     ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar", "photos"])
     ap.add_argument("--seeds", type=int, default=3, choices=sorted(T95))
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
-    ap.add_argument("--train-size", type=int, help="pixels that a cut of a photo of dogscats is brought to in training (default: as --size)")
-    ap.add_argument("--test-size", type=int, help="pixels that a held-out photo of dogscats, read at --size, is brought to (default: as --size)")
-    ap.add_argument("--mirrored", action="store_true", help="judge dogscats by the mean of the answers for a photo and its mirror image")
+    ap.add_argument("--views", type=int, nargs="+", default=(), help="as `views` of vision_learner, for dogscats: pixels that the network itself brings the photos of --size to")
     ap.add_argument("--lr", type=float, default=8e-3, help="base_lr of fine_tune")
     ap.add_argument("--lr-mult", type=float, default=5, help="lr_mult of fine_tune")
     ap.add_argument("--bs", type=int, help="photos a batch (default 32; 16 of the 37 breeds)")
@@ -118,10 +101,9 @@ def main():
     fit = {"base_lr": args.lr, "lr_mult": args.lr_mult, "scratch_lr": 5e-3, "what": what, "precision": args.precision}
     if "dogscats" in args.cases:
         path = untar_data(URLs.DOGS)
-        tfms = aug_transforms(min_scale=0.6, size=args.train_size or args.size)
-        name = f"dogscats, {args.size} px" + (f", brought to {args.train_size or args.size} to learn, {args.test_size or args.size} to judge" if args.train_size or args.test_size else "") + (", mirrored" if args.mirrored else "")
-        rows += compare(name, lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=tfms, **options), args.seeds,
-                        epochs=3, test_size=args.test_size or args.size, mirrored=args.mirrored, **fit)
+        name = f"dogscats, {args.size} px" + (f", looked at in {', '.join(map(str, args.views))} px" if args.views else "")
+        rows += compare(name, lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=aug_transforms(min_scale=0.6), **options), args.seeds,
+                        epochs=3, views=args.views, **fit)
     if "pets" in args.cases:
         files = get_image_files(untar_data(URLs.PETS) / "images")
         rows += compare(f"37 breeds, {len(files)} photos, {args.size} px", lambda seed: ImageDataLoaders.from_name_func(

@@ -17,14 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from coursekit.callback import Callback
 from coursekit.core import precision_dtype
-from coursekit.data.items import get_image_files
+from coursekit.data.block import Block, DataBlock
+from coursekit.data.items import RandomSplitter, get_image_files
 from coursekit.data.load import DataLoaders
 from coursekit.interpret import ClassificationInterpretation
 from coursekit.learner import Learner, load_learner
 from coursekit.metrics import error_rate
-from coursekit.vision.data import ImageDataLoaders
+from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
-from coursekit.vision.models import WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, timm_file, vision_groups, whole_net
+from coursekit.vision.models import Views, WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, timm_file, vision_groups, whole_net
 from coursekit.vision.transforms import AugmentNormalize, Resize, aug_transforms, imagenet_stats
 
 FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
@@ -265,10 +266,53 @@ def test_pretrained_takes_the_mean_of_several_looks() -> None:
                  for w in [torch.nn.functional.interpolate(x, size=(size, size), mode="bicubic")] for v in (w, torch.flip(w, (3,)))]
         torch.testing.assert_close(model.eval()(x), sum(looks) / 4)
         assert not torch.allclose(looks[0], looks[1], atol=1e-3)
-        model.training = True  # one look only, its layers as they were
-        torch.testing.assert_close(model(x), one(x))
+        model.training = True  # the first look only, its layers as they were
+        torch.testing.assert_close(model(x), looks[0])
     with pytest.raises(ValueError, match="pretrained: sizes=8 is not a whole number from 16"):
         pretrained(sizes=[96, 8])
+
+
+def test_views_keep_the_shape_of_a_picture_and_reduce_without_aliasing() -> None:
+    checks = (torch.arange(96)[:, None] + torch.arange(120)).remainder(2).float().expand(1, 3, 96, 120)
+    assert Views.sized(checks, 192).shape == (1, 3, 192, 240) and Views.sized(checks, 96) is checks
+    reduced = Views.sized(checks, 40)
+    assert reduced.shape == (1, 3, 40, 50) and float((reduced - 0.5).abs().max()) < 0.1  # a fine chequer is grey from afar
+
+
+def test_a_learner_with_views(photos: Path, tmp_path: Path) -> None:
+    learn = vision_learner(loaders(photos, 48), "coursenet", views=[64, 96], metrics=error_rate, seed=0)
+    learn.progress = False
+    plain = vision_learner(loaders(photos, 48), "coursenet", seed=0)
+    assert len(learn.groups) == 3
+    for (name, one), (other, two) in zip(learn.model.state_dict().items(), plain.model.state_dict().items(), strict=True):
+        assert name == other and torch.equal(one, two)  # views have no weights
+    seen: list[tuple[int, ...]] = []
+    learn.model[0].register_forward_pre_hook(lambda body, args: seen.append((body.training, *args[0].shape[2:])))
+    learn.fine_tune(1)
+    assert {s for s in seen if s[0]} == {(True, 64, 64)} and {s for s in seen if not s[0]} == {(False, 64, 64), (False, 96, 96)}
+    preds, targs = learn.get_preds()
+    assert learn.recorder.final_record[-1] == pytest.approx(float((preds.argmax(1) != targs).float().mean()), abs=1e-6)
+    picture = Image.open(get_image_files(photos)[0]).resize((48, 48))  # as the network gets it
+    assert torch.allclose(learn.predict(picture).probabilities, learn.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).probabilities, atol=1e-4)
+    again = load_learner(learn.export(tmp_path / "views.ck"), device="cpu")
+    assert again.model.sizes == (64, 96) and torch.equal(again.predict(picture).probabilities, learn.predict(picture).probabilities)
+
+
+def test_views_are_refused_where_they_cannot_be(photos: Path) -> None:
+    for views, said in ((96, "views=96; pass pixels as a list"), ([8], "views=8 is not a whole number from 16"), (["96"], "views='96' is not a whole")):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            vision_learner(loaders(photos), "coursenet", views=views)
+
+    class Places(Block):
+        kind = "points"
+
+        def encode(self, value):
+            return torch.tensor(value)
+
+    block = DataBlock(blocks=(ImageBlock, Places), get_items=get_image_files, get_y=lambda f: [[5.0, 5.0]], splitter=RandomSplitter(0.3, seed=0), item_tfms=Resize(48))
+    dls = block.dataloaders(photos, bs=4, device="cpu")
+    with pytest.raises(ValueError, match="of kind 'points', which would have to be enlarged and mirrored with its picture"):
+        vision_learner(dls, "coursenet", views=[96], n_out=2)
 
 
 def test_pretrained_can_be_exported(tmp_path: Path) -> None:

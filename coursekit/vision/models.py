@@ -188,7 +188,7 @@ class VisionModel(ModelSpec):
     ps: float = 0.5  # dropout of the head, 0..1
     concat_pool: bool = True  # pool mean and maximum; False: the mean only
     y_range: Sequence[float] | None = None  # squash the output between these two numbers
-    views: Sequence[int] = ()  # in use, the mean over the picture at these sizes (pixels), each mirrored as well; (): one look
+    views: Sequence[int] = ()  # sizes, in pixels, that `Views` brings a picture to; (): one look, at the size it has
 
     def build(self) -> nn.Sequential:
         "Body and head; weights are drawn from torch's global generator."
@@ -202,22 +202,34 @@ class VisionModel(ModelSpec):
 
 
 class Views(nn.Sequential):
-    "Layers that, in use, look at a picture in several sizes and mirrored, and give the mean of their outputs; in training they look once, at the size it has."
+    """Layers that bring a picture to sizes of their own: in training to the first; in use to one after the other, each mirrored as well, and
+    the mean of their outputs counts. A random cut shows things larger than the whole picture does, which larger sizes in use
+    make up for (Touvron et al. 2019, "FixRes")."""
 
     def __init__(
         self,
         *layers: nn.Module,  # (N, 3, H, W) for any H and W -> (N, C)
-        sizes: Sequence[int],  # pixels; pictures are made square
+        sizes: Sequence[int],  # pixels of the shorter side
     ):
         super().__init__(*layers)
         self.sizes = tuple(sizes)
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C)
         if self.training:
-            return super().forward(x)
-        views = [F.interpolate(x, size=(size, size), mode="bicubic") for size in self.sizes]
+            return super().forward(self.sized(x, self.sizes[0]))
+        views = [self.sized(x, size) for size in self.sizes]
         looks = [super(Views, self).forward(picture) for view in views for picture in (view, view.flip(3))]
         return torch.stack(looks).mean(0)
+
+    @staticmethod
+    def sized(
+        x: Tensor,  # (N, 3, H, W)
+        size: int,  # pixels of the shorter side
+    ) -> Tensor:  # (N, 3, h, w)
+        "Pictures enlarged or reduced, bicubic."
+        short = min(x.shape[-2:])
+        hw = [round(side * size / short) for side in x.shape[-2:]]
+        return x if size == short else F.interpolate(x, size=hw, mode="bicubic", antialias=size < short)
 
 
 def vision_groups(
