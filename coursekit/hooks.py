@@ -40,9 +40,15 @@ class Recorded:
         self.output, self.grad = output.detach().clone(), None
         if not grads:
             return None
-        self.tensor = output if output.requires_grad else output.detach().requires_grad_()  # a frozen net has no graph so far
-        self.tensor.register_hook(partial(setattr, self, "grad"))
-        return self.tensor.clone()
+        tensor = output if output.requires_grad else output.detach().requires_grad_()  # a frozen net has no graph so far
+        self.tensor = tensor
+
+        def keep(grad: Tensor) -> None:
+            if tensor is self.tensor:  # of several runs, the one that `output` is of
+                self.grad = grad
+
+        tensor.register_hook(keep)
+        return tensor.clone()
 
     def __repr__(self) -> str:
         shape = "nothing yet" if self.output is None else list(self.output.shape)

@@ -29,10 +29,12 @@ def layer_table(
     *,
     notes: Sequence[str] = (),  # further facts for the caption
 ) -> Table:  # name, type, output shape, parameters, trained, MFLOPs of every layer that runs
-    "Layers in the order in which they run."
+    "Layers in the order in which they run first."
     rows: list[list[Any]] = []
 
     def note(module: nn.Module, args: tuple, output: Any, *, name: str) -> None:
+        if any(row[0] == name for row in rows):  # it runs more than once: its arithmetic is that of all its runs
+            return
         params = list(module.parameters(recurse=False))
         shape = " x ".join(map(str, output.shape)) if isinstance(output, Tensor) else ""
         trained = ("yes" if any(p.requires_grad for p in params) else "no") if params else ""

@@ -315,6 +315,10 @@ FORGERIES = [
     ("model.fields.lin_ftrs", [10**18, 10**18], "cannot be built"),
     ("model.fields.lin_ftrs", [1] * 100_000, "far larger than the weights"),
     ("model.fields.lin_ftrs", [64], "weights of another network"),
+    ("model.fields.views", [10**9], "views=1000000000 is not a whole number"),
+    ("model.fields.views", [64] * 10**6, "pass 1 to 16 sizes"),
+    ("model.fields.views", ["a"], "views='a' is not a whole number"),
+    ("model.fields.views", 5, "pass 1 to 16 sizes|needs a"),
     ("model.fields.ps", "half", "needs a float as its ps"),
     ("model", None, "a NoneType stands in model"),
     ("model", [], "a list stands in model"),
@@ -548,6 +552,20 @@ def test_the_graphs_give_what_predict_gives(classifier: Learner, photos: Path, t
         assert torch.allclose(torch.tensor(session.run(None, {"pictures": pictures.numpy()})[0]), wanted, atol=1e-4)
         assert torch.allclose(program(pictures), wanted, atol=1e-4)
     assert load_learner(file, device="cpu").dls.vocab == ["a", "b"]
+
+
+def test_a_network_with_views_as_a_graph(photos: Path, tmp_path: Path) -> None:
+    """One view is larger than the picture, one smaller: that are two ways of interpolation."""
+    pytest.importorskip("onnxscript")
+    import onnxruntime
+
+    learn = learner(photos, views=[48, 24])
+    learn.export(tmp_path / "model.ck", onnx=True, torch_export=True)
+    pictures = portable.prepare_pictures(learn, sorted(get_image_files(photos))[:3])
+    wanted = learn.get_preds(learn.dls.test_dl(sorted(get_image_files(photos))[:3])).preds
+    session, program = onnxruntime.InferenceSession(tmp_path / "model.onnx"), torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.allclose(torch.tensor(session.run(None, {"pictures": pictures.numpy()})[0]), wanted, atol=1e-4)
+    assert torch.allclose(program(pictures), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["labels", "points"])

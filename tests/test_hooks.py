@@ -21,7 +21,7 @@ from coursekit.learner import Learner, load_learner
 from coursekit.samples.pets import draw_pet, twin_region, twins
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import vision_learner
-from coursekit.vision.models import create_body, fetch_weights, load_body_weights
+from coursekit.vision.models import Views, create_body, fetch_weights, load_body_weights
 from coursekit.vision.transforms import Normalize, Resize, imagenet_stats
 
 
@@ -266,6 +266,21 @@ def test_show_draws_the_map_over_the_picture() -> None:
     heat.show()
     assert "bottom left" in plt.gcf().alt_text
     plt.close("all")
+
+
+def test_the_map_of_a_network_with_views_belongs_to_the_picture_and_not_to_its_mirror_image() -> None:
+    """The net counts light, which is on the left."""
+    net = Views(nn.Sequential(nn.Conv2d(3, 1, 1, bias=False)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2, bias=False), sizes=[32, 96])
+    for p in net.parameters():
+        nn.init.ones_(p)
+    learn = quiet(loaders(), net)
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[:, :20] = 255
+    for heat in (grad_cam(learn, Image.fromarray(pixels), target="a"), cam(learn, Image.fromarray(pixels), target="a")):
+        assert heat.raw.shape == (96, 96) and heat.map[:, :20].mean() > 0.9 and heat.map[:, -20:].mean() < 0.1
+    with hook_outputs(net, net[0], grads=True) as (seen,):
+        net.eval()(torch.rand(1, 3, 40, 40)).sum().backward()
+    assert seen.output.shape == seen.grad.shape == (1, 1, 96, 96)  # both of the last look
 
 
 # ---- the proof on drawn pictures

@@ -280,7 +280,7 @@ def test_views_keep_the_shape_of_a_picture_and_reduce_without_aliasing() -> None
 
 
 def test_a_learner_with_views(photos: Path, tmp_path: Path) -> None:
-    learn = vision_learner(loaders(photos, 48), "coursenet", views=[64, 96], metrics=error_rate, seed=0)
+    learn = vision_learner(loaders(photos, 48, batch_tfms=aug_transforms()), "coursenet", views=[64, 96], metrics=error_rate, seed=0)
     learn.progress = False
     plain = vision_learner(loaders(photos, 48), "coursenet", seed=0)
     assert len(learn.groups) == 3
@@ -290,16 +290,35 @@ def test_a_learner_with_views(photos: Path, tmp_path: Path) -> None:
     learn.model[0].register_forward_pre_hook(lambda body, args: seen.append((body.training, *args[0].shape[2:])))
     learn.fine_tune(1)
     assert {s for s in seen if s[0]} == {(True, 64, 64)} and {s for s in seen if not s[0]} == {(False, 64, 64), (False, 96, 96)}
-    preds, targs = learn.get_preds()
+    preds, targs = learn.get_preds(learn.dls.valid.new())  # not what the fit's last validation kept
     assert learn.recorder.final_record[-1] == pytest.approx(float((preds.argmax(1) != targs).float().mean()), abs=1e-6)
     picture = Image.open(get_image_files(photos)[0]).resize((48, 48))  # as the network gets it
     assert torch.allclose(learn.predict(picture).probabilities, learn.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).probabilities, atol=1e-4)
     again = load_learner(learn.export(tmp_path / "views.ck"), device="cpu")
-    assert again.model.sizes == (64, 96) and torch.equal(again.predict(picture).probabilities, learn.predict(picture).probabilities)
+    assert "sizes=(64, 96), mirror=True" in repr(again.model) and torch.equal(again.predict(picture).probabilities, learn.predict(picture).probabilities)
+
+
+def test_views_are_mirrored_where_training_pictures_are(photos: Path) -> None:
+    for flip, asked, want in ((True, None, True), (False, None, False), (False, True, True), (True, False, False)):
+        learn = vision_learner(loaders(photos, 48, batch_tfms=aug_transforms(do_flip=flip)), "coursenet", views=[48], mirror=asked, seed=0)
+        net, x = learn.model.eval(), next(iter(learn.dls.valid)).x
+        with torch.no_grad():
+            assert torch.allclose(net(x), net(x.flip(3)), atol=1e-4) == want
+            assert torch.equal(net(x), net[:](x)) != want  # a slice looks once
+    assert "mirror=False" in repr(vision_learner(loaders(photos, 48), "coursenet", views=[48]).model)  # no augmentation, no mirror images
+    with pytest.raises(ValueError, match="mirror=False without views"):
+        vision_learner(loaders(photos), "coursenet", mirror=False)
+
+
+def test_the_summary_of_a_learner_with_views_has_each_layer_once(photos: Path) -> None:
+    one, many = (vision_learner(loaders(photos, 64), "coursenet", views=v, mirror=bool(v) or None).summary() for v in ((), [64, 64]))
+    assert [row[0] for row in many.values] == [row[0] for row in one.values]
+    assert [row[5] for row in many.values] == pytest.approx([4 * row[5] for row in one.values])  # arithmetic of all looks
 
 
 def test_views_are_refused_where_they_cannot_be(photos: Path) -> None:
-    for views, said in ((96, "views=96; pass pixels as a list"), ([8], "views=8 is not a whole number from 16"), (["96"], "views='96' is not a whole")):
+    for views, said in ((96, "views=96; pass 1 to 16 sizes"), (None, "views=None; pass 1 to 16"), ([64] * 17, "pass 1 to 16 sizes in pixels"),
+                        ([8], "views=8 is not a whole number from 16"), (["96"], "views='96' is not a whole")):
         with pytest.raises(ValueError, match=re.escape(said)):
             vision_learner(loaders(photos), "coursenet", views=views)
 
@@ -313,6 +332,8 @@ def test_views_are_refused_where_they_cannot_be(photos: Path) -> None:
     dls = block.dataloaders(photos, bs=4, device="cpu")
     with pytest.raises(ValueError, match="of kind 'points', which would have to be enlarged and mirrored with its picture"):
         vision_learner(dls, "coursenet", views=[96], n_out=2)
+    with pytest.raises(ValueError, match=r"alexnet cannot take views of \[100, 16\] pixels .*pass others, such as \[224\]"):
+        vision_learner(loaders(photos), "alexnet", pretrained=False, views=[100, 16])
 
 
 def test_pretrained_can_be_exported(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN_ARCHS', 'HEADS', 'ResBlock', 'conv_bn', 'coursenet', 'arch_name', 'whole_net', 'TimmBody', 'create_body',
-           'body_shape', 'VisionModel', 'Views', 'vision_groups', 'WeightsError', 'weights_entry', 'is_file_name',
-           'norm_stats', 'fetch_weights', 'timm_file', 'fetch_timm', 'read_state', 'load_body_weights', 'course_arch']
+           'body_shape', 'VisionModel', 'Views', 'check_views', 'vision_groups', 'WeightsError', 'weights_entry',
+           'is_file_name', 'norm_stats', 'fetch_weights', 'timm_file', 'fetch_timm', 'read_state', 'load_body_weights',
+           'course_arch']
 
 # %% ../../nbs/api/23_models.ipynb #de1eb4c5
 import importlib.resources
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as tv_models
 
-from ..core import coursekit_home, seeded, show_path, suggest
+from ..core import check_whole, coursekit_home, seeded, show_path, suggest
 from ..data.external import DownloadError, MirrorError, data_mode, fetch_file
 from ..export import ModelSpec
 from ..layers import create_head
@@ -189,6 +190,11 @@ class VisionModel(ModelSpec):
     concat_pool: bool = True  # pool mean and maximum; False: the mean only
     y_range: Sequence[float] | None = None  # squash the output between these two numbers
     views: Sequence[int] = ()  # sizes, in pixels, that `Views` brings a picture to; (): one look, at the size it has
+    mirror: bool = True  # whether views are looked at mirrored as well
+
+    def __post_init__(self):
+        if not isinstance(self.views, (tuple, list)) or self.views:  # they may come from a file
+            check_views("VisionModel", "views", self.views)
 
     def build(self) -> nn.Sequential:
         "Body and head; weights are drawn from torch's global generator."
@@ -196,30 +202,44 @@ class VisionModel(ModelSpec):
         shape = body_shape(body)
         head = create_head(shape[1], self.n_out, lin_ftrs=self.lin_ftrs, ps=self.ps, concat_pool=self.concat_pool,
                            y_range=self.y_range, pool=len(shape) == 4)
-        model = Views(body, head, sizes=self.views) if self.views else nn.Sequential(body, head)
+        model = Views(body, head, sizes=self.views, mirror=self.mirror) if self.views else nn.Sequential(body, head)
         model.spec = self
         return model
 
 
 class Views(nn.Sequential):
-    """Layers that bring a picture to sizes of their own: in training to the first; in use to one after the other, each mirrored as well, and
-    the mean of their outputs counts. A random cut shows things larger than the whole picture does, which larger sizes in use
-    make up for (Touvron et al. 2019, "FixRes")."""
+    """Layers that bring a picture to sizes of their own, larger or smaller than it is: in training to the first; in use to one after the other,
+    each mirrored as well, and the mean of their outputs counts. A random cut shows things larger than the whole picture does, which larger
+    sizes in use make up for (Touvron et al. 2019, "FixRes")."""
 
     def __init__(
         self,
         *layers: nn.Module,  # (N, 3, H, W) for any H and W -> (N, C)
         sizes: Sequence[int],  # pixels of the shorter side
+        mirror: bool = True,  # False: no mirror images
     ):
         super().__init__(*layers)
-        self.sizes = tuple(sizes)
+        self._sizes, self._mirror = tuple(sizes), mirror
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        "As given. Other sizes make another network, whose predictions and files are others: build it anew."
+        return self._sizes
 
     def forward(self, x: Tensor) -> Tensor:  # (N, 3, H, W) -> (N, C)
         if self.training:
-            return super().forward(self.sized(x, self.sizes[0]))
-        views = [self.sized(x, size) for size in self.sizes]
-        looks = [super(Views, self).forward(picture) for view in views for picture in (view, view.flip(3))]
+            return super().forward(self.sized(x, self._sizes[0]))
+        views = [self.sized(x, size) for size in self._sizes]
+        # the picture itself comes last: what a hook has recorded in the end, as for a heat map, belongs to it and not to its mirror image
+        looks = [super(Views, self).forward(v) for view in views for v in ((view.flip(3), view) if self._mirror else (view,))]
         return torch.stack(looks).mean(0)
+
+    def __getitem__(self, idx: int | slice) -> nn.Module:
+        "A layer; for a slice layers that look once."
+        return nn.Sequential(*self)[idx]
+
+    def extra_repr(self) -> str:
+        return f"sizes={self._sizes}, mirror={self._mirror}"
 
     @staticmethod
     def sized(
@@ -230,6 +250,18 @@ class Views(nn.Sequential):
         short = min(x.shape[-2:])
         hw = [round(side * size / short) for side in x.shape[-2:]]
         return x if size == short else F.interpolate(x, size=hw, mode="bicubic", antialias=size < short)
+
+
+def check_views(
+    who: str,  # for the error
+    what: str,  # name of the argument
+    sizes: Sequence[int],  # its value
+) -> None:
+    "Refuse what is no list of 1 to 16 sizes in pixels."
+    if not isinstance(sizes, (tuple, list)) or not 1 <= len(sizes) <= 16:
+        raise ValueError(f"{who}: {what}={str(sizes)[:100]}; pass 1 to 16 sizes in pixels as a list, such as [96].")
+    for size in sizes:
+        check_whole(who, what, size, 16, high=1024)
 
 
 def vision_groups(
