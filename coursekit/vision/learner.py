@@ -80,7 +80,7 @@ def vision_learner(
         model = spec.build()
     if file is not None:
         load_body_weights(model[0], arch, file)
-    check_size(model, dls, name, views)
+    check_size(model, dls, name, views=views)
     if normalize:
         dls = add_normalize(dls, name, weights if pretrained else None)
     learn = Learner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs, metrics=metrics, wd=wd, moms=moms,
@@ -145,6 +145,7 @@ def check_size(
     model: torch.nn.Module,  # in training mode, which it is left in
     dls: DataLoaders,  # any
     arch: str,  # name of its architecture
+    *,
     views: Sequence[int] = (),  # sizes of its own
 ) -> None:
     "Refuse sizes of its own that the network cannot take, or else data whose transforms bring pictures to such a size; found by a picture of zeros."

@@ -234,7 +234,7 @@ class Views(nn.Sequential):
         looks = [super(Views, self).forward(v) for view in views for v in ((view.flip(3), view) if self._mirror else (view,))]
         return torch.stack(looks).mean(0)
 
-    def __getitem__(self, idx: int | slice) -> nn.Module:
+    def __getitem__(self, idx: int | slice) -> nn.Module:  # type: ignore[override]  # of two overloads there
         "A layer; for a slice layers that look once."
         return nn.Sequential(*self)[idx]
 
