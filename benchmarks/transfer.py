@@ -32,7 +32,7 @@ from coursekit.vision.all import (
     vision_learner,
 )
 
-T95 = {1: float("nan"), 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
+T95 = {1: None, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
 
 
 def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision, views=()):
@@ -55,10 +55,10 @@ def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what
         for seed in range(seeds):
             error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed,
                                    weights=start == "pretrained", precision=precision, views=views)
-            print(json.dumps({"data": name, "start": start, "precision": precision, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
+            print(json.dumps({"data": name, "start": start, "precision": precision, "base_lr": base_lr if start == "pretrained" else scratch_lr, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
             runs.append((error, seconds))
         errors = [e for e, _ in runs]
-        half = T95[len(errors)] * stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else float("nan")
+        half = T95[len(errors)] * stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None
         fit = f"fine_tune({epochs})" if start == "pretrained" else f"fit_one_cycle({epochs + 1})"
         rows.append((name, f"{start}, {fit}", mean(errors), half, max(s for _, s in runs)))
     return rows
@@ -131,7 +131,7 @@ def main():
     print(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads, torch {torch.__version__}, training in {arithmetic}, {args.seeds} seeds\n")
     print("| data | start | error, mean and 95% interval | seconds a seed, at most |\n|---|---|---|---|")
     for name, start, error, half, seconds in rows:
-        print(f"| {name} | {start} | {error:.1%}{'' if half is None else f' ± {half:.1%}'} | {seconds:.0f} |")
+        print(f"| {name} | {start} | {error:.2%}{'' if half is None else f' ± {half:.1%}'} | {seconds:.0f} |")
 
 
 if __name__ == "__main__":

@@ -212,7 +212,8 @@ def heat_maps(
     layer: nn.Module | str | None = None,  # whose maps; None: the last one that has maps, not too coarse
     elementwise: bool = False,  # False: Grad-CAM; True: gradients times activations
 ) -> list[HeatMap]:  # one for each item
-    "Heat maps of a whole batch in one pass; model, gradients and hooks are left as they were."
+    """Heat maps of a whole batch in one pass; model, gradients and hooks are left as they were. Of a layer that runs several times, as with `Views`, the map is
+    that of the last run."""
     if targets is not None and len(targets) != batch.size:
         raise ValueError(f"heat_maps: {len(targets)} targets for {batch.size} items; pass one for each.")
     model, xs = learn.model, learn._inputs(batch)

@@ -31,9 +31,11 @@ def layer_table(
 ) -> Table:  # name, type, output shape, parameters, trained, MFLOPs of every layer that runs
     "Layers in the order in which they run first."
     rows: list[list[Any]] = []
+    again: set[str] = set()  # names of layers that run more than once
 
     def note(module: nn.Module, args: tuple, output: Any, *, name: str) -> None:
-        if any(row[0] == name for row in rows):  # it runs more than once: its arithmetic is that of all its runs
+        if any(row[0] == name for row in rows):
+            again.add(name)
             return
         params = list(module.parameters(recurse=False))
         shape = " x ".join(map(str, output.shape)) if isinstance(output, Tensor) else ""
@@ -58,7 +60,7 @@ def layer_table(
     total, trained = sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad)
     shapes = ", ".join(str(list(x.shape)) for x in inputs)
     caption = "; ".join([f"{type(model).__name__}: {total:,} parameters, {trained:,} trained, {total - trained:,} frozen",
-                         f"{counter.get_total_flops() / 1e6:,.1f} MFLOPs an item", *notes, f"input {shapes}"])
+                         f"{counter.get_total_flops() / 1e6:,.1f} MFLOPs an item", *(["layers run several times: output of the first run, MFLOPs of all"] if again else []), *notes, f"input {shapes}"])
     cells = [[*row[:3], f"{row[3]:,}" if row[3] != "" else "", row[4], f"{row[5]:,.2f}" if row[5] else ""] for row in rows]
     return Table(cells, ["layer", "type", "output", "parameters", "trained", "MFLOPs"], caption=caption, values=rows)
 

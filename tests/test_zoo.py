@@ -268,7 +268,7 @@ def test_pretrained_takes_the_mean_of_several_looks() -> None:
         assert not torch.allclose(looks[0], looks[1], atol=1e-3)
         model.training = True  # the first look only, its layers as they were
         torch.testing.assert_close(model(x), looks[0])
-    with pytest.raises(ValueError, match="pretrained: sizes=8 is not a whole number from 16"):
+    with pytest.raises(ValueError, match=re.escape("pretrained: sizes=[96, 8]; pass a list of 1 to 16 sizes, whole numbers from 16")):
         pretrained(sizes=[96, 8])
 
 
@@ -306,19 +306,22 @@ def test_views_are_mirrored_where_training_pictures_are(photos: Path) -> None:
             assert torch.allclose(net(x), net(x.flip(3)), atol=1e-4) == want
             assert torch.equal(net(x), net[:](x)) != want  # a slice looks once
     assert "mirror=False" in repr(vision_learner(loaders(photos, 48), "coursenet", views=[48]).model)  # no augmentation, no mirror images
+    with pytest.raises(ValueError, match="mirror='no'; pass True, False"):
+        vision_learner(loaders(photos), "coursenet", views=[48], mirror="no")
     with pytest.raises(ValueError, match="mirror=False without views"):
         vision_learner(loaders(photos), "coursenet", mirror=False)
 
 
 def test_the_summary_of_a_learner_with_views_has_each_layer_once(photos: Path) -> None:
     one, many = (vision_learner(loaders(photos, 64), "coursenet", views=v, mirror=bool(v) or None).summary() for v in ((), [64, 64]))
+    assert "layers run several times: output of the first run" in many.caption and "several" not in one.caption
     assert [row[0] for row in many.values] == [row[0] for row in one.values]
     assert [row[5] for row in many.values] == pytest.approx([4 * row[5] for row in one.values])  # arithmetic of all looks
 
 
 def test_views_are_refused_where_they_cannot_be(photos: Path) -> None:
-    for views, said in ((96, "views=96; pass 1 to 16 sizes"), (None, "views=None; pass 1 to 16"), ([64] * 17, "pass 1 to 16 sizes in pixels"),
-                        ([8], "views=8 is not a whole number from 16"), (["96"], "views='96' is not a whole")):
+    for views, said in ((96, "views=96; pass a list of 0 to 16 sizes"), (None, "views=None; pass"), ("96", "views='96'; pass"), ([64] * 17, "pass a list of 0 to 16"),
+                        ([8], "views=[8]; pass"), (["96"], "views=['96']; pass"), ([True], "views=[True]; pass"), ([96.0], "views=[96.0]; pass")):
         with pytest.raises(ValueError, match=re.escape(said)):
             vision_learner(loaders(photos), "coursenet", views=views)
 

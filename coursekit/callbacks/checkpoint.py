@@ -147,7 +147,8 @@ def describe_fit(
     "What tells fits apart: epochs, batches, the order of the data, optimiser, rates on their way, callbacks."
     dl, schedulers = learn.dls.train, [cb for cb in learn.running if isinstance(cb, ParamScheduler)]
     rates = [[f(p / 4) for p in range(5)] for cb in schedulers for f in cb.scheds] or [[g["lr"]] for g in learn.opt.param_groups]
-    return {"epochs": learn.state.n_epoch, "batches": len(dl), "batch size": dl.bs, "order's seed": getattr(dl, "seed", None),
+    network = f"{type(learn.model).__name__}({learn.model.extra_repr()})"  # with other views its weights would still fit
+    return {"network": network, "epochs": learn.state.n_epoch, "batches": len(dl), "batch size": dl.bs, "order's seed": getattr(dl, "seed", None),
             "optimiser": type(learn.opt).__name__, "rates": rates, "weight decay": [h["wd"] for h in get_hyper(learn.opt)],
             "momentum": get_hyper(learn.opt)[0]["mom"], "loss": type(learn.loss_func).__name__, "metrics": [m.name for m in learn.metrics],
             "callbacks": [type(cb).__name__ for cb in learn.running if cb.keeps]}

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models as tv_models
 
-from ..core import check_whole, coursekit_home, seeded, show_path, suggest
+from ..core import coursekit_home, seeded, show_path, suggest
 from ..data.external import DownloadError, MirrorError, data_mode, fetch_file
 from ..export import ModelSpec
 from ..layers import create_head
@@ -193,8 +193,7 @@ class VisionModel(ModelSpec):
     mirror: bool = True  # whether views are looked at mirrored as well
 
     def __post_init__(self):
-        if not isinstance(self.views, (tuple, list)) or self.views:  # they may come from a file
-            check_views("VisionModel", "views", self.views)
+        check_views("VisionModel", "views", self.views, least=0)  # they may come from a file
 
     def build(self) -> nn.Sequential:
         "Body and head; weights are drawn from torch's global generator."
@@ -218,6 +217,7 @@ class Views(nn.Sequential):
         sizes: Sequence[int],  # pixels of the shorter side
         mirror: bool = True,  # False: no mirror images
     ):
+        check_views("Views", "sizes", sizes)
         super().__init__(*layers)
         self._sizes, self._mirror = tuple(sizes), mirror
 
@@ -256,12 +256,13 @@ def check_views(
     who: str,  # for the error
     what: str,  # name of the argument
     sizes: Sequence[int],  # its value
+    *,
+    least: int = 1,  # so many sizes or more
 ) -> None:
-    "Refuse what is no list of 1 to 16 sizes in pixels."
-    if not isinstance(sizes, (tuple, list)) or not 1 <= len(sizes) <= 16:
-        raise ValueError(f"{who}: {what}={str(sizes)[:100]}; pass 1 to 16 sizes in pixels as a list, such as [96].")
-    for size in sizes:
-        check_whole(who, what, size, 16, high=1024)
+    "Refuse what is no list of up to 16 sizes, 16 to 1,024 pixels each."
+    fit = isinstance(sizes, (tuple, list)) and least <= len(sizes) <= 16
+    if not fit or not all(isinstance(size, int) and not isinstance(size, bool) and 16 <= size <= 1024 for size in sizes):
+        raise ValueError(f"{who}: {what}={repr(sizes)[:100]}; pass a list of {least} to 16 sizes, whole numbers from 16 to 1,024 (pixels), such as [96, 128].")
 
 
 def vision_groups(
