@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from coursekit.callback import Callback
+from coursekit.callbacks.checkpoint import Checkpoint
 from coursekit.core import precision_dtype
 from coursekit.data.block import Block, DataBlock
 from coursekit.data.items import RandomSplitter, get_image_files
@@ -296,6 +297,17 @@ def test_a_learner_with_views(photos: Path, tmp_path: Path) -> None:
     assert torch.allclose(learn.predict(picture).probabilities, learn.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).probabilities, atol=1e-4)
     again = load_learner(learn.export(tmp_path / "views.ck"), device="cpu")
     assert "sizes=(64, 96), mirror=True" in repr(again.model) and torch.equal(again.predict(picture).probabilities, learn.predict(picture).probabilities)
+
+
+def test_a_checkpoint_of_other_views_is_of_another_fit(photos: Path, tmp_path: Path) -> None:
+    def learner(views: list[int]) -> Learner:
+        made = vision_learner(loaders(photos, 48), "coursenet", views=views, seed=0, path=tmp_path)
+        made.progress = False
+        return made
+
+    learner([48]).fit(1, cbs=Checkpoint("run"))
+    with pytest.raises(ValueError, match=r"is of another fit \(network Views\(sizes=\(48,\), mirror=False\) there and Views\(sizes=\(48, 64\)"):
+        learner([48, 64]).fit(1, cbs=Checkpoint("run"))
 
 
 def test_views_are_mirrored_where_training_pictures_are(photos: Path) -> None:
