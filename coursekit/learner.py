@@ -61,6 +61,8 @@ class LRFinder(ParamScheduler):
 
     def after_backward(self, learn: "Learner") -> None:
         self.mean = 0.98 * self.mean + 0.02 * learn.state.loss.item()
+        if self.k < max(4, self.num_it // 10):  # the mean of a few batches is as uneven as they are
+            return
         smoothed = self.mean / (1 - 0.98 ** (self.k + 1))
         self.best = min(self.best, smoothed)
         if self.stop_div and smoothed > 4 * self.best:

@@ -17,6 +17,7 @@ from coursekit.callback import Callback, CancelBatchException, CancelEpochExcept
 from coursekit.learner import Learner, load_learner
 from coursekit.metrics import accuracy, error_rate
 from coursekit.optim import get_hyper
+from coursekit.testing import synthetic_learner
 from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
                                   vision_learner)
 
@@ -115,6 +116,21 @@ def test_weight_decay_spares_norms_and_biases() -> None:
         assert decays[id(p)] == (0.3 if p.ndim > 1 else 0.0), name
     group = learn.opt.param_groups[0]
     assert (group["betas"], group["eps"]) == ((0.95, 0.99), 1e-5)
+
+
+@pytest.mark.parametrize("n", [10, 50])
+def test_lr_find_is_not_ended_by_uneven_first_batches(n: int) -> None:
+    """A first batch that is by chance a thousand times easier than the others is no sign of a rate too high."""
+    learn = synthetic_learner()
+    plain, seen = learn.loss_func, []
+
+    def uneven(preds: torch.Tensor, targs: torch.Tensor) -> torch.Tensor:
+        seen.append(1)
+        return plain(preds, targs) * (1e-3 if len(seen) == 1 else 1.0)
+
+    learn.loss_func = uneven
+    learn.lr_find(end_lr=1e-3, num_it=n, show_plot=False)
+    assert len(learn.recorder.lrs) == n
 
 
 def test_lr_find_leaves_no_trace() -> None:
