@@ -62,8 +62,8 @@ def learner(data: list, epochs: int) -> float:
     """Seconds of `fit_one_cycle` on the same."""
     import torch
 
-    from coursekit.learner import Learner
-    from coursekit.metrics import accuracy
+    from coursekit.training.learner import Learner
+    from coursekit.training.metrics import accuracy
 
     learn = Learner((data, data), torch.nn.Linear(10, 2), torch.nn.CrossEntropyLoss(), metrics=accuracy, device="cpu",
                     precision="fp32", seed=0)

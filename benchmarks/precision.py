@@ -10,8 +10,8 @@ import time
 import torch
 import torch.nn.functional as F
 
+from coursekit.cli.doctor import processor
 from coursekit.core import precision_dtype, reuse_memory
-from coursekit.doctor import processor
 from coursekit.vision.models import whole_net
 
 ARCHS = ["coursenet", "resnet18", "densenet121", "squeezenet1_1", "regnet_y_400mf", "convnext_tiny", "mobilenet_v3_small", "efficientnet_b0",

@@ -116,8 +116,8 @@ def table(peer: dict, mine: dict) -> str:
 def main() -> None:
     import torch
 
+    from coursekit.cli.doctor import processor
     from coursekit.core import precision_dtype
-    from coursekit.doctor import processor
 
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="folder with dogscats.tgz or dogscats")

@@ -27,15 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .callback import Callback, CancelEpochException, CancelFitException, CancelTrainException
-from .data.block import BatchTransform, Block, ItemTransform
-from .data.load import DataLoaders
+from .training.callback import Callback, CancelEpochException, CancelFitException, CancelTrainException
+from .data.block import Block
+from .data.transforms import BatchTransform, ItemTransform
+from .data.loader import DataLoaders
 from .exercises import shown
-from .export import ModelSpec, from_spec, to_spec
-from .learner import Learner, load_learner
-from .losses import Loss, MSELossFlat
-from .metrics import Metric
-from .schedule import Schedule
+from .deploy.registry import from_spec, to_spec
+from .training.layers import ModelSpec
+from .deploy.loading import load_learner
+from .training.learner import Learner
+from .training.losses import Loss, MSELossFlat
+from .training.metrics import Metric
+from .training.schedules import Schedule
 
 # %% ../nbs/api/31_testing.ipynb #9cf10d85
 class ContractError(AssertionError):

@@ -17,7 +17,7 @@ HAND_WRITTEN = ("__init__.py", "__main__.py", "all.py")  # names of modules that
 
 def notebooks(*folders: str) -> list[Path]:
     """The notebooks in these folders of nbs/, sorted."""
-    found = [p for folder in folders for p in sorted((NBS / folder).glob("*.ipynb"))]
+    found = [p for folder in folders for p in sorted((NBS / folder).rglob("*.ipynb"))]
     return [p for p in found if not p.name.startswith((".", "_"))]
 
 
@@ -81,7 +81,7 @@ def real_photo(folder: Path) -> Path:
             path = folder / Path(member.name).name
             path.write_bytes(file.read())
             return path
-    from coursekit.data.external import URLs, course_data
+    from coursekit.data.download import URLs, course_data
     from coursekit.data.items import get_image_files
 
     return get_image_files(course_data(URLs.PETS) / "images")[0]

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from coursekit.learner import Learner
-from coursekit.losses import CrossEntropyLossFlat
+from coursekit.training.learner import Learner
+from coursekit.training.losses import CrossEntropyLossFlat
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.images import ImageError, check_images, load_image, verify_images
-from coursekit.vision.own import plan_data
+from coursekit.vision.plan import plan_data
 
 windows = sys.platform == "win32"
 pytestmark = pytest.mark.filterwarnings("error")

@@ -20,7 +20,7 @@ from PIL import Image
 from coursekit.samples.animals import BREEDS
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import HEADS_OF_COURSENET
-from coursekit.vision.transforms import Resize
+from coursekit.vision.resize import Resize
 
 LESSON_1 = NBS / "lessons" / "01_image_classification.ipynb"
 

@@ -20,11 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coursekit.data.block import Block, CategoryBlock, DataBlock, ItemTransform
+from coursekit.data.block import Block, CategoryBlock
+from coursekit.data.datablock import DataBlock
+from coursekit.data.transforms import ItemTransform
 from coursekit.data.cache import Cache, DiskSamples, _from_bytes, _to_bytes, cache_files, read_header, trim_cache
 from coursekit.data.items import RandomSplitter, get_image_files, parent_label
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
-from coursekit.vision.transforms import RandomResizedCrop, Resize, aug_transforms
+from coursekit.vision.augment import aug_transforms
+from coursekit.vision.resize import RandomResizedCrop, Resize
 
 
 @pytest.fixture

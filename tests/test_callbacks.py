@@ -19,30 +19,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coursekit.callback import (
-    Callback,
-    CancelBatchException,
-    CancelEpochException,
-    CancelFitException,
-    CancelTrainException,
-    CancelValidateException,
-    ParamScheduler,
+from coursekit.training.callback import (
+    Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CancelValidateException, ParamScheduler
 )
-from coursekit.callbacks import loggers
-from coursekit.callbacks.checkpoint import Checkpoint
-from coursekit.callbacks.ema import EMA
-from coursekit.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
-from coursekit.callbacks.mixup import CutMix, MixUp, rectangles
-from coursekit.callbacks.stats import ActivationStats
-from coursekit.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
+from coursekit.training.callbacks import loggers
+from coursekit.training.callbacks.checkpoint import Checkpoint
+from coursekit.training.callbacks.ema import EMA
+from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
+from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
+from coursekit.training.callbacks.mixup import CutMix, MixUp, rectangles
+from coursekit.training.callbacks.stats import ActivationStats
+from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from coursekit.core import seeded
-from coursekit.data.load import Batch
-from coursekit.learner import Learner
-from coursekit.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss, as_loss
-from coursekit.metrics import accuracy, error_rate, mae
-from coursekit.optim import SGD, AdamW
-from coursekit.schedule import SchedLin
+from coursekit.data.loader import Batch
+from coursekit.training.learner import Learner
+from coursekit.training.losses import (
+    BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss, as_loss
+)
+from coursekit.training.metrics import accuracy, error_rate, mae
+from coursekit.training.optimizers import SGD, AdamW
+from coursekit.training.schedules import SchedLin
 from coursekit.testing import synthetic_learner
 
 quick = settings(deadline=None, max_examples=25)

@@ -19,10 +19,10 @@ from helpers import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
-from coursekit import cli, doctor
-from coursekit.commands.notebooks import output_text
-from coursekit.hub import HubError
-from coursekit.learner import Learner
+from coursekit.cli.main import main as cli, doctor
+from coursekit.cli.notebooks import output_text
+from coursekit.deploy.hub import HubError
+from coursekit.training.learner import Learner
 from coursekit.vision.models import WeightsError
 
 
@@ -115,7 +115,7 @@ def test_help_version_and_a_typo() -> None:
 
 def test_help_does_not_wait_for_torch() -> None:
     """`coursekit --help`, and the help of each command, import none of the large packages."""
-    code = ("import sys\nfrom click.testing import CliRunner\nfrom coursekit.cli import main\n"
+    code = ("import sys\nfrom click.testing import CliRunner\nfrom coursekit.cli.main import main\n"
             f"for c in {[list(c) for c in commands()]!r}: assert CliRunner().invoke(main, [*c, '--help']).exit_code == 0\n"
             "print([m for m in ('torch', 'numpy', 'torchvision', 'pandas', 'matplotlib', 'timm', 'ipywidgets', 'voila') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
@@ -300,7 +300,7 @@ def test_ctrl_c_while_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
 
 
 def test_the_list_survives_what_lies_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notebook: Path) -> None:
-    from coursekit.commands.lessons import list_lessons, run_folder, run_state
+    from coursekit.cli.lessons import list_lessons, run_folder, run_state
 
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
     first = list_lessons()[0]
@@ -316,7 +316,7 @@ def test_the_list_survives_what_lies_in_runs(tmp_path: Path, monkeypatch: pytest
 
 def test_lab_finds_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     """`!coursekit` in a notebook is found where the environment is not active."""
-    from coursekit.commands import lessons
+    from coursekit.cli.main import lessons
 
     monkeypatch.setenv("PATH", "/nowhere")
     program = "import os, shutil; assert shutil.which('coursekit'), os.environ['PATH']"
@@ -333,7 +333,7 @@ def test_lab_finds_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lab_is_started_at_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coursekit.commands import lessons
+    from coursekit.cli.main import lessons
 
     started: list[list[str]] = []
     monkeypatch.setattr(lessons, "replace_process", started.append)
@@ -451,7 +451,7 @@ def test_ctrl_c_keeps_the_model(photos: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_was_trained_is_written_before_anything_is_said_of_it(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coursekit.commands import train
+    from coursekit.cli.main import train
 
     def fails(learn: Learner) -> list[str]:
         raise KeyboardInterrupt
@@ -479,8 +479,8 @@ def test_pictures_too_small_for_a_network(photos: Path, tmp_path: Path, monkeypa
 
 
 def test_names_that_steer_a_terminal_are_not_offered(photos: Path, tmp_path: Path) -> None:
-    from coursekit.commands.train import next_line
-    from coursekit.vision.own import plan_data
+    from coursekit.cli.train import next_line
+    from coursekit.vision.plan import plan_data
 
     (photos / "day").rename(photos / "d\x1b[31may")
     (photos / "night").rename(photos / "n\x1b[31might")
@@ -653,7 +653,7 @@ def test_clean_and_links(photos: Path, tmp_path: Path) -> None:
 
 
 def test_clean_tells_what_was_moved_before_an_error(photos: Path, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coursekit.commands import clean
+    from coursekit.cli.main import clean
 
     move, moved = clean.move_file, []
 
@@ -689,7 +689,7 @@ def test_visitors_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from tornado.web import HTTPError
 
-    from coursekit.commands.app import few_kernels
+    from coursekit.cli.app import few_kernels
 
     async def start(self: AsyncMappingKernelManager, **options: object) -> str:
         await asyncio.sleep(0.01)
@@ -716,7 +716,7 @@ def test_a_port_in_use() -> None:
 
 
 def test_app_without_voila(monkeypatch: pytest.MonkeyPatch) -> None:
-    from coursekit.commands import common
+    from coursekit.cli.main import common
 
     monkeypatch.setattr(common.importlib.util, "find_spec", lambda name: None)
     assert_one_line(invoke("app", "cifar10"), says="coursekit app needs voila, which is not installed; pip install 'coursekit[course]'.")
@@ -726,7 +726,7 @@ def test_the_page_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: py
     """A visitor of a page that cannot start gets one escaped line."""
     import IPython.display
 
-    from coursekit.commands.app import MODEL_VARIABLE, app_page
+    from coursekit.cli.app import MODEL_VARIABLE, app_page
 
     shown: list[str] = []
     monkeypatch.setattr(IPython.display, "display", lambda thing: shown.append(thing.data))
@@ -742,7 +742,7 @@ def test_voila_takes_the_settings(tmp_path: Path) -> None:
     from traitlets.config import Config
     from voila.app import Voila
 
-    from coursekit.commands.app import page_notebook, server_settings
+    from coursekit.cli.app import page_notebook, server_settings
 
     (tmp_path / "app.ipynb").write_text(page_notebook())
     before = signal.getsignal(signal.SIGTERM)

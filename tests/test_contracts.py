@@ -21,16 +21,18 @@ from helpers import module_name, modules
 from PIL import Image, ImageDraw
 from torch import nn
 
-import coursekit.metrics
-import coursekit.schedule
-from coursekit import losses
-from coursekit.callback import EVENTS, Callback
-from coursekit.data.block import BatchTransform, Block, CategoryBlock, DataBlock, ItemTransform
+import coursekit.training.metrics
+import coursekit.training.schedules
+from coursekit.training import losses
+from coursekit.training.callback import EVENTS, Callback
+from coursekit.data.block import Block, CategoryBlock
+from coursekit.data.datablock import DataBlock
+from coursekit.data.transforms import BatchTransform, ItemTransform
 from coursekit.data.items import IndexSplitter
-from coursekit.export import ModelSpec
-from coursekit.losses import Loss, as_loss
-from coursekit.metrics import AverageMetric, Metric
-from coursekit.schedule import SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds
+from coursekit.training.layers import ModelSpec
+from coursekit.training.losses import Loss, as_loss
+from coursekit.training.metrics import AverageMetric, Metric
+from coursekit.training.schedules import SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds
 from coursekit.testing import (
     StopAfter,
     all_subclasses,
@@ -77,20 +79,20 @@ SCHEDULES = {
     "SchedExp": (SchedExp(1e-7, 10.0), (1e-7, 10.0, 10.0)),
     "SchedPoly": (SchedPoly(1.0, 0.0, 2.0), (1.0, 1.0, 0.0)),
     "CombinedSched": (combine_scheds([0.25, 0.75], [SchedLin(0.0, 1.0), SchedCos(1.0, 0.5)]), (0.0, 1.0, 0.5)),
-    "combined_cos": (coursekit.schedule.combined_cos(0.25, 1.0, 2.0, 0.5), (1.0, 2.0, 0.5)),
+    "combined_cos": (coursekit.training.schedules.combined_cos(0.25, 1.0, 2.0, 0.5), (1.0, 2.0, 0.5)),
     "combine_scheds": (combine_scheds([0.5, 0.5], [SchedNo(1.0), SchedLin(1.0, 0.0)]), (1.0, 1.0, 0.0)),
-    "one_cycle": (coursekit.schedule.one_cycle(1e-3)[0], (4e-5, 1e-3, 1e-8)),
-    "one_cycle-momentum": (coursekit.schedule.one_cycle(1e-3)[1], (0.95, 0.95, 0.95)),
-    "flat_cos": (coursekit.schedule.flat_cos(1.0), (1.0, 1.0, 1e-5)),
-    "sgdr": (coursekit.schedule.sgdr(1.0, 2), (1.0, 1.0, 0.0)),
+    "one_cycle": (coursekit.training.schedules.one_cycle(1e-3)[0], (4e-5, 1e-3, 1e-8)),
+    "one_cycle-momentum": (coursekit.training.schedules.one_cycle(1e-3)[1], (0.95, 0.95, 0.95)),
+    "flat_cos": (coursekit.training.schedules.flat_cos(1.0), (1.0, 1.0, 1e-5)),
+    "sgdr": (coursekit.training.schedules.sgdr(1.0, 2), (1.0, 1.0, 0.0)),
 }
 
 
 def test_schedules_are_all_there():
     found = {
         name
-        for name, thing in vars(coursekit.schedule).items()
-        if getattr(thing, "__module__", "") == "coursekit.schedule" and not name.startswith("_")
+        for name, thing in vars(coursekit.training.schedules).items()
+        if getattr(thing, "__module__", "") == "coursekit.training.schedules" and not name.startswith("_")
         if (isinstance(thing, type) and "__call__" in vars(thing) and name != "Schedule")
         or (inspect.isfunction(thing) and "Sched" in str(inspect.signature(thing).return_annotation))
     }
@@ -149,7 +151,7 @@ masks = torch.randn(6, 2, 4, 4, generator=RNG), torch.randint(2, (6, 4, 4), gene
 twelve = torch.randn(12, 5, generator=RNG), torch.tensor([0, 1, 2, 3, 4] * 2 + [0, 1])
 multi = torch.randn(12, 4, generator=RNG), torch.randint(2, (12, 4), generator=RNG).float()
 numbers = torch.randn(12, 1, generator=RNG), torch.randn(12, generator=RNG)
-M = coursekit.metrics
+M = coursekit.training.metrics
 FUNCTIONS = {n: f for n, f in vars(M).items() if inspect.isfunction(f) and hasattr(f, "higher_is_better")}
 DATA = {
     "accuracy_multi": [multi], "mse": [numbers], "rmse": [numbers], "mae": [numbers],
@@ -188,19 +190,19 @@ def test_counting_metrics_of_several_classes_and_labels(cls, average):
 
 # ---------------------------------------------------------------- callbacks
 def lr_finder():
-    from coursekit.learner import LRFinder
+    from coursekit.training.learner import LRFinder
 
     return LRFinder(1, start_lr=1e-4, end_lr=0.1, num_it=3, stop_div=True)
 
 
 def stop_watch():
-    from coursekit.timing import StopWatch
+    from coursekit.training.profile import StopWatch
 
     return StopWatch(3)
 
 
 def picture_learner():
-    from coursekit.learner import Learner
+    from coursekit.training.learner import Learner
 
     rng = torch.Generator().manual_seed(5)
     loaders = [[(torch.randn(4, 3, 8, 8, generator=rng), torch.arange(4) % 2) for _ in range(2)] for _ in range(2)]
@@ -211,7 +213,7 @@ def picture_learner():
 
 
 def checkpoint():
-    from coursekit.callbacks.checkpoint import Checkpoint
+    from coursekit.training.callbacks.checkpoint import Checkpoint
 
     return Checkpoint(resume=False)  # to go on from a file is the opposite of starting anew
 
@@ -307,7 +309,7 @@ def test_blocks_are_set_up_on_training_items_only():
 
 # ---------------------------------------------------------------- transforms
 def item_tfms():
-    from coursekit.vision import transforms as T
+    from coursekit.vision import augment as T
 
     return {
         "Resize": [lambda: T.Resize(16), lambda: T.Resize((12, 20), "pad"), lambda: T.Resize(16, "squish")],
@@ -316,7 +318,7 @@ def item_tfms():
 
 
 def batch_tfms():
-    from coursekit.vision import transforms as T
+    from coursekit.vision import augment as T
 
     stats = T.Normalize.from_stats(*T.imagenet_stats)
     return {
@@ -367,10 +369,11 @@ def test_model_spec(name, make):
 
 
 def test_exported_file(tmp_path: Path):
-    from coursekit.learner import Learner
+    from coursekit.training.learner import Learner
     from coursekit.vision.data import ImageDataLoaders
     from coursekit.vision.models import VisionModel
-    from coursekit.vision.transforms import Resize, aug_transforms
+    from coursekit.vision.augment import aug_transforms
+    from coursekit.vision.resize import Resize
 
     files = []
     for i in range(12):

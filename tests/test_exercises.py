@@ -14,14 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coursekit.callback import Callback, CancelBatchException, CancelEpochException
+from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException
 from coursekit.data.block import CategoryBlock
 from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
-from coursekit.export import Exported, write_export
-from coursekit.schedule import one_cycle
+from coursekit.deploy.export import Exported, write_export
+from coursekit.training.schedules import one_cycle
 
 
-from coursekit.learner import Learner
+from coursekit.training.learner import Learner
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
 from coursekit.vision.models import VisionModel

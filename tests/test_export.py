@@ -24,20 +24,24 @@ from helpers import rough_photos, run
 from safetensors.torch import save
 from torch import nn
 
-from coursekit import address, portable
+from coursekit.deploy import address, onnx as portable
 from coursekit.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
-from coursekit.data.external import DownloadError
+from coursekit.data.download import DownloadError
 from coursekit.data.items import get_image_files
-from coursekit.export import Exported, build_network, read_export, read_tensors, tensors_hash, write_export
-from coursekit.hub import HubError, from_hub, plain, push_to_hub
-from coursekit.interpret import ClassificationInterpretation
-from coursekit.learner import Learner, load_learner, pack_learner
-from coursekit.losses import FocalLoss, WrappedLoss
+from coursekit.deploy.export import Exported, build_network, read_export, write_export
+from coursekit.training.weights import read_tensors, tensors_hash
+from coursekit.deploy.hub import HubError, from_hub, plain, push_to_hub
+from coursekit.interpret.interpretation import ClassificationInterpretation
+from coursekit.deploy.export import pack_learner
+from coursekit.deploy.loading import load_learner
+from coursekit.training.learner import Learner
+from coursekit.training.losses import FocalLoss, WrappedLoss
 from coursekit.testing import same
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.models import VisionModel
-from coursekit.vision.transforms import AugmentNormalize, Normalize, Resize, ToFloat, aug_transforms, imagenet_stats
+from coursekit.vision.augment import AugmentNormalize, Normalize, ToFloat, aug_transforms, imagenet_stats
+from coursekit.vision.resize import Resize
 
 SIZE = 40
 
@@ -88,7 +92,7 @@ def test_another_process_predicts_the_same(classifier: Learner, photos: Path, mo
     learners = {"classes": classifier, **{kind: learner(photos, kind) for kind in LABELS if kind != "classes"}}
     files = {kind: model_ck if kind == "classes" else learn.export(tmp_path / f"{kind}.ck") for kind, learn in learners.items()}
     items = sorted(get_image_files(photos))[:3]
-    program = ("import json, sys; from coursekit.learner import load_learner\n"
+    program = ("import json, sys; from coursekit.deploy.loading import load_learner\n"
                "n = int(sys.argv[1]); learners = [load_learner(f, device='cpu') for f in sys.argv[2:2 + n]]\n"
                "answers = [[learn.predict(f) for f in sys.argv[2 + n:]] for learn in learners]\n"
                "readable = lambda label: label.tolist() if hasattr(label, 'tolist') else label\n"
@@ -303,7 +307,7 @@ FORGERIES = [
     ("model.class", "os:system", "is not coursekit's"),
     ("model.class", "subprocess:Popen", "is not coursekit's"),
     ("model.class", "coursekit.core:os", "is no block"),
-    ("model.class", "coursekit.data.external:untar_data", "is no block"),
+    ("model.class", "coursekit.data.download:untar_data", "is no block"),
     ("model.class", "coursekit.vision.models:Missing", "of another version|another version"),
     ("model.fields.arch", "timm/hf-hub:someone/evil", "cannot be built"),
     ("model.fields.arch", "resnet152", "far larger than the weights|another network"),
@@ -326,7 +330,7 @@ FORGERIES = [
     ("blocks.1.fields.vocab", [["a"], ["b"]], "no list of names"),
     ("blocks.1.fields.vocab", "ab", "no list of names"),
     ("blocks.1.fields.vocab", ["a", "b", "c"], "2 outputs and the targets need 3"),
-    ("blocks.0", {"class": "coursekit.losses:MSELossFlat", "fields": {}}, "a MSELossFlat stands in blocks"),
+    ("blocks.0", {"class": "coursekit.training.losses:MSELossFlat", "fields": {}}, "a MSELossFlat stands in blocks"),
     ("blocks", 7, "malformed"),
     ("n_inp", 3, "3 inputs of 2 blocks"),
     ("n_inp", "1", "a str stands in n_inp"),
@@ -336,8 +340,8 @@ FORGERIES = [
     ("item_tfms.0.fields.size", 16_384, "asks for pictures of"),
     ("model.fields.y_range", ["a", "b"], "malformed"),
     ("loss.fields.axis", 7, "malformed"),
-    ("loss", {"class": "coursekit.losses:WrappedLoss", "fields": {}}, "malformed"),
-    ("loss", {"class": "coursekit.losses:WrappedLoss", "fields": {"like": "softmax"}}, "malformed"),
+    ("loss", {"class": "coursekit.training.losses:WrappedLoss", "fields": {}}, "malformed"),
+    ("loss", {"class": "coursekit.training.losses:WrappedLoss", "fields": {"like": "softmax"}}, "malformed"),
     ("batch_tfms.0.fields", {"augment": 3, "normalize": 4}, "malformed"),
     ("loss", "softmax", "a str stands in loss"),
     ("about", ["x"], "a list stands in about"),
@@ -371,7 +375,7 @@ def test_gigantic_networks_take_no_memory(model_ck: Path, tmp_path: Path) -> Non
     weights, _ = read_tensors(model_ck)
     spec = put(spec_of(model_ck), "model.fields.lin_ftrs", [60_000, 60_000])
     file = forged(tmp_path / "f.ck", weights, spec)
-    program = ("import resource, sys; from coursekit.learner import load_learner; import coursekit.vision.models\n"
+    program = ("import resource, sys; from coursekit.deploy.loading import load_learner; import coursekit.vision.models\n"
                "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
                "before = peak()\n"
                "try: load_learner(sys.argv[1], device='cpu')\n"
@@ -707,7 +711,7 @@ def test_faults_of_this_machine_are_not_the_networks(server: Any, model_ck: Path
         fault(OSError(28, "No space left on device"))
     with pytest.raises(HubError, match="cannot be reached"):
         fault(ConnectionError())
-    monkeypatch.setattr("coursekit.hub.model_card", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("coursekit.deploy.hub.model_card", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         push_to_hub(model_ck, "me/pets", endpoint=server.url, token="right")
 

@@ -21,18 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import coursekit.data.archive as archive_module
-from coursekit.data import external
+from coursekit.data import download as external
 from coursekit.data.archive import ArchiveError, Limits, extract_archive
-from coursekit.data.external import (
-    Check,
-    DownloadError,
-    MirrorError,
-    URLs,
-    course_data,
-    download_url,
-    fetch_file,
-    untar_data,
-)
+from coursekit.data.download import Check, DownloadError, MirrorError, URLs, course_data, download_url, fetch_file, untar_data
 from coursekit.data.items import get_image_files
 
 DATA = random.Random(0).randbytes(3_000_000)
@@ -289,7 +280,7 @@ def test_full_disk_is_not_called_a_network_fault(server, tmp_path, monkeypatch):
 # ---- processes
 
 
-FETCH = "import sys; from coursekit.data.external import fetch_file; print(fetch_file(sys.argv[1], 'models'))"
+FETCH = "import sys; from coursekit.data.download import fetch_file; print(fetch_file(sys.argv[1], 'models'))"
 
 
 def child(code: str, *args: str) -> subprocess.Popen:
@@ -327,7 +318,7 @@ def test_kill_9_in_the_middle_of_a_download(server, tmp_path):
 KILL_WHILE_UNPACKING = """
 import os, signal, sys
 import coursekit.data.archive as archive
-from coursekit.data.external import untar_data
+from coursekit.data.download import untar_data
 check = archive.Limits.check
 def deadly(self, entries, written, size):
     if entries == 30: os.kill(os.getpid(), signal.SIGKILL)
@@ -352,7 +343,7 @@ def test_kill_9_in_the_middle_of_unpacking(server, tmp_path):
 
 def test_two_processes_unpack_one_archive(server, tmp_path):
     server.files["many.tgz"] = tar_of({f"many/{i}.txt": b"x" for i in range(300)})
-    code = "import os, sys, coursekit.data.external as e; print(len(os.listdir(e.untar_data(sys.argv[1]))))"
+    code = "import os, sys, coursekit.data.download as e; print(len(os.listdir(e.untar_data(sys.argv[1]))))"
     both = [child(code, f"{server.site}/many.tgz") for _ in range(2)]
     outs = [p.communicate(timeout=300) for p in both]
     assert [o.splitlines()[-1:] for o, _ in outs] == [["300"], ["300"]], outs

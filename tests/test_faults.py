@@ -17,12 +17,12 @@ from helpers import run
 from PIL import Image
 from torch import nn
 
-from coursekit.callback import CANCELS, EVENTS, Callback, CancelBatchException, CancelStepException, ParamScheduler
-from coursekit.callbacks.checkpoint import Checkpoint, pack_value, unpack_value
-from coursekit.callbacks.gradient import GradientAccumulation
-from coursekit.callbacks.mixup import MixUp
-from coursekit.data.load import Batch
-from coursekit.learner import Learner
+from coursekit.training.callback import CANCELS, EVENTS, Callback, CancelBatchException, CancelStepException, ParamScheduler
+from coursekit.training.callbacks.checkpoint import Checkpoint, pack_value, unpack_value
+from coursekit.training.callbacks.gradient import GradientAccumulation
+from coursekit.training.callbacks.mixup import MixUp
+from coursekit.data.loader import Batch
+from coursekit.training.learner import Learner
 from coursekit.testing import synthetic_learner
 
 HERE = Path(__file__).parent
@@ -35,11 +35,11 @@ from pathlib import Path
 import torch
 from torch import nn
 from coursekit.vision.all import *
-from coursekit.callbacks.checkpoint import Checkpoint
-from coursekit.callbacks.ema import EMA
-from coursekit.callbacks.gradient import GradientAccumulation
-from coursekit.callbacks.mixup import MixUp
-from coursekit.callbacks.mixup import MixUp
+from coursekit.training.callbacks.checkpoint import Checkpoint
+from coursekit.training.callbacks.ema import EMA
+from coursekit.training.callbacks.gradient import GradientAccumulation
+from coursekit.training.callbacks.mixup import MixUp
+from coursekit.training.callbacks.mixup import MixUp
 
 torch.set_num_threads(1)
 folder, every, cache = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] or None
@@ -264,7 +264,7 @@ def test_ctrl_c_at_random_moments(pictures: Path, tmp_path: Path, seed: int, wor
 BROKEN_OFF = """
 import os, socket, sys
 from multiprocessing import resource_sharer
-from coursekit.data.load import ignore_interrupts
+from coursekit.data.loader import ignore_interrupts
 
 if sys.argv[1] == "worker":
     ignore_interrupts(0)

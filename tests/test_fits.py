@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from coursekit.callback import Callback, ParamScheduler
-from coursekit.learner import Learner
-from coursekit.optim import get_hyper
-from coursekit.schedule import SchedExp, SchedLin, combine_scheds, minimum, one_cycle, slide, steep, valley
+from coursekit.training.callback import Callback, ParamScheduler
+from coursekit.training.learner import Learner
+from coursekit.training.optimizers import get_hyper
+from coursekit.training.schedules import SchedExp, SchedLin, combine_scheds, minimum, one_cycle, slide, steep, valley
 from coursekit.testing import synthetic_learner
 
 GROUPS = (1e-3, 1e-2)

@@ -13,16 +13,20 @@ from torch import Tensor, nn
 from torchvision import models
 
 from coursekit.core import seeded
-from coursekit.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
-from coursekit.data.load import DataLoaders
-from coursekit.hooks import HeatMap, cam, find_layers, grad_cam, heat_maps, hook_outputs, last_maps
-from coursekit.learner import Learner, load_learner
+from coursekit.data.loader import DataLoaders
+from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
+from coursekit.training.hooks import find_layers, hook_outputs, last_maps
+from coursekit.deploy.loading import load_learner
+from coursekit.training.learner import Learner
 from coursekit.samples.pets import draw_pet, twin_region, twins
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.models import Views, create_body, fetch_weights, load_body_weights
-from coursekit.vision.transforms import Normalize, Resize, imagenet_stats
+from coursekit.vision.augment import Normalize, imagenet_stats
+from coursekit.vision.resize import Resize
 
 
 def noise(seed: int, side: int = 70) -> Image.Image:

@@ -21,15 +21,16 @@ from sklearn.metrics import classification_report, precision_recall_curve
 from torch import nn
 
 from coursekit.core import seeded
-from coursekit.curves import calibration, threshold_curve, wilson
-from coursekit.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.interpret.curves import calibration, threshold_curve, wilson
+from coursekit.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
-from coursekit.data.load import DataLoader, DataLoaders
-from coursekit.embeddings import EmbeddingMap, embeddings, pca
-from coursekit.interpret import ClassificationInterpretation, Interpretation
-from coursekit.learner import Learner
+from coursekit.data.loader import DataLoader, DataLoaders
+from coursekit.interpret.embeddings import EmbeddingMap, embeddings, pca
+from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
+from coursekit.training.learner import Learner
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
-from coursekit.vision.transforms import Resize
+from coursekit.vision.resize import Resize
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -181,7 +182,7 @@ def test_other_kinds_as_tables(photos: list[Path]) -> None:
 def test_masks_and_plain_loaders() -> None:
     x, y = torch.rand(6, 3, 8, 8), torch.randint(2, (6, 8, 8))
     plain = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=2)
-    from coursekit.losses import CrossEntropyLossFlat
+    from coursekit.training.losses import CrossEntropyLossFlat
 
     learn = Learner(DataLoaders(plain, plain, device="cpu"), nn.Conv2d(3, 2, 1), CrossEntropyLossFlat(axis=1))
     learn.progress = False

@@ -12,21 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from coursekit.callback import Callback
-from coursekit.callbacks.checkpoint import Checkpoint
+from coursekit.training.callback import Callback
+from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.core import seeded
-from coursekit.data.block import CategoryBlock, DataBlock, RegressionBlock
+from coursekit.data.block import CategoryBlock, RegressionBlock
+from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
-from coursekit.landscape import (
-    Landscape,
-    WeightPath,
-    filter_directions,
-    flat_weights,
-    loss_landscape,
-    path_directions,
-    scaled,
-)
-from coursekit.learner import Learner
+from coursekit.interpret.landscape import Landscape, WeightPath, filter_directions, flat_weights, loss_landscape, path_directions, scaled
+from coursekit.training.learner import Learner
 from coursekit.testing import global_rng_untouched, synthetic_learner
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))

@@ -13,10 +13,11 @@ from helpers import run
 from PIL import Image
 from torch import nn
 
-from coursekit.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
-from coursekit.learner import Learner, load_learner
-from coursekit.metrics import accuracy, error_rate
-from coursekit.optim import get_hyper
+from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
+from coursekit.deploy.loading import load_learner
+from coursekit.training.learner import Learner
+from coursekit.training.metrics import accuracy, error_rate
+from coursekit.training.optimizers import get_hyper
 from coursekit.testing import synthetic_learner
 from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
                                   vision_learner)
@@ -248,7 +249,7 @@ def test_predictions_agree_everywhere(pictures: Path, tmp_path: Path) -> None:
     assert error == pytest.approx(learn.validate()[1], abs=1e-6)
 
     file = learn.export(tmp_path / "model.ck")
-    program = ("import sys, torch; from coursekit.learner import load_learner\n"
+    program = ("import sys, torch; from coursekit.deploy.loading import load_learner\n"
                "learn = load_learner(sys.argv[1], device='cpu')\n"
                "print(learn.dls.vocab, *learn.predict(sys.argv[2]).probabilities.tolist())\n"
                "assert 'pickle' not in str(learn.model.spec)")
@@ -294,4 +295,4 @@ def test_an_interrupt_leaves_a_usable_learner() -> None:
 
 
 def test_importing_the_learner_runs_in_a_bare_process() -> None:
-    assert subprocess.run([sys.executable, "-I", "-c", "import coursekit.learner"]).returncode == 0
+    assert subprocess.run([sys.executable, "-I", "-c", "import coursekit.training.learner"]).returncode == 0

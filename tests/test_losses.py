@@ -13,18 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-import coursekit.losses as losses_module
-from coursekit.losses import (
-    BCEWithLogitsLossFlat,
-    CrossEntropyLossFlat,
-    DiceLoss,
-    FocalLoss,
-    L1LossFlat,
-    LabelSmoothingCrossEntropy,
-    Loss,
-    MSELossFlat,
-    WrappedLoss,
-    as_loss,
+import coursekit.training.losses as losses_module
+from coursekit.training.losses import (
+    BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat,
+    WrappedLoss, as_loss
 )
 
 quick = settings(deadline=None, max_examples=40)

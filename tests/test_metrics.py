@@ -15,28 +15,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
-import coursekit.metrics as metrics_module
-from coursekit.metrics import (
-    AverageMetric,
-    CountMetric,
-    Dice,
-    F1Score,
-    FBeta,
-    JaccardCoeff,
-    Metric,
-    Perplexity,
-    Precision,
-    Recall,
-    RocAuc,
-    RocAucBinary,
-    accuracy,
-    accuracy_multi,
-    as_metric,
-    error_rate,
-    mae,
-    mse,
-    rmse,
-    top_k_accuracy,
+import coursekit.training.metrics as metrics_module
+from coursekit.training.metrics import (
+    AverageMetric, CountMetric, Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary, accuracy,
+    accuracy_multi, as_metric, error_rate, mae, mse, rmse, top_k_accuracy
 )
 
 quick = settings(deadline=None, max_examples=40)

@@ -9,7 +9,7 @@ import pytest
 from conftest import find_browser
 from helpers import NBS, ROOT, name_of, notebooks, run, tool
 
-from coursekit.commands.notebooks import DIRECTIVE
+from coursekit.cli.notebooks import DIRECTIVE
 
 API = notebooks("api")
 LESSONS = notebooks("lessons")

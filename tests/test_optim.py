@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from coursekit.core import seeded
-from coursekit.layers import create_head, is_norm, norm_bias_params, num_params
-from coursekit.optim import SGD, Adam, AdamW, RMSProp, describe_groups, get_hyper, make_optimizer, set_hyper, split_params
+from coursekit.training.layers import create_head, is_norm, norm_bias_params, num_params
+from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp, describe_groups, get_hyper, make_optimizer, set_hyper, split_params
 
 quick = settings(deadline=None, max_examples=40)
 OPT_FUNCS = {"AdamW": AdamW, "Adam": Adam, "SGD": SGD, "SGD with momentum": partial(SGD, mom=0.9), "RMSProp": RMSProp}

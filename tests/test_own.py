@@ -28,8 +28,8 @@ from coursekit.vision import collect
 from coursekit.vision.collect import DownloadReport, _urls_of_file, download_images, resize_images
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.images import check_images
-from coursekit.vision.layout import Index, Labelled, folder_layout
-from coursekit.vision.own import _with_split, plan_data, same_files
+from coursekit.vision.folders import Index, Labelled, folder_layout
+from coursekit.vision.plan import _with_split, plan_data, same_files
 
 GOOD, OTHER = encoded(photo(), "JPEG"), encoded(photo(seed=1), "PNG")
 

@@ -8,25 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coursekit.schedule import (
-    CombinedSched,
-    SchedCos,
-    SchedExp,
-    SchedLin,
-    SchedNo,
-    SchedPoly,
-    Schedule,
-    combine_scheds,
-    combined_cos,
-    flat_cos,
-    lr_groups,
-    minimum,
-    one_cycle,
-    sgdr,
-    sgdr_epochs,
-    slide,
-    steep,
-    valley,
+from coursekit.training.schedules import (
+    CombinedSched, SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, Schedule, combine_scheds, combined_cos, flat_cos, lr_groups, minimum,
+    one_cycle, sgdr, sgdr_epochs, slide, steep, valley
 )
 
 rates = st.floats(1e-7, 10)

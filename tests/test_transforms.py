@@ -13,20 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coursekit.vision import transforms as tf
+from coursekit.vision import augment as tf
 from coursekit.vision.images import to_uint8_tensor
-from coursekit.vision.transforms import (
-    Augment,
-    Normalize,
-    RandomResizedCrop,
-    Resize,
-    ToFloat,
-    aug_transforms,
-    cifar_stats,
-    fuse_tfms,
-    imagenet_stats,
-    mnist_stats,
-)
+from coursekit.vision.augment import Augment, Normalize, ToFloat, aug_transforms, cifar_stats, fuse_tfms, imagenet_stats, mnist_stats
+from coursekit.vision.resize import RandomResizedCrop, Resize
 
 OFF = {"do_flip": False, "max_rotate": 0.0, "max_zoom": 1.0, "max_lighting": 0.0, "max_warp": 0.0}
 ALWAYS = {"p_affine": 1.0, "p_lighting": 1.0}

@@ -21,11 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coursekit.learner import Learner, load_learner
+from coursekit.deploy.loading import load_learner
+from coursekit.training.learner import Learner
 from coursekit.testing import synthetic_learner
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import vision_learner
-from coursekit.vision.transforms import Resize
+from coursekit.vision.resize import Resize
 from coursekit.widgets import ImageClassifierCleaner, edits, lr_explorer, read_edits, upload_and_predict
 from coursekit.widgets.cleaner import LabelledFiles
 from coursekit.widgets.dropzone import Collector
@@ -206,7 +207,7 @@ def test_heat_map_of_hooks(learn: Learner, monkeypatch: pytest.MonkeyPatch) -> N
         asked.append(item.size)
         return types.SimpleNamespace(map=torch.eye(4), image=item)
 
-    monkeypatch.setitem(sys.modules, "coursekit.hooks", types.SimpleNamespace(grad_cam=grad_cam))
+    monkeypatch.setitem(sys.modules, "coursekit.training.hooks", types.SimpleNamespace(grad_cam=grad_cam))
     up = upload_and_predict(learn, uploader="plain")
     send(up, ("a.png", encoded(halves(), "PNG")), ("note.jpg", b"no picture"))
     plain = up.results.children[1].value
@@ -218,7 +219,7 @@ def test_heat_map_of_hooks(learn: Learner, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(asked) == 2
     up.toggle.value = False
     assert up.results.children[2].value == plain
-    monkeypatch.setitem(sys.modules, "coursekit.hooks", None)  # an import of it fails
+    monkeypatch.setitem(sys.modules, "coursekit.training.hooks", None)  # an import of it fails
     up.toggle.value = True
     text = page(up.widget)
     assert text.count("There is no heat map") == 2 and len(pictures(text)) == 2 and "Traceback" not in text

@@ -15,19 +15,22 @@ from helpers import rough_photos
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from coursekit.callback import Callback
-from coursekit.callbacks.checkpoint import Checkpoint
+from coursekit.training.callback import Callback
+from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.core import precision_dtype
-from coursekit.data.block import Block, DataBlock
+from coursekit.data.block import Block
+from coursekit.data.datablock import DataBlock
 from coursekit.data.items import RandomSplitter, get_image_files
-from coursekit.data.load import DataLoaders
-from coursekit.interpret import ClassificationInterpretation
-from coursekit.learner import Learner, load_learner
-from coursekit.metrics import error_rate
+from coursekit.data.loader import DataLoaders
+from coursekit.interpret.interpretation import ClassificationInterpretation
+from coursekit.deploy.loading import load_learner
+from coursekit.training.learner import Learner
+from coursekit.training.metrics import error_rate
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
 from coursekit.vision.models import Views, WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, timm_file, vision_groups, whole_net
-from coursekit.vision.transforms import AugmentNormalize, Resize, aug_transforms, imagenet_stats
+from coursekit.vision.augment import AugmentNormalize, aug_transforms, imagenet_stats
+from coursekit.vision.resize import Resize
 
 FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
             "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "coursenet",

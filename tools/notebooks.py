@@ -9,7 +9,7 @@
 Every notebook gets a kernel of its own and prints one line a code cell while it runs. Cells tagged `results` hold
 a lesson's final numbers; they are printed again at the end. A cell that is meant to fail is tagged `raises-exception`.
 Cells that start with `#| eval: false`, `#| notest` or `#| slow` are left as they are (`--slow` runs the last kind).
-The running itself is `coursekit.commands.notebooks`, as in `coursekit run`.
+The running itself is `coursekit.cli.notebooks`, as in `coursekit run`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from coursekit.commands.notebooks import (
+from coursekit.cli.notebooks import (
     NotebookFailed,
     alt_text,
     execute_notebook,

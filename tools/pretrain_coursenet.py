@@ -29,22 +29,24 @@ from safetensors.torch import load_file, save
 from torch.optim.swa_utils import update_bn
 
 import coursekit.vision.models
-from coursekit.callback import ParamScheduler
-from coursekit.callbacks.ema import EMA
 from coursekit.core import seeded
-from coursekit.data.block import BatchTransform, CategoryBlock, Dataset
-from coursekit.data.external import URLs, untar_data
+from coursekit.data.block import CategoryBlock
+from coursekit.data.dataset import Dataset
+from coursekit.data.download import URLs, untar_data
 from coursekit.data.items import get_image_files
-from coursekit.data.load import DataLoaders
-from coursekit.export import atomic_write
-from coursekit.learner import Learner
-from coursekit.metrics import Metric
-from coursekit.optim import SGD, AdamW
-from coursekit.schedule import one_cycle
+from coursekit.data.loader import DataLoaders
+from coursekit.data.transforms import BatchTransform
+from coursekit.training.callback import ParamScheduler
+from coursekit.training.callbacks.ema import EMA
+from coursekit.training.learner import Learner
+from coursekit.training.metrics import Metric
+from coursekit.training.optimizers import SGD, AdamW
+from coursekit.training.schedules import one_cycle
+from coursekit.training.weights import atomic_write
+from coursekit.vision.augment import Normalize, aug_transforms, fuse_tfms, imagenet_stats
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.images import load_image, to_uint8_tensor
 from coursekit.vision.models import coursenet
-from coursekit.vision.transforms import Normalize, aug_transforms, fuse_tfms, imagenet_stats
 
 TINY, CIFAR = 200, 10  # classes of the two sets; CIFAR's come after
 WEIGHTS = Path(coursekit.vision.models.__file__).with_name("coursenet.safetensors")

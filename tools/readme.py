@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from notebooks import ROOT, read
 
-from coursekit.commands.notebooks import ANSI, DIRECTIVE, alt_text, has_tag
+from coursekit.cli.notebooks import ANSI, DIRECTIVE, alt_text, has_tag
 
 IMAGES = "nbs/images"
 NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->"

@@ -17,7 +17,7 @@ from typing import Any
 from ..core import plural
 from ..data.block import CategoryBlock
 from ..exercises import Exercise, Hint, call_answer, close, number, shown
-from ..export import Exported, read_export
+from ..deploy.export import Exported, read_export
 from ..vision.data import ImageBlock
 
 # %% ../../nbs/api/33b_exercises_02.ipynb #6e63c25a

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..curves import wilson
+from ..interpret.curves import wilson
 from ..exercises import Exercise, Hint, call_answer, close, number, numbers
 
 # %% ../../nbs/api/33c_exercises_03.ipynb #d77bc793

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..callback import EVENTS, Callback, collect_hooks
+from ..training.callback import EVENTS, Callback, collect_hooks
 from ..core import plural
 from ..exercises import Exercise, Hint, call_answer, close, number, numbers, shown
-from ..learner import Learner
+from ..training.learner import Learner
 
 # %% ../../nbs/api/33m_exercises_13.ipynb #72ed76d9
 EPOCHS, TRAIN, VALID, CANCELLED = 3, 23, 3, 5  # epochs, batches of each kind an epoch, training batches cancelled in all

@@ -14,48 +14,60 @@ from torchvision.models import (alexnet, convnext_tiny, densenet121, densenet161
                                 resnet18, resnet34, resnet50, resnet101, resnet152, resnext50_32x4d, shufflenet_v2_x1_0,
                                 squeezenet1_0, squeezenet1_1, vgg11_bn, vgg16_bn, vgg19_bn, wide_resnet50_2)
 
-from coursekit.callback import (Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
-                                CancelTrainException, CancelValidateException, ParamScheduler, Recorder, State)
-from coursekit.callbacks.checkpoint import Checkpoint
-from coursekit.callbacks.ema import EMA
-from coursekit.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
-from coursekit.callbacks.mixup import CutMix, MixUp
-from coursekit.callbacks.stats import ActivationStats
-from coursekit.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from coursekit.training.callback import (
+    Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException, CancelTrainException,
+    CancelValidateException, ParamScheduler, State
+)
+from coursekit.training.recorder import Recorder
+from coursekit.training.callbacks.checkpoint import Checkpoint
+from coursekit.training.callbacks.ema import EMA
+from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
+from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
+from coursekit.training.callbacks.mixup import CutMix, MixUp
+from coursekit.training.callbacks.stats import ActivationStats
+from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
-from coursekit.curves import Calibration, ThresholdCurve, calibration, threshold_curve, wilson
-from coursekit.data.block import (BatchTransform, Block, CategoryBlock, DataBlock, Dataset, Datasets, ItemTransform,
-                                  MultiCategoryBlock, RegressionBlock)
-from coursekit.data.external import URLs, course_data, data_mode, download_url, untar_data
+from coursekit.interpret.curves import Calibration, ThresholdCurve, calibration, threshold_curve, wilson
+from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.datablock import DataBlock, Datasets
+from coursekit.data.dataset import Dataset
+from coursekit.data.transforms import BatchTransform, ItemTransform
+from coursekit.data.download import URLs, course_data, data_mode, download_url, untar_data
 from coursekit.data.items import (ColReader, ColSplitter, EndSplitter, FileSplitter, FuncSplitter, GrandparentSplitter,
                                   IndexSplitter, MaskSplitter, RandomSplitter, RandomSubsetSplitter, RegexLabeller,
                                   TrainTestSplitter, get_files, get_image_files, parent_label, using_attr)
-from coursekit.data.load import Batch, DataLoader, DataLoaders
-from coursekit.embeddings import EmbeddingMap, embeddings, pca
-from coursekit.hooks import HeatMap, cam, grad_cam, heat_maps, hook_outputs
-from coursekit.hub import from_hub, push_to_hub
-from coursekit.interpret import ClassificationInterpretation, Interpretation
-from coursekit.landscape import Landscape, WeightPath, loss_landscape
-from coursekit.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
-from coursekit.learner import Learner, Prediction, Preds, load_learner
-from coursekit.losses import (BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss,
-                              MSELossFlat)
-from coursekit.metrics import (Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary,
-                               accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy)
-from coursekit.optim import SGD, Adam, AdamW, RMSProp
-from coursekit.schedule import (SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle,
-                                slide, steep, valley)
-from coursekit.show import display_table, finish, show_grid, show_image
-from coursekit.trials import Choice, LogUniform, Trials, Uniform, trials
+from coursekit.data.loader import Batch, DataLoader, DataLoaders
+from coursekit.interpret.embeddings import EmbeddingMap, embeddings, pca
+from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
+from coursekit.training.hooks import hook_outputs
+from coursekit.deploy.hub import from_hub, push_to_hub
+from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
+from coursekit.interpret.landscape import Landscape, WeightPath, loss_landscape
+from coursekit.training.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
+from coursekit.deploy.loading import load_learner
+from coursekit.training.learner import Learner
+from coursekit.training.predictions import Prediction, Preds
+from coursekit.training.losses import (
+    BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
+)
+from coursekit.training.metrics import (
+    Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate,
+    mae, mse, rmse, top_k_accuracy
+)
+from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp
+from coursekit.training.schedules import (
+    SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle, slide, steep, valley
+)
+from coursekit.display import display_table, finish, show_grid, show_image
+from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
 from coursekit.vision.collect import DownloadReport, download_images, resize_images
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups
-from coursekit.vision.own import DataPlan, plan_data
-from coursekit.vision.transforms import (Augment, Normalize, RandomResizedCrop, Resize, aug_transforms, cifar_stats, imagenet_stats,
-                                         mnist_stats)
+from coursekit.vision.plan import DataPlan, plan_data
+from coursekit.vision.augment import Augment, Normalize, aug_transforms, cifar_stats, imagenet_stats, mnist_stats
+from coursekit.vision.resize import RandomResizedCrop, Resize
 from coursekit.widgets import ImageClassifierCleaner, lr_explorer, read_edits, upload_and_predict
 
 pd = lazy_module("pandas")
