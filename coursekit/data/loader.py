@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'default_workers', 'ignore_interrupts', 'Collate', 'DataLoader',
-           'PlainLoader', 'starting_at', 'ordered', 'resized', 'DataLoaders']
+           'PlainLoader', 'starting_at', 'ordered', 'LoaderOptions', 'resized', 'DataLoaders']
 
 # %% ../../nbs/api/data/07_loader.ipynb #dc7e4be1
 import copy
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -362,6 +362,15 @@ def ordered(
             return dl.new(dataset=dl.dataset.with_train(False), shuffle=False, drop_last=False)
         return dl
     return dl if isinstance(dl, PlainLoader) else PlainLoader(dl)
+
+# %% ../../nbs/api/data/07_loader.ipynb #2c82469a
+class LoaderOptions(TypedDict, total=False):
+    "How batches are made: options of every function that returns `DataLoaders`."
+    bs: int  # items per training batch, from 1; 64 if not given
+    val_bs: int | None  # items per validation batch; None: twice bs
+    num_workers: int | None  # processes that prepare batches; None: chosen by the number of cores
+    device: torch.device | str | None  # where batches go; None: `default_device()`
+    cache: str | None  # keep prepared items: "memory" or "device"; None: prepare them anew each epoch
 
 # %% ../../nbs/api/data/07_loader.ipynb #4f678a0d
 def resized(
