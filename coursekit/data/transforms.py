@@ -18,6 +18,7 @@ from torch import Tensor
 class ItemTransform:
     "Base of transforms of one sample, before stacking."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
+    moves: ClassVar[tuple[str, ...]] = ()  # kinds of parts that it moves in space, such as "mask"
     size: Any = None  # pixels that it brings pictures to, where it does
 
     @property
@@ -63,6 +64,7 @@ class ItemTransform:
 class BatchTransform:
     "Base of transforms of a batch on the device."
     order: ClassVar[int] = 0  # transforms of one list run in increasing order
+    moves: ClassVar[tuple[str, ...]] = ()  # kinds of parts that it moves in space, such as "mask"
     size: Any = None  # pixels that it brings pictures to, where it does
 
     def apply(
@@ -79,6 +81,17 @@ class BatchTransform:
     def decode(self, tensors: list[Tensor], kinds: list[str]) -> list[Tensor]:
         "Undo what must be undone to show a sample."
         return tensors
+
+    def undo(
+        self,
+        preds: list[Tensor],  # predictions for a batch that `apply` has transformed in training mode, one tensor (N, ...) per target
+        kinds: list[str],  # each target's `Block.kind`
+        shapes: dict[str, tuple[int, ...]],  # shape of each kind of part before `apply`
+        *,
+        rng: torch.Generator,  # in the state in which `apply` got it
+    ) -> list[Tensor]:
+        "Predictions taken back to where the items were before: those that `moves` names, moved the opposite way."
+        return preds
 
     def with_size(self, size: int | tuple[int, int]) -> "BatchTransform":
         "The same transform for another size."

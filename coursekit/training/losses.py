@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['LOSSES', 'Loss', 'CrossEntropyLossFlat', 'LabelSmoothingCrossEntropy', 'FocalLoss', 'DiceLoss',
-           'BCEWithLogitsLossFlat', 'MSELossFlat', 'L1LossFlat', 'WrappedLoss', 'as_loss', 'named_loss']
+           'BCEWithLogitsLossFlat', 'MSELossFlat', 'L1LossFlat', 'WrappedLoss', 'as_loss', 'MultiTargetLoss',
+           'named_loss', 'fitting_loss']
 
 # %% ../../nbs/api/training/01_losses.ipynb #e7e4831e
 import copy
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ from ..core import check_range, suggest
 class Loss(nn.Module):
     "Base of the losses. A subclass stores its arguments under their own names and defines `per_item`."
 
+    whole: ClassVar[bool] = False  # takes all outputs of a model that returns several
+
     _checked = 0  # number of classes for which a batch of targets on a GPU has been looked at
 
     def forward(
@@ -31,6 +34,14 @@ class Loss(nn.Module):
         targs: Tensor,  # (N, ...) targets
     ) -> Tensor:  # scalar, the mean over the items
         return self.per_item(preds, targs).mean()
+
+    def takes(self, preds: Any) -> Any:
+        "What this loss, its activation and its decode take of a model's outputs: of several outputs the first one, unless `whole`."
+        return preds if self.whole or isinstance(preds, Tensor) else preds[0]
+
+    def parts(self, preds: Any) -> tuple:  # one tensor (N, ...) per target
+        "The outputs that belong to each target."
+        return (preds,) if isinstance(preds, Tensor) else tuple(preds[:1])
 
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) one loss for each item
         raise NotImplementedError(f"{type(self).__name__} defines no per_item(preds, targs) -> (N,) losses; add one.")
@@ -338,6 +349,8 @@ _DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
 class WrappedLoss(Loss):
     "Any loss behind the `Loss` interface. Its options keep the activation, not the code: rebuilt, it only decodes."
 
+    whole = True
+
     def __init__(
         self,
         fn: Callable | None = None,  # (preds, *targs) -> scalar
@@ -373,11 +386,14 @@ class WrappedLoss(Loss):
             return losses.reshape(n, -1).mean(1)
         return torch.stack([self(_item(preds, i), *(_item(t, i) for t in targs)) for i in range(n)])
 
-    def activation(self, preds: Tensor) -> Tensor:
-        return self.like.activation(preds) if self.like else _ACTIVATIONS[self.activation_name](preds)
+    def parts(self, preds: Any) -> tuple:
+        return self.like.parts(preds) if self.like else super().parts(preds)
 
-    def decode(self, preds: Tensor) -> Tensor:
-        return self.like.decode(preds) if self.like else _DECODERS[self.decode_name](self.activation(preds))
+    def activation(self, preds: Any) -> Any:
+        return self.like.activation(self.like.takes(preds)) if self.like else _ACTIVATIONS[self.activation_name](self.parts(preds)[0])
+
+    def decode(self, preds: Any) -> Any:
+        return self.like.decode(self.like.takes(preds)) if self.like else _DECODERS[self.decode_name](self.activation(preds))
 
     def options(self) -> dict[str, Any]:
         return {"like": self.like} if self.like else {"activation": self.activation_name, "decode": self.decode_name}
@@ -467,7 +483,52 @@ def as_loss(
     names = next((v for k, v in _KNOWN.items() if isinstance(f, k)), None)
     return WrappedLoss(f, activation=names[0], decode=names[1]) if names else WrappedLoss(f, like=like)
 
-# %% ../../nbs/api/training/01_losses.ipynb #7513a67a
+# %% ../../nbs/api/training/01_losses.ipynb #e12009be
+class MultiTargetLoss(Loss):
+    "The sum of one loss per target. Activations, answers and parts are tuples with one entry per target."
+
+    whole = True
+
+    def __init__(
+        self,
+        losses: Sequence[Loss],  # one per target
+        sizes: Sequence[int | None] = (),  # columns of each target, if the model returns one tensor (N, sum of sizes)
+        *,
+        weights: Sequence[float] | None = None,  # factor of each loss in the sum; None: all 1
+    ):
+        super().__init__()
+        self.losses, self.sizes = nn.ModuleList(losses), list(sizes)
+        self.weights = [1.0] * len(self.losses) if weights is None else list(weights)
+        if len(self.weights) != len(self.losses) or len(self.sizes) not in (0, len(self.losses)):
+            raise ValueError(f"MultiTargetLoss: {len(self.losses)} losses, sizes={self.sizes}, weights={self.weights}; pass one size and one weight per loss.")
+
+    def parts(self, preds: Any) -> tuple:
+        n = len(self.losses)
+        if not isinstance(preds, Tensor):
+            if len(preds) != n:
+                raise ValueError(f"MultiTargetLoss: the model returns {len(preds)} outputs for {n} targets; return one per target.")
+            return tuple(preds)
+        if not self.sizes or None in self.sizes or preds.ndim < 2 or sum(self.sizes) != preds.shape[1]:
+            raise ValueError(f"MultiTargetLoss: outputs of shape {tuple(preds.shape)} cannot be dealt out to targets of {self.sizes} columns; return a "
+                             "tuple with one tensor per target, or as many columns as all targets need.")
+        return preds.split(self.sizes, 1)
+
+    def forward(self, preds: Any, *targs: Tensor) -> Tensor:  # scalar
+        return sum(w * loss(p, t) for w, loss, p, t in zip(self.weights, self.losses, self.parts(preds), targs))
+
+    def per_item(self, preds: Any, *targs: Tensor) -> Tensor:  # (N,)
+        return sum(w * loss.per_item(p, t) for w, loss, p, t in zip(self.weights, self.losses, self.parts(preds), targs))
+
+    def activation(self, preds: Any) -> tuple:
+        return tuple(loss.activation(p) for loss, p in zip(self.losses, self.parts(preds)))
+
+    def decode(self, preds: Any) -> tuple:
+        return tuple(loss.decode(p) for loss, p in zip(self.losses, self.parts(preds)))
+
+    def options(self) -> dict[str, Any]:
+        return {"losses": list(self.losses), "sizes": self.sizes, "weights": self.weights}
+
+# %% ../../nbs/api/training/01_losses.ipynb #b1ecf6e8
 LOSSES: dict[str, type[Loss]] = {"cross_entropy": CrossEntropyLossFlat, "binary_cross_entropy": BCEWithLogitsLossFlat, "mse": MSELossFlat, "l1": L1LossFlat}
 
 
@@ -483,3 +544,13 @@ def named_loss(
     if name not in LOSSES:
         raise ValueError(f"Block.loss: {name!r} is not the name of a loss; use one of {', '.join(LOSSES)}, or a loss itself.")
     return LOSSES[name](**options)
+
+
+def fitting_loss(
+    targets: Sequence,  # target blocks of the data
+) -> Loss | None:  # None if a target has no loss, or there is no target
+    "The loss that fits all targets of the data."
+    losses = [named_loss(b.loss) for b in targets]
+    if not losses or None in losses:
+        return None
+    return losses[0] if len(losses) == 1 else MultiTargetLoss(losses, [b.n_out for b in targets])

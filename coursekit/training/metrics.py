@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Metric', 'AverageMetric', 'direction', 'accuracy', 'error_rate', 'top_k_accuracy', 'accuracy_multi', 'mse', 'rmse',
            'mae', 'CountMetric', 'Precision', 'Recall', 'FBeta', 'F1Score', 'Dice', 'JaccardCoeff', 'Perplexity',
-           'RocAuc', 'RocAucBinary', 'as_metric']
+           'RocAuc', 'RocAucBinary', 'as_metric', 'for_target']
 
 # %% ../../nbs/api/training/02_metrics.ipynb #317f6fbc
 import copy
@@ -19,13 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import suggest
+from ..core import check_whole, suggest
 
 # %% ../../nbs/api/training/02_metrics.ipynb #87bc0dcc
 class Metric:
     "Base of the metrics. A subclass defines the three methods; `update` must not ask the device for a number."
 
     higher_is_better: bool | None = None  # None: not known, whoever compares values has to be told
+    target: int = 0  # which target of the data it judges, if there are several; `for_target` changes it
 
     @property
     def name(self) -> str:  # heading of the column
@@ -526,3 +527,14 @@ def as_metric(
     if isinstance(f, nn.Module) or getattr(f, "__module__", "") == F.__name__:
         return AverageMetric(f, higher_is_better=False)  # a loss
     return AverageMetric(f)
+
+# %% ../../nbs/api/training/02_metrics.ipynb #87044512
+def for_target(
+    target: int,  # which target of the data, from 0
+    metric: Any,  # a metric function or a `Metric`
+) -> Metric:
+    "A metric that judges another target than the first: `metrics=[accuracy, for_target(1, mae)]`."
+    check_whole("for_target", "target", target, 0, high=1000)
+    metric = copy.copy(as_metric(metric))
+    metric.target = target
+    return metric
