@@ -33,14 +33,13 @@ from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from coursekit.core import seeded
 from coursekit.data.loader import Batch
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.losses import (
     BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss, as_loss
 )
 from coursekit.training.metrics import accuracy, error_rate, mae
 from coursekit.training.optimizers import SGD, AdamW
 from coursekit.training.schedules import SchedLin
-from coursekit.testing import synthetic_learner
 
 quick = settings(deadline=None, max_examples=25)
 

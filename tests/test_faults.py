@@ -22,8 +22,7 @@ from coursekit.training.callbacks.checkpoint import Checkpoint, pack_value, unpa
 from coursekit.training.callbacks.gradient import GradientAccumulation
 from coursekit.training.callbacks.mixup import MixUp
 from coursekit.data.loader import Batch
-from coursekit.training.learner import Learner
-from coursekit.testing import synthetic_learner
+from coursekit.training.learner import Learner, synthetic_learner
 
 HERE = Path(__file__).parent
 

@@ -12,10 +12,9 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from coursekit.training.callback import Callback, ParamScheduler
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.optimizers import get_hyper
 from coursekit.training.schedules import SchedExp, SchedLin, combine_scheds, minimum, one_cycle, slide, steep, valley
-from coursekit.testing import synthetic_learner
 
 GROUPS = (1e-3, 1e-2)
 

@@ -15,10 +15,9 @@ from torch import nn
 
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
 from coursekit.deploy.loading import load_learner
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.metrics import accuracy, error_rate
 from coursekit.training.optimizers import get_hyper
-from coursekit.testing import synthetic_learner
 from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
                                   vision_learner)
 
