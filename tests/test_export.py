@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contracts import same
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,6 @@ from coursekit.deploy.export import pack_learner
 from coursekit.deploy.loading import load_learner
 from coursekit.training.learner import Learner
 from coursekit.training.losses import FocalLoss, WrappedLoss
-from coursekit.testing import same
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.models import VisionModel

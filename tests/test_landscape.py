@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from contracts import global_rng_untouched
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,7 @@ from coursekit.data.block import CategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
 from coursekit.interpret.landscape import Landscape, WeightPath, filter_directions, flat_weights, loss_landscape, path_directions, scaled
-from coursekit.training.learner import Learner
-from coursekit.testing import global_rng_untouched, synthetic_learner
+from coursekit.training.learner import Learner, synthetic_learner
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(50) % 3

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import raises
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -309,9 +310,9 @@ def test_functions_of_users() -> None:
 
 
 def test_one_kind_only_has_no_area() -> None:
-    with pytest.warns(UserWarning, match="RocAucBinary: 1 of 1 classes have no area"):
+    with pytest.warns(UserWarning, match="RocAucBinary.*1 of 1"):
         assert math.isnan(RocAucBinary()(torch.rand(5), torch.ones(5)))
-    with pytest.warns(UserWarning, match="RocAuc: 1 of 3 classes"):
+    with pytest.warns(UserWarning, match="RocAuc.*1 of 3"):
         assert RocAuc()(torch.eye(3)[:2] * 9, torch.tensor([0, 1])) == 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -319,31 +320,31 @@ def test_one_kind_only_has_no_area() -> None:
 
 
 REFUSED = {
-    "one column": (accuracy, torch.zeros(4, 1), torch.zeros(4).long(), "use accuracy_multi"),
-    "no classes": (error_rate, torch.zeros(4), torch.zeros(4).long(), "no scores of two or more classes"),
-    "mask": (accuracy, torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), "pass axis=1"),
-    "labels": (error_rate, torch.zeros(4, 3), torch.zeros(4, 3).long(), r"need targs of shape \(4,\), not \(4, 3\)"),
-    "k": (functools.partial(top_k_accuracy, k=9), torch.zeros(4, 3), torch.zeros(4).long(), "k=9"),
-    "numbers": (mse, torch.zeros(4, 3), torch.zeros(4), "one output for each target"),
-    "binary": (F1Score(), torch.zeros(4, 3), torch.zeros(4).long(), "average='binary' with 3 classes"),
-    "binary labels": (F1Score(), torch.zeros(4, 3), torch.zeros(4, 3).long(), "average='binary' with 3 labels"),
-    "area": (RocAuc(), torch.zeros(4), torch.zeros(4), "use RocAucBinary"),
-    "multi": (accuracy_multi, torch.zeros(4, 3), torch.zeros(4), "accuracy_multi: preds of shape"),
+    "one column": (accuracy, torch.zeros(4, 1), torch.zeros(4).long(), ["accuracy_multi"]),
+    "no classes": (error_rate, torch.zeros(4), torch.zeros(4).long(), ["error_rate", "(4,)"]),
+    "mask": (accuracy, torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), ["axis=1"]),
+    "labels": (error_rate, torch.zeros(4, 3), torch.zeros(4, 3).long(), ["(4,)", "(4, 3)"]),
+    "k": (functools.partial(top_k_accuracy, k=9), torch.zeros(4, 3), torch.zeros(4).long(), ["k=9"]),
+    "numbers": (mse, torch.zeros(4, 3), torch.zeros(4), ["mse", "(4, 3)", "(4,)"]),
+    "binary": (F1Score(), torch.zeros(4, 3), torch.zeros(4).long(), ["average='binary'", "3 classes"]),
+    "binary labels": (F1Score(), torch.zeros(4, 3), torch.zeros(4, 3).long(), ["average='binary'", "3 labels"]),
+    "area": (RocAuc(), torch.zeros(4), torch.zeros(4), ["RocAucBinary"]),
+    "multi": (accuracy_multi, torch.zeros(4, 3), torch.zeros(4), ["accuracy_multi", "(4, 3)", "(4,)"]),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
-    f, preds, targs, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
+    f, preds, targs, facts = REFUSED[name]
+    with raises(ValueError, *facts):
         as_metric(f)(preds, targs)
 
 
 def test_no_metric() -> None:
     for bad in ("accuracy", None, 3, [accuracy]):
-        with pytest.raises(TypeError, match="as_metric: .* is no metric"):
+        with raises(TypeError, "as_metric", repr(bad)):
             as_metric(bad)
-    with pytest.raises(ValueError, match="did you mean 'macro'"):
+    with raises(ValueError, "marco", "'macro'"):
         F1Score("marco")
-    with pytest.raises(NotImplementedError, match="Mine defines no update"):
+    with raises(NotImplementedError, "Mine", "update"):
         type("Mine", (Metric,), {})().update(torch.zeros(1), torch.zeros(1))
