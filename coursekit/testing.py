@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from .callback import Callback, CancelEpochException, CancelFitException, CancelTrainException
 from .data.block import BatchTransform, Block, ItemTransform
 from .data.load import DataLoaders
-from .exercises import shown
+from .course.judging import shown
 from .export import ModelSpec, from_spec, to_spec
 from .learner import Learner, load_learner
 from .losses import Loss, MSELossFlat
