@@ -21,7 +21,7 @@ LAYERS = {
     "callback": 3, "faults": 3, "timing": 3, "progress": 3, "loop": 3, "export": 3, "address": 3, "portable": 3, "preds": 3, "learner": 3,
     "callbacks": 4, "hooks": 4, "interpret": 4, "embeddings": 4, "hub": 4, "landscape": 4, "trials": 4,
     "vision": 5, "text": 5, "tabular": 5, "collab": 5,
-    "widgets": 6, "exercises": 6, "lesson_checks": 6, "distributed": 6, "cli": 6, "commands": 6, "doctor": 6, "testing": 6, "v1": 6,
+    "widgets": 6, "course": 6, "distributed": 6, "cli": 6, "commands": 6, "doctor": 6, "testing": 6, "v1": 6,
     "__main__": 6, "vision.all": 6, "text.all": 6, "tabular.all": 6, "collab.all": 6,
 }  # fmt: skip
 APPLICATIONS = ("vision", "text", "tabular", "collab")

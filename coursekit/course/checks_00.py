@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mend_the_function', 'softmax_by_hand', 'own_first_picture']
 
-# %% ../../nbs/api/course/01_checks_00.ipynb #e258cb79
+# %% ../../nbs/api/course/01_checks_00.ipynb #71181a66
 import numpy as np
 import torch
 from PIL import Image
@@ -13,7 +13,7 @@ from PIL import Image
 from ..core import seeded
 from .judging import FunctionCheck, RETURNED, Hint, call_answer, close, hint_if, numbers
 
-# %% ../../nbs/api/course/01_checks_00.ipynb #e9580460
+# %% ../../nbs/api/course/01_checks_00.ipynb #c552af6b
 def _gray_images() -> list[tuple[Image.Image]]:  # arguments for the reader's function
     "A dark, a bright and a colorful image, none of them square."
     ramp = np.arange(20 * 30, dtype=np.float32).reshape(20, 30) / 600
@@ -37,7 +37,7 @@ mend_the_function = FunctionCheck(
     },
 )
 
-# %% ../../nbs/api/course/01_checks_00.ipynb #63fde885
+# %% ../../nbs/api/course/01_checks_00.ipynb #c50fc7a7
 def softmax_by_hand(answer):  # function (scores of shape (n,)) -> n probabilities
     "Scores to probabilities, large scores included."
     rng = torch.Generator().manual_seed(11)
@@ -56,7 +56,7 @@ def softmax_by_hand(answer):  # function (scores of shape (n,)) -> n probabiliti
         hint_if(values.argsort().tolist() != scores.argsort().tolist(), "order")
         raise Hint("ratio")
 
-# %% ../../nbs/api/course/01_checks_00.ipynb #fbab1a5c
+# %% ../../nbs/api/course/01_checks_00.ipynb #9c48f6e0
 def own_first_picture(answer):  # [image, what `pretrained("cifar10").predict` said about it]
     "An image of the reader's and the name that the model gives it."
     hint_if(not isinstance(answer, (list, tuple)) or len(answer) != 2, "two things")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['error_rate_by_hand', 'SHELTER_NAMES', 'MORE_NAMES', 'shelter_pattern', 'own_pictures']
 
-# %% ../../nbs/api/course/02_checks_01.ipynb #a4994120
+# %% ../../nbs/api/course/02_checks_01.ipynb #38a01ba3
 import contextlib
 import re
 
@@ -14,7 +14,7 @@ import torch
 from ..core import plural
 from .judging import FunctionCheck, Hint, hint_if, shown
 
-# %% ../../nbs/api/course/02_checks_01.ipynb #ab339ec9
+# %% ../../nbs/api/course/02_checks_01.ipynb #234bb8cc
 def _scores_and_labels() -> list[tuple[torch.Tensor, torch.Tensor]]:  # scores (N, C) and labels (N,)
     "Scores with labels of which at least half are right."
     rng, made = torch.Generator().manual_seed(7), []
@@ -39,7 +39,7 @@ error_rate_by_hand = FunctionCheck(
     },
 )
 
-# %% ../../nbs/api/course/02_checks_01.ipynb #9c8bb960
+# %% ../../nbs/api/course/02_checks_01.ipynb #97f7b995
 SHELTER_NAMES = ("A17-maine_coon-003.jpg", "B2-pug-12.jpeg", "C105-english_cocker_spaniel-1.JPG")  # shown to the reader
 MORE_NAMES = ("D9-type_2_tabby-40.png", "E300-Saint_Bernard-7.jpg", "AB12-Egyptian_Mau-100.jpg")  # tried as well
 
@@ -67,7 +67,7 @@ def shelter_pattern(answer):  # pattern, or a labeler that has one as `pat`
         hint_if(label and label in breed, "a piece", **said)
         raise Hint("otherwise", **said)
 
-# %% ../../nbs/api/course/02_checks_01.ipynb #bc1a2d06
+# %% ../../nbs/api/course/02_checks_01.ipynb #d23bac09
 def own_pictures(answer):  # a trained Learner; DataLoaders get a word on what is next
     "A classifier of images that the reader chose."
     dls = getattr(answer, "dls", answer)

@@ -6,16 +6,15 @@
 __all__ = ['PATHS', 'SCENES', 'KEEP_LETTERS', 'CHANGE_LETTERS', 'LESSON_CLASSES', 'label_two_levels_up', 'each_picture_once',
            'split_by_scene', 'changes_that_keep_a_letter', 'own_model_file']
 
-# %% ../../nbs/api/course/03_checks_02.ipynb #effc9f6e
+# %% ../../nbs/api/course/03_checks_02.ipynb #1ed15258
 import os
 import random
-from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
 from ..core import plural
 from .judging import Hint, call_answer, hint_if, shown
 
-# %% ../../nbs/api/course/03_checks_02.ipynb #48523f2e
+# %% ../../nbs/api/course/03_checks_02.ipynb #2bf1ea68
 PATHS = ("beagle/2024-05/IMG_1.jpg", "basset hound/2023-12/a-b_c.JPG", "photos/Siamese/2024-01/möhre 3.jpg", "/data/mine/pug/2022-07/7.jpeg")
 
 
@@ -33,7 +32,7 @@ def label_two_levels_up(answer):  # function: path -> label
         hint_if(label in path.parts, "from the left", **said)
         raise Hint("otherwise", **said)
 
-# %% ../../nbs/api/course/03_checks_02.ipynb #a44ac4b6
+# %% ../../nbs/api/course/03_checks_02.ipynb #5cc1b032
 def _some_files(seed: int, n: int) -> dict[str, bytes]:  # name -> content
     "Files of which some have the same bytes."
     rng = random.Random(seed)
@@ -58,12 +57,12 @@ def each_picture_once(answer):  # function: dict of name -> bytes -> list of nam
         hint_if(lost, "lost", size=plural(len(min(lost, default=b"")), "byte"))
         hint_if(set(given) != set(first.values()), "later name")
 
-# %% ../../nbs/api/course/03_checks_02.ipynb #e59b0eaa
+# %% ../../nbs/api/course/03_checks_02.ipynb #95cc8579
 SCENES = (("garden", "sofa bed", "beach", "old_barn", "old_mill", "at-home", "kitchen", "lake"),
           ("a", "b", "c_d", "c_e", "f", "g", "h", "i", "j", "k", "l", "m", "n"))
 
 
-def _scene_names(seed: int, scenes: Sequence[str]) -> list[str]:  # names of files
+def _scene_names(seed: int, scenes: tuple[str, ...]) -> list[str]:  # names of files
     "The files of a camera in burst mode, mixed."
     rng = random.Random(seed)
     names = [f"{scene}_{k}.jpg" for scene in scenes for k in range(1, rng.choice((4, 5, 6)) + 1)]
@@ -91,7 +90,7 @@ def split_by_scene(answer):  # function: names -> (training positions, validatio
         held = len(sides[1])
         hint_if(not 0.1 <= held / n <= 0.4, "share", held=held, n=n, share=held / n)
 
-# %% ../../nbs/api/course/03_checks_02.ipynb #e74bec0c
+# %% ../../nbs/api/course/03_checks_02.ipynb #ecf7be95
 KEEP_LETTERS = {"turn by 5 degrees", "darker", "zoom to 110%", "red ink becomes blue"}
 CHANGE_LETTERS = {"mirror", "upside down"}
 
@@ -107,7 +106,7 @@ def changes_that_keep_a_letter(answer):  # list of some of the six
     hint_if(harmful, "two harmful" if len(harmful) > 1 else "one harmful")
     hint_if(missing, "more", missing=len(missing))
 
-# %% ../../nbs/api/course/03_checks_02.ipynb #5cf1ec59
+# %% ../../nbs/api/course/03_checks_02.ipynb #6f22fb04
 LESSON_CLASSES = {"Bengal", "Persian", "Siamese", "not sure"}  # those of the lesson's own collection
 
 

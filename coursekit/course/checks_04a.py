@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['warm_up_and_fall', 'own_cycle']
 
-# %% ../../nbs/api/course/05_checks_04a.ipynb #c517dce3
+# %% ../../nbs/api/course/05_checks_04a.ipynb #ed9f8a98
 import math
 
 from ..core import plural
 from .judging import call_answer, close, hint_if, number
 
-# %% ../../nbs/api/course/05_checks_04a.ipynb #f161108a
+# %% ../../nbs/api/course/05_checks_04a.ipynb #fe237b7b
 def warm_up_and_fall(answer):  # function: share of the training done -> learning rate
     "Straight up to 0.2 in the first tenth, straight down to 0 in the rest."
     def at(p: float) -> float:
@@ -30,7 +30,7 @@ def warm_up_and_fall(answer):  # function: share of the training done -> learnin
         hint_if(wrong and close(given, 0.1 * (1 + math.cos(math.pi * (p - 0.1) / 0.9))), "wave down")
         hint_if(wrong, "way down", p=p, given=given)
 
-# %% ../../nbs/api/course/05_checks_04a.ipynb #d7e6affd
+# %% ../../nbs/api/course/05_checks_04a.ipynb #2505ab27
 def own_cycle(answer):  # a learner that has been trained
     "A training with one cycle on the reader's data."
     rec = getattr(answer, "recorder", None)

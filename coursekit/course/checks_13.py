@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['LESSON_CALLBACKS', 'clip_every_number', 'skip_hard_batches', 'own_callback']
 
-# %% ../../nbs/api/course/07_checks_13.ipynb #b9d27fb1
-from collections.abc import Sequence
-from typing import ClassVar
+# %% ../../nbs/api/course/07_checks_13.ipynb #636a8a4f
+import copy
 
 import torch
 from torch import nn
@@ -15,8 +14,8 @@ from torch import nn
 from ..core import plural
 from .judging import Hint, call_answer, close, hint_if
 
-# %% ../../nbs/api/course/07_checks_13.ipynb #e7ed0a57
-def _trial_learner(losses: Sequence[float]):
+# %% ../../nbs/api/course/07_checks_13.ipynb #cbe83779
+def _trial_learner(losses: list[float]):
     "A learner whose targets decide the losses of its batches, because its net returns 0. Its second layer is frozen."
     from coursekit.learner import Learner
 
@@ -29,31 +28,28 @@ def _trial_learner(losses: Sequence[float]):
     return Learner((batches, batches), model, nn.MSELoss(), device="cpu", precision="fp32", seed=0)
 
 
-def _watched_fit(answer, limit: float, losses: Sequence[float]) -> tuple:  # the learner, and (loss, gradient) of every step
+def _watched_fit(answer, limit: float, losses: list[float]) -> tuple:  # the learner, and (loss, gradient) of every step
     "Fit one epoch with the reader's callback. Whatever is wrong with it becomes a `Hint`."
     from coursekit.callback import Callback, collect_hooks
 
+    steps: list[tuple] = []
+
     class Watcher(Callback):
         order = 1000  # after the reader's
-        steps: ClassVar[list] = []
 
         def before_step(self, learn) -> None:
-            grads = [p.grad for p in learn.model.parameters() if p.requires_grad]
-            self.steps.append((round(learn.state.loss.item(), 4), None if None in grads else grads[0].clone()))
-
-    def run() -> None:
-        with learn.no_bar():
-            learn.fit(1, 0.0, wd=0.0, cbs=[made, Watcher()])
+            steps.append((round(learn.state.loss.item(), 4), copy.deepcopy(learn.model[0].weight.grad)))
 
     hint_if(isinstance(answer, Callback), "an object")
     hint_if(not isinstance(answer, type), "no class")
     hint_if(not issubclass(answer, Callback), "no callback", name=answer.__name__)
     made, learn = call_answer(answer, limit), _trial_learner(losses)
     hint_if(not any(collect_hooks([made]).values()), "no event")
-    call_answer(run)
-    return learn, Watcher.steps
+    with learn.no_bar():
+        call_answer(lambda: learn.fit(1, 0.0, wd=0.0, cbs=[made, Watcher()]))
+    return learn, steps
 
-# %% ../../nbs/api/course/07_checks_13.ipynb #f95636aa
+# %% ../../nbs/api/course/07_checks_13.ipynb #7b2cba50
 def clip_every_number(answer):  # subclass of Callback, made with one number
     "Every number of the gradients is within the limit right before the step. The others are as they were."
     plain = torch.tensor([[-3.0, 2.0, -8.0]])
@@ -71,7 +67,7 @@ def clip_every_number(answer):  # subclass of Callback, made with one number
         hint_if(close(seen / seen.norm(), plain / plain.norm()), "same factor")
         raise Hint("otherwise", limit=limit)
 
-# %% ../../nbs/api/course/07_checks_13.ipynb #63abbca3
+# %% ../../nbs/api/course/07_checks_13.ipynb #1b786ae7
 def skip_hard_batches(answer):  # subclass of Callback, made with one number
     "Steps only on batches with a loss of at most the limit. Validation is as ever."
     losses = [1.0, 4.0, 0.25, 9.0, 2.25, 1.0]
@@ -89,7 +85,7 @@ def skip_hard_batches(answer):  # subclass of Callback, made with one number
         hint_if(len(row) < 2 or not close(row[1], sum(losses) / len(losses)), "validation")
         hint_if(learn.state.interrupted, "interrupted")
 
-# %% ../../nbs/api/course/07_checks_13.ipynb #d00f5939
+# %% ../../nbs/api/course/07_checks_13.ipynb #735b9a46
 LESSON_CALLBACKS = {"Counter", "KitTrace", "KitStop", "ShowOrder", "RealFinger", "ClipValue", "SkipHard"}  # those that the lesson writes for the package
 
 

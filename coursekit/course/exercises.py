@@ -6,7 +6,7 @@
 __all__ = ['COURSE', 'FOLDERS', 'text_to_html', 'CheckResult', 'Exercise', 'content_files', 'lesson_numbers', 'lesson_file',
            'read_yaml', 'checked', 'exercise_from', 'lesson_exercises', 'all_exercises', 'check']
 
-# %% ../../nbs/api/course/08_exercises.ipynb #74a100a4
+# %% ../../nbs/api/course/08_exercises.ipynb #627fa18c
 import functools
 import html
 import importlib
@@ -20,14 +20,14 @@ from typing import Any
 from ..core import suggest
 from .judging import AnswerTable, FunctionCheck, Hint, shown
 
-# %% ../../nbs/api/course/08_exercises.ipynb #f9424834
+# %% ../../nbs/api/course/08_exercises.ipynb #8c2fe2a8
 def text_to_html(
     text: str,  # plain text; `code` in backticks
 ) -> str:  # escaped HTML with <code> tags
     "Escape a text for HTML and set what stands between backticks as code."
     return re.sub(r"`([^`\n]+)`", r"<code>\1</code>", html.escape(text))
 
-# %% ../../nbs/api/course/08_exercises.ipynb #6266d276
+# %% ../../nbs/api/course/08_exercises.ipynb #62aceba2
 @dataclass(frozen=True, repr=False)
 class CheckResult:
     "What `check` says to an answer: true if it was right, and shown as a small box in a notebook."
@@ -55,7 +55,7 @@ class CheckResult:
             f"<strong>{self.headline}</strong> <em>{html.escape(self.name)}</em><br>{text_to_html(self.text)}</div>"
         )
 
-# %% ../../nbs/api/course/08_exercises.ipynb #be934a37
+# %% ../../nbs/api/course/08_exercises.ipynb #e05c097e
 @dataclass(frozen=True)
 class Exercise:
     "A task of a lesson, and the judge of the answers to it."
@@ -93,7 +93,7 @@ class Exercise:
         except Exception as e:
             return CheckResult(self.name, False, f"An answer of type `{kind}` cannot be used here ({type(e).__name__}). Read the task again.")
 
-# %% ../../nbs/api/course/08_exercises.ipynb #48ddff62
+# %% ../../nbs/api/course/08_exercises.ipynb #f7f894a8
 COURSE = importlib.resources.files("coursekit.course")  # the folder with the files
 FOLDERS = {"exercises": "tasks", "quiz": "quizzes"}  # part of a lesson -> folder of its files, inside coursekit/course
 
@@ -113,7 +113,7 @@ def lesson_numbers(
     "The lessons that have exercises, or a quiz."
     return list(content_files(part))
 
-# %% ../../nbs/api/course/08_exercises.ipynb #ebafd24c
+# %% ../../nbs/api/course/08_exercises.ipynb #ee57b51b
 def lesson_file(
     lesson: int | str,  # number of the lesson, or text such as "4a" for half of one
     part: str = "exercises",  # "exercises" or "quiz"
@@ -124,7 +124,7 @@ def lesson_file(
         raise ValueError(f"lesson={lesson!r} has no {part}; pass one of {', '.join(map(repr, have))}.")
     return have[lesson]
 
-# %% ../../nbs/api/course/08_exercises.ipynb #4f74ea9a
+# %% ../../nbs/api/course/08_exercises.ipynb #a35d0c50
 def read_yaml(
     file: Path,  # a YAML file
 ) -> Any:  # what it holds
@@ -134,13 +134,10 @@ def read_yaml(
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f" near line {mark.line + 1}" if mark else ""
-        raise ValueError(
-            f"{file.name}: not valid YAML{where} ({getattr(e, 'problem', e)}). A text with `: `, `#` or a leading backtick needs quotation marks."
-        ) from None
+        where = f" near line {e.problem_mark.line + 1}" if getattr(e, "problem_mark", None) else ""
+        raise ValueError(f"{file.name}: not valid YAML{where} ({getattr(e, 'problem', e)}). Texts with `: ` or `#` need quotation marks.") from None
 
-# %% ../../nbs/api/course/08_exercises.ipynb #747016d5
+# %% ../../nbs/api/course/08_exercises.ipynb #166a6265
 def checked(
     entry: Any,  # a part of a file, which should be a mapping
     where: str,  # what a message calls it, e.g. "01_topic.yaml, question 3"
@@ -163,7 +160,7 @@ def checked(
             raise ValueError(f"{where}: `{key}:` is {value!r}, but it must be {fix}. It cannot be empty.")
     return entry
 
-# %% ../../nbs/api/course/08_exercises.ipynb #409132e4
+# %% ../../nbs/api/course/08_exercises.ipynb #c4920815
 def exercise_from(
     entry: Any,  # an entry of a file of exercises
     where: str,  # what an error message calls it, e.g. "01_topic.yaml, exercise 3"
@@ -185,7 +182,7 @@ def exercise_from(
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
 
-# %% ../../nbs/api/course/08_exercises.ipynb #06dbd889
+# %% ../../nbs/api/course/08_exercises.ipynb #9f6133d0
 @functools.cache
 def lesson_exercises(
     lesson: int | str,  # number of the lesson, or text such as "4a" for half of one
@@ -202,7 +199,7 @@ def all_exercises() -> dict[str, Exercise]:  # name -> exercise, in the order of
     "The exercises of all lessons."
     return {exercise.name: exercise for lesson in lesson_numbers() for exercise in lesson_exercises(lesson)}
 
-# %% ../../nbs/api/course/08_exercises.ipynb #d46f3e0d
+# %% ../../nbs/api/course/08_exercises.ipynb #6dab1009
 def check(
     name: str,  # name of the exercise, as the lesson writes it
     answer: Any = None,  # your answer: a number, a list, a function, ... as the exercise asks

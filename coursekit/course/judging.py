@@ -6,7 +6,7 @@
 __all__ = ['RETURNED', 'COMPARE', 'Hint', 'hint_if', 'shown', 'number', 'numbers', 'call_answer', 'close', 'AnswerTable',
            'FunctionCheck']
 
-# %% ../../nbs/api/course/00_judging.ipynb #e0815499
+# %% ../../nbs/api/course/00_judging.ipynb #271f670b
 import copy
 import math
 import operator
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-# %% ../../nbs/api/course/00_judging.ipynb #e80d4709
+# %% ../../nbs/api/course/00_judging.ipynb #284cdc32
 class Hint(Exception):
     "Raised by a judge: the answer isn't right yet, and this is the next thing to think about."
 
@@ -39,7 +39,7 @@ def hint_if(
     if wrong:
         raise Hint(key, **values)
 
-# %% ../../nbs/api/course/00_judging.ipynb #4cff894d
+# %% ../../nbs/api/course/00_judging.ipynb #3621cc4e
 def shown(
     value: Any,  # anything that a reader may have passed or computed
     *,
@@ -53,7 +53,7 @@ def shown(
     half = (limit - 5) // 2
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
-# %% ../../nbs/api/course/00_judging.ipynb #591b78b5
+# %% ../../nbs/api/course/00_judging.ipynb #ca5d06fa
 def number(
     answer: Any,  # int, float, NumPy number, tensor or array of one element
     what: str = "your answer",  # what the hint calls it
@@ -74,7 +74,7 @@ def number(
         raise Hint(f"A finite number is needed, but {what} is `{answer}`. Look for a division by zero.")
     return float(answer)
 
-# %% ../../nbs/api/course/00_judging.ipynb #884577a6
+# %% ../../nbs/api/course/00_judging.ipynb #aea80b91
 def numbers(
     answer: Any,  # list, tuple, 1-D array or tensor
     n: int,  # how many are needed
@@ -89,7 +89,7 @@ def numbers(
         raise Hint(f"A list of {n} numbers is needed, but {what} has {len(answer)}.")
     return [number(x, f"number {i} of {what}") for i, x in enumerate(answer, 1)]
 
-# %% ../../nbs/api/course/00_judging.ipynb #367449ba
+# %% ../../nbs/api/course/00_judging.ipynb #b3ff3873
 RETURNED = "what your function returns"  # what a hint calls the result of the reader's function
 
 
@@ -101,14 +101,13 @@ def call_answer(
     "Call the reader's function. An error inside becomes a `Hint` that names it."
     if not callable(function):
         raise Hint(f"A function is needed, but your answer is of type `{type(function).__name__}`. Pass its name, without brackets.")
-    args = copy.deepcopy(args) if copied else args
     try:
-        return function(*args)
+        return function(*(copy.deepcopy(args) if copied else args))
     except Exception as e:
         message = " ".join(f"{type(e).__name__}: {e}".split())[:200].rstrip(".:")
         raise Hint(f"Your function raised {message}. Call it yourself on a small example to see where.") from None
 
-# %% ../../nbs/api/course/00_judging.ipynb #f509046b
+# %% ../../nbs/api/course/00_judging.ipynb #a777a7eb
 def close(
     a: Any,  # a number, or a tensor
     b: Any,  # another
@@ -119,7 +118,7 @@ def close(
         return a.shape == b.shape and torch.allclose(a, b, rtol=rel, atol=rel)
     return math.isclose(a, b, rel_tol=rel, abs_tol=1e-12)
 
-# %% ../../nbs/api/course/00_judging.ipynb #055a7d43
+# %% ../../nbs/api/course/00_judging.ipynb #9d99e952
 COMPARE = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}  # sign in a pattern -> comparison
 
 
@@ -129,17 +128,15 @@ def _listed(value: Any) -> list:
 
 def _fits(given: list[float], pattern: list[float | str | None], rel: float = 1e-3) -> bool:
     "Whether the numbers of an answer fit a pattern, which has one entry per number."
-    for i, (value, wanted) in enumerate(zip(given, pattern)):
+    def fits(value: float, before: float, wanted: float | str | None) -> bool:
         if isinstance(wanted, str) and wanted != "same":
             sign, limit = wanted.split()
-            ok = not close(value, float(limit), rel) if sign == "!=" else COMPARE[sign](value, float(limit))
-        else:
-            ok = wanted is None or close(value, given[i - 1] if wanted == "same" else wanted, rel)
-        if not ok:
-            return False
-    return True
+            return not close(value, float(limit), rel) if sign == "!=" else COMPARE[sign](value, float(limit))
+        return wanted is None or close(value, before if wanted == "same" else wanted, rel)
 
-# %% ../../nbs/api/course/00_judging.ipynb #df8bc506
+    return all(map(fits, given, [math.nan, *given], pattern))
+
+# %% ../../nbs/api/course/00_judging.ipynb #5fde1d26
 @dataclass(frozen=True)
 class AnswerTable:
     "Judges numbers by a table of known mistakes: the first row that fits the answer gives its hint."
@@ -164,10 +161,7 @@ class AnswerTable:
             return when if isinstance(when[0], list) else [when]
         return [[p] for p in when]
 
-    def __call__(
-        self,
-        answer: Any,  # the reader's answer
-    ) -> None:
+    def __call__(self, answer: Any) -> None:
         "Return if the answer is right, raise a `Hint` otherwise."
         right = _listed(self.answer)
         given = numbers(answer, len(right)) if isinstance(self.answer, list) else [number(answer)]
@@ -176,7 +170,7 @@ class AnswerTable:
                 rows = (row for row in self.wrong for p in self._patterns(row) if _fits(given, p, row.get("tolerance", self.tolerance)))
                 raise Hint(next(rows, {"hint": self.otherwise})["hint"], which=which, value=f"{value:.4g}", high_or_low="high" if value > wanted else "low")
 
-# %% ../../nbs/api/course/00_judging.ipynb #1960a213
+# %% ../../nbs/api/course/00_judging.ipynb #c32da3e2
 @dataclass(frozen=True)
 class FunctionCheck:
     "Judges a function: tries it on every case, and recognizes known mistakes by their results."
@@ -187,10 +181,7 @@ class FunctionCheck:
     tolerance: float = 1e-3  # relative difference that still counts as equal
     read: Callable[..., Any] = lambda given, *args: number(given, RETURNED)  # (result, *arguments) -> what is compared; raises Hint
 
-    def __call__(
-        self,
-        answer: Any,  # the reader's function
-    ) -> None:
+    def __call__(self, answer: Any) -> None:
         "Return if the function is right on every case, raise a `Hint` otherwise."
         for args in self.cases():
             given, right = self.read(call_answer(answer, *args), *args), self.right(*args)

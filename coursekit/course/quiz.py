@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Question', 'question_html', 'Quiz', 'question_from', 'read_quiz', 'quiz']
 
-# %% ../../nbs/api/course/09_quiz.ipynb #e5e24bb5
+# %% ../../nbs/api/course/09_quiz.ipynb #2aea79b1
 import hashlib
 import html
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from typing import Any
 
 from .exercises import COURSE, CheckResult, checked, lesson_file, read_yaml, text_to_html
 
-# %% ../../nbs/api/course/09_quiz.ipynb #1532602e
+# %% ../../nbs/api/course/09_quiz.ipynb #c0c04e3d
 @dataclass(frozen=True)
 class Question:
     "A question with one right choice. Every choice comes with the reason why it is right or wrong."
@@ -29,7 +29,7 @@ class Question:
         listed = [(*self.right, True), *((*pair, False) for pair in self.wrong)]
         return sorted(listed, key=lambda c: hashlib.sha256(f"0{c[0]}{self.ask}".encode()).digest())
 
-# %% ../../nbs/api/course/09_quiz.ipynb #246483bb
+# %% ../../nbs/api/course/09_quiz.ipynb #f5655b11
 def question_html(
     question: Question,  # the question
 ) -> str:  # one <li>
@@ -43,7 +43,7 @@ def question_html(
         )
     return f'<li><p class="ck-ask">{text_to_html(question.ask)}</p>{"".join(parts)}</li>'
 
-# %% ../../nbs/api/course/09_quiz.ipynb #04e2ff6a
+# %% ../../nbs/api/course/09_quiz.ipynb #3379050a
 @dataclass(frozen=True, repr=False)
 class Quiz:
     "The questions of a lesson: choices that open on a click in a notebook, a numbered list in a terminal."
@@ -77,15 +77,15 @@ class Quiz:
         return "\n".join([*lines, "\nAnswer with .answer(number, letter), e.g. .answer(1, 'a')."])
 
     def _repr_html_(self) -> str:
-        title, style = html.escape(self.title), (COURSE / "quizzes" / "style.css").read_text(encoding="utf-8")
-        items = "".join(map(question_html, self.questions))
+        title, items = html.escape(self.title), "".join(map(question_html, self.questions))
+        style = (COURSE / "quizzes" / "style.css").read_text(encoding="utf-8")
         return (
             f'<style>\n{style}</style><section class="ck-quiz mathjax_ignore tex2jax_ignore" aria-label="{title}">'
             f"<p><strong>{title}</strong><br>Decide first, then open the choice you would make. "
             f"Every choice says why it is right or wrong.</p><ol>{items}</ol></section>"
         )
 
-# %% ../../nbs/api/course/09_quiz.ipynb #ba7232bc
+# %% ../../nbs/api/course/09_quiz.ipynb #b9eaab9a
 def question_from(
     entry: Any,  # an entry of a file
     where: str,  # what an error message calls it, e.g. "01_topic.yaml, question 3"
@@ -107,7 +107,7 @@ def read_quiz(
     entry = checked(read_yaml(file), file.name, {"title": str, "questions": list})
     return Quiz(entry["title"], tuple(question_from(q, f"{file.name}, question {i}") for i, q in enumerate(entry["questions"], 1)))
 
-# %% ../../nbs/api/course/09_quiz.ipynb #dc695aa8
+# %% ../../nbs/api/course/09_quiz.ipynb #4de9581d
 def quiz(
     lesson: int | str,  # number of the lesson, or text such as "4a" for half of one
 ) -> Quiz:  # shows itself
