@@ -65,7 +65,7 @@ def visitor(chromium: str, url: str, *, width: int = 1280, height: int = 900) ->
         page.set_default_timeout(300_000)
         try:
             page.goto(url, wait_until="domcontentloaded")
-            page.get_by_text("Choose pictures").wait_for()
+            page.get_by_text("Choose images").wait_for()
             yield page
         finally:
             browser.close()
@@ -73,7 +73,7 @@ def visitor(chromium: str, url: str, *, width: int = 1280, height: int = 900) ->
 
 def upload(page: Any, *files: Path) -> None:
     with page.expect_file_chooser() as chooser:
-        page.get_by_text("Choose pictures").click()
+        page.get_by_text("Choose images").click()
     chooser.value.set_files([str(f) for f in files])
 
 

@@ -166,14 +166,14 @@ def test_upload_and_predict(tmp_path: Path, chromium: str) -> None:
         spoken = [page.locator(f".ck-voice [role={role}]").first.inner_text() for role in ("status", "alert")]
         assert spoken[0].startswith("phone.jpg: ") and "note.jpg is plain text" in spoken[1] and "film.mp4 has" in spoken[1]
         page.locator(".ck-drop").first.dispatch_event("drop", {"dataTransfer": page.evaluate_handle("new DataTransfer()")})
-        nb.wait_shown("save the picture to your disk first")
+        nb.wait_shown("Save the image to your disk first")
         page.evaluate("""() => {
             const media = navigator.mediaDevices, open = media.getUserMedia.bind(media);
             window.streams = 0;
             media.getUserMedia = what => { window.streams += 1; return open(what); };
         }""")
         page.get_by_role("button", name="Camera").dblclick()
-        page.get_by_role("button", name="Take the picture").click()
+        page.get_by_role("button", name="Take the photo").click()
         page.locator(".ck-result").nth(2).wait_for()
         assert nb.shown().count("camera 1.jpg") == 1 and images(page)[0][0] > 0 and page.evaluate("window.streams") == 1
         page.get_by_role("button", name="Clear").first.click()

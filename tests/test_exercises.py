@@ -17,26 +17,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-<<<<<<< HEAD
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException
-from coursekit.data.block import CategoryBlock
-from coursekit.exercises import CheckResult, Question, Quiz, all_exercises, check, lesson_module, lesson_numbers, quiz
-from coursekit.deploy.export import Exported, write_export
-from coursekit.training.schedules import one_cycle
-
-
-from coursekit.training.learner import Learner
-=======
-from coursekit.callback import Callback, CancelBatchException, CancelEpochException
 from coursekit.course import checks_03, checks_04b, exercises
 from coursekit.course.exercises import CheckResult, all_exercises, check, lesson_exercises, lesson_file, lesson_numbers
 from coursekit.course.judging import AnswerTable, FunctionCheck, Hint
 from coursekit.course.quiz import Question, Quiz, quiz, read_quiz
 from coursekit.data.block import CategoryBlock
-from coursekit.export import Exported, write_export
-from coursekit.learner import Learner
-from coursekit.schedule import one_cycle
->>>>>>> w-course
+from coursekit.deploy.export import Exported, write_export
+from coursekit.training.learner import Learner
+from coursekit.training.schedules import one_cycle
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
 from coursekit.vision.models import VisionModel
