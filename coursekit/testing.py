@@ -34,7 +34,7 @@ from .data.loader import DataLoaders
 from .exercises import shown
 from .deploy.registry import from_spec, to_spec
 from .training.layers import ModelSpec
-from .deploy.loading import load_learner
+from .deploy.hub import load_learner
 from .training.learner import Learner
 from .training.losses import Loss, MSELossFlat
 from .training.metrics import Metric

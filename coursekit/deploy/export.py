@@ -72,7 +72,7 @@ def read_export(
         raise ValueError(f"load: {show_path(path)} is malformed ({problem[:300]}); export the model again.")
     return made
 
-# %% ../../nbs/api/deploy/01_export.ipynb #f26cc53f
+# %% ../../nbs/api/deploy/01_export.ipynb #56f40e2d
 MAX_SIDE, MAX_AREA = 16_384, 1 << 24  # no transform in a file may ask for more
 
 
@@ -152,8 +152,7 @@ def check_decodes(
         for block, value in zip(targets, decoded if len(targets) > 1 else [decoded], strict=True):
             block.decode(value[0])
     except Exception as e:
-        names = " and ".join(type(b).__name__ for b in targets)
-        raise ValueError(f"export: {loss} does not say how {n} outputs become a value of {names}. Pass "
+        raise ValueError(f"export: {loss} does not say how {n} outputs become a value of {' and '.join(type(b).__name__ for b in targets)}. Pass "
                          "loss_func=WrappedLoss(your_function, activation=..., decode=...), or save the weights with learn.save.") from e
 
 # %% ../../nbs/api/deploy/01_export.ipynb #484eeace
