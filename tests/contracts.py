@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from coursekit.data.block import Block
 from coursekit.data.transforms import BatchTransform, ItemTransform
-from coursekit.deploy.loading import load_learner
+from coursekit.deploy.hub import load_learner
 from coursekit.deploy.registry import from_spec, to_spec
 from coursekit.training.callback import Callback, CancelEpochException, CancelFitException, CancelTrainException
 from coursekit.training.layers import ModelSpec

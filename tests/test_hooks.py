@@ -19,7 +19,7 @@ from coursekit.data.items import IndexSplitter
 from coursekit.data.loader import DataLoaders
 from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
 from coursekit.training.hooks import find_layers, hook_outputs, last_maps
-from coursekit.deploy.loading import load_learner
+from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner
 from coursekit.samples.pets import draw_pet, twin_region, twins
 from coursekit.vision.data import ImageBlock

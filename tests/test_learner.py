@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
-from coursekit.deploy.loading import load_learner
+from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.metrics import accuracy, error_rate
 from coursekit.training.optimizers import get_hyper
@@ -248,7 +248,7 @@ def test_predictions_agree_everywhere(pictures: Path, tmp_path: Path) -> None:
     assert error == pytest.approx(learn.validate()[1], abs=1e-6)
 
     file = learn.export(tmp_path / "model.ck")
-    program = ("import sys, torch; from coursekit.deploy.loading import load_learner\n"
+    program = ("import sys, torch; from coursekit.deploy.hub import load_learner\n"
                "learn = load_learner(sys.argv[1], device='cpu')\n"
                "print(learn.dls.vocab, *learn.predict(sys.argv[2]).probabilities.tolist())\n"
                "assert 'pickle' not in str(learn.model.spec)")

@@ -122,8 +122,7 @@ def test_a_notebook_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     nbtool.write(notebook(*cells), tmp_path / "n.ipynb")
     assert nbtool.main(["run", "--out", str(tmp_path / "out"), str(tmp_path / "n.ipynb")]) == 0
     said = capsys.readouterr().out
-    assert "[1/4] 1/0" in said
-    assert "left alone" in said
+    assert "1/0" not in said
     assert "[3/4] open('made', 'w').close()" in said
     assert "\n  error_rate 0.1\n" in said
     assert (tmp_path / "out" / "made").exists()

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coursekit.deploy.loading import load_learner
+from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import vision_learner

@@ -23,7 +23,7 @@ from coursekit.data.datablock import DataBlock
 from coursekit.data.items import RandomSplitter, get_image_files
 from coursekit.data.loader import DataLoaders
 from coursekit.interpret.interpretation import ClassificationInterpretation
-from coursekit.deploy.loading import load_learner
+from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner
 from coursekit.training.metrics import error_rate
 from coursekit.vision.data import ImageBlock, ImageDataLoaders

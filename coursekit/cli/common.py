@@ -58,7 +58,7 @@ def load_model(
     name: str,  # a file of `learn.export` or its address, or "cifar10"
 ) -> Any:  # a `Learner`
     "The model that is meant: a file, an https address, or one that comes with coursekit."
-    from coursekit.deploy.loading import load_learner
+    from coursekit.deploy.hub import load_learner
     from coursekit.vision.learner import HEADS_OF_COURSENET, pretrained
 
     if "://" in name:

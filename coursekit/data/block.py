@@ -38,6 +38,10 @@ class Block:
         "Whether an item given for prediction is an input already, so that `getter`, made for training items, is left out."
         return False
 
+    def blank(self) -> Any:
+        "The smallest item that can be encoded, to try out a model that was loaded from a file; None: there is none."
+        return None
+
     def setup(self, values: Sequence) -> None:
         "Prepare from the values of the training items."
 

@@ -40,11 +40,10 @@ from coursekit.data.loader import Batch, DataLoader, DataLoaders
 from coursekit.interpret.embeddings import EmbeddingMap, embeddings, pca
 from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
 from coursekit.training.hooks import hook_outputs
-from coursekit.deploy.hub import from_hub, push_to_hub
+from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
 from coursekit.interpret.landscape import Landscape, WeightPath, loss_landscape
 from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_params
-from coursekit.deploy.loading import load_learner
 from coursekit.training.learner import Learner
 from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.losses import (

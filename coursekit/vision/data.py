@@ -43,6 +43,9 @@ class ImageBlock(Block):
         return (isinstance(item, (bytes, bytearray, memoryview, np.ndarray, Tensor, Image.Image)) or hasattr(item, "read")
                 or hasattr(item, "observe") or (isinstance(item, dict) and "content" in item))
 
+    def blank(self) -> Tensor:
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
     def inspect(self, value: Any) -> None:
         if isinstance(value, (str, os.PathLike)):
             with _hush(), Image.open(Path(value).expanduser()) as opened:  # it can be read: encode was called before
