@@ -43,7 +43,7 @@ from coursekit.training.hooks import hook_outputs
 from coursekit.deploy.hub import from_hub, push_to_hub
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
 from coursekit.interpret.landscape import Landscape, WeightPath, loss_landscape
-from coursekit.training.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
+from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_params
 from coursekit.deploy.loading import load_learner
 from coursekit.training.learner import Learner
 from coursekit.training.predictions import Prediction, Preds
