@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ImageOptions', 'NameFunc', 'ItemPart', 'target_block', 'ImageBlock']
 
-# %% ../../nbs/api/vision/03_block.ipynb #aa9ef60a
+# %% ../../nbs/api/vision/03_block.ipynb #89293616
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ from ..data.loader import LoaderOptions
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import show_image
 from .augment import ToFloat
-from .images import _hush, load_image, to_pil, to_uint8_tensor
+from .images import _open, _read_source, load_image, to_pil, to_uint8_tensor
 
-# %% ../../nbs/api/vision/03_block.ipynb #292a9f82
+# %% ../../nbs/api/vision/03_block.ipynb #58831c50
 class ImageOptions(LoaderOptions, total=False):
     "Options of every function that makes loaders of images."
     item_tfms: ItemTransform | Sequence[ItemTransform] | None  # done to each image, such as Resize(224)
@@ -58,7 +58,7 @@ def target_block(
         return MultiCategoryBlock
     return RegressionBlock if len(labels) and all(isinstance(v, float) for v in labels) else CategoryBlock
 
-# %% ../../nbs/api/vision/03_block.ipynb #5d41b7e3
+# %% ../../nbs/api/vision/03_block.ipynb #05073608
 @dataclass
 class ImageBlock(Block):
     "An RGB image from a file, bytes, an array, a PIL image or an upload: a (3, H, W) tensor of bytes, which become floats 0..1 on the device."
@@ -75,11 +75,8 @@ class ImageBlock(Block):
                 or hasattr(item, "observe") or (isinstance(item, dict) and "content" in item))
 
     def inspect(self, value: Any) -> None:
-        if isinstance(value, (str, os.PathLike)):
-            with _hush(), Image.open(Path(value).expanduser()) as opened:  # it can be read: encode was called before
-                levels = _gray_levels(opened)
-        else:
-            levels = _gray_levels(value) if isinstance(value, Image.Image) else []
+        img = _open(*_read_source(value)) if isinstance(value, (str, os.PathLike)) else value  # it can be read: encode was called before
+        levels = _gray_levels(img) if isinstance(img, Image.Image) else []
         if 1 < len(levels) <= 20 and max(levels) <= 40:  # a dark photo has more
             raise ValueError(f"ImageBlock: {value} holds only the values {', '.join(map(str, levels))}, so it looks like a mask (a class per "
                              "pixel) and not like a photo; check get_items and get_x.")
@@ -104,7 +101,7 @@ class ImageBlock(Block):
     def show(self, value: Image.Image, ax) -> None:
         show_image(value, ax=ax)
 
-# %% ../../nbs/api/vision/03_block.ipynb #a5092547
+# %% ../../nbs/api/vision/03_block.ipynb #7b664e0e
 def _gray_levels(
     img: Image.Image,  # any mode
 ) -> list[int]:  # the distinct values of a gray image or of a palette without colors; empty otherwise
