@@ -97,7 +97,7 @@ def test_upload_to_the_app(tmp_path: Path, chromium: str) -> None:
             upload(page, tmp_path / "note.jpg", tmp_path / "big.jpg")
             page.locator("figure", has_text="big.jpg").wait_for()
             text = page.locator("body").inner_text()
-            assert "is a PDF, not a picture" in text and "Traceback" not in text
+            assert "is a PDF, not an image" in text and "Traceback" not in text
             source = page.content()
             assert "app_page" not in source and "load_model" not in source, "the page shows its source"
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"

@@ -167,7 +167,7 @@ def test_predict(learn: Learner, bad: list[BadInput], kind: str, capfd: pytest.C
         else:
             with pytest.raises(ImageError, match=item.says) as caught:
                 learn.predict(given)
-            one_line(str(caught.value), Path("The picture") if kind == "bytes" else item.path)
+            one_line(str(caught.value), Path("The image") if kind == "bytes" else item.path)
     assert capfd.readouterr() == ("", "")
 
 

@@ -71,10 +71,10 @@ def test_every_cache_gives_the_same_batches(photos: Path, tfm, cache: str, worke
 
 def test_pictures_are_decoded_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    from coursekit.vision import data
+    from coursekit.vision import block
 
-    real = data.load_image
-    monkeypatch.setattr(data, "load_image", lambda *a, **k: calls.append(a) or real(*a, **k))
+    real = block.load_image
+    monkeypatch.setattr(block, "load_image", lambda *a, **k: calls.append(a) or real(*a, **k))
     dls = loaders(photos, "memory")
     calls.clear()
     epochs(dls, 3)

@@ -474,7 +474,7 @@ def test_weights_that_cannot_be_had(photos: Path, tmp_path: Path, monkeypatch: p
 def test_pictures_too_small_for_a_network(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = invoke("train", "photos", "--arch", "alexnet", "--size", "16", "--from-scratch")
-    assert_one_line(done, says="alexnet cannot take pictures of 16 x 16 pixels")
+    assert_one_line(done, says="alexnet cannot take images of 16 x 16 pixels")
     assert "pass another --size, such as 224" in done.stderr and "item_tfms" not in done.stderr
 
 

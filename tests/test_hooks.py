@@ -274,7 +274,7 @@ def test_show_draws_the_map_over_the_picture() -> None:
 
 def test_the_map_of_a_network_with_views_belongs_to_the_picture_and_not_to_its_mirror_image() -> None:
     """The net counts light, which is on the left."""
-    net = Views(nn.Sequential(nn.Conv2d(3, 1, 1, bias=False)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2, bias=False), sizes=[32, 96])
+    net = Views([32, 96], True, nn.Sequential(nn.Conv2d(3, 1, 1, bias=False)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2, bias=False))
     for p in net.parameters():
         nn.init.ones_(p)
     learn = quiet(loaders(), net)

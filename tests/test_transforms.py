@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coursekit.vision import augment as tf
+from coursekit.vision import resize as rs
 from coursekit.vision.images import to_uint8_tensor
 from coursekit.vision.augment import Augment, Normalize, ToFloat, aug_transforms, cifar_stats, fuse_tfms, imagenet_stats, mnist_stats
 from coursekit.vision.resize import RandomResizedCrop, Resize
@@ -341,7 +342,7 @@ ALL = [Resize(224), Resize((120, 160), method="pad", pad_mode="zeros"), RandomRe
 @pytest.mark.parametrize("t", ALL, ids=repr)
 def test_transforms_survive_json(t):
     again = type(t)(**json.loads(json.dumps(dataclasses.asdict(t))))
-    assert again == t and hash(again) == hash(t) and eval(repr(t), vars(tf)) == t
+    assert again == t and hash(again) == hash(t) and eval(repr(t), vars(tf) | vars(rs)) == t
 
 
 def test_names_and_defaults():

@@ -60,7 +60,8 @@ from coursekit.training.schedules import (
 from coursekit.display import display_table, finish, show_grid, show_image
 from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
 from coursekit.vision.collect import DownloadReport, download_images, resize_images
-from coursekit.vision.data import ImageBlock, ImageDataLoaders
+from coursekit.vision.block import ImageBlock
+from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups

@@ -32,7 +32,7 @@ from ..core import atomic_file, check_range, cpu_cores, plural, printable, show_
 from ..data.download import DownloadError, is_safe, safe_opener
 from ..data.items import get_image_files
 from ..display import Table, progress_bar
-from .images import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, _hush, _open, load_image
+from .images import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, _open, load_image
 
 # %% ../../nbs/api/vision/07_collect.ipynb #a27e1296
 @dataclass
@@ -348,8 +348,7 @@ def _get_picture(
                 raise _Refused(f"no connection ({printable(str(reason) or type(e).__name__)[:100]})") from e
     try:
         load_image(data, max_bytes=limits["max_bytes"], max_pixels=max_pixels, draft_size=1)
-        with _hush():
-            return data, _ENDINGS[_open(data, "it").format]
+        return data, _ENDINGS[_open(data, "it").format]
     except ImageError as e:
         raise _Refused(e.reason) from e
 

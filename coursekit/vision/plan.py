@@ -16,17 +16,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from typing_extensions import Unpack
 
-from ..core import check_range, coursekit_home, plural, printable, show_path
+from ..core import check_range, coursekit_home, plural, printable, show_path, takes_options
 from ..data.archive import ArchiveError, extract_archive
 from ..data.block import CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
 from ..data.download import Check, Digest
 from ..data.items import MaskSplitter, get_files
+from ..data.loader import DataLoaders
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import Table, html_table, in_notebook
-from .data import ImageBlock, ImageDataLoaders, ItemPart
+from .block import ImageBlock, ImageOptions, ItemPart
 from .folders import Columns, Labelled, Layout, folder_layout, table_layout
 from .images import check_images
 from .resize import Resize
@@ -256,23 +257,22 @@ class DataPlan:
         return DataBlock(blocks=(ImageBlock, target(vocab=self.classes)), get_x=ItemPart(0), get_y=ItemPart(1),
                          splitter=MaskSplitter([bool(i.valid) for i in self.items]), item_tfms=item_tfms, batch_tfms=batch_tfms)
 
+    def pairs(self) -> list[tuple[Path, Any]]:
+        "The images to use, each with its label: the items of `dblock`."
+        return [(i.file, i.label) for i in self.items]
+
+    @takes_options
     def dataloaders(
         self,
         *,
-        size: int | tuple[int, int] = 224,  # pixels of the pictures, where item_tfms says nothing else
-        bs: int = 64,  # pictures a training batch
-        val_bs: int | None = None,  # pictures a validation batch; None: twice bs
-        item_tfms: ItemTransform | Sequence[ItemTransform] | None = None,  # each picture; None: Resize(size)
-        batch_tfms: BatchTransform | Sequence[BatchTransform] | None = None,  # each batch, such as aug_transforms()
-        num_workers: int | None = None,  # processes that prepare batches; None chooses by the cores
-        device: torch.device | str | None = None,  # None: `default_device()`
+        size: int | tuple[int, int] = 224,  # image size in pixels; item_tfms replaces it
         seed: int | None = None,  # of shuffling and augmentation; None: the plan's
-        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
-    ) -> ImageDataLoaders:
-        "Loaders of the pictures to use, split as the plan says."
+        **options: Unpack[ImageOptions],
+    ) -> DataLoaders:
+        "Loaders of the images to use, split as the plan says."
+        item_tfms, batch_tfms = options.pop("item_tfms", None), options.pop("batch_tfms", None)
         block = self.dblock(item_tfms=Resize(size) if item_tfms is None else item_tfms, batch_tfms=batch_tfms)
-        return ImageDataLoaders.from_dblock(block, [(i.file, i.label) for i in self.items], self.layout.root, bs=bs, val_bs=val_bs,
-                                            num_workers=num_workers, device=device, seed=self.seed if seed is None else seed, cache=cache)
+        return block.dataloaders(self.pairs(), self.layout.root, seed=self.seed if seed is None else seed, **options)
 
     def show(self) -> None:
         "Show the plan now: as HTML in a notebook, as text elsewhere."
