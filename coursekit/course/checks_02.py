@@ -113,7 +113,7 @@ LESSON_CLASSES = {"Bengal", "Persian", "Siamese", "not sure"}  # those of the le
 def own_model_file(answer):  # path of an exported learner
     "A model of the reader's own classes, in one file."
     from coursekit.data.block import CategoryBlock
-    from coursekit.export import read_export
+    from coursekit.deploy.export import read_export
     from coursekit.vision.data import ImageBlock
 
     hint_if(hasattr(answer, "export") and hasattr(answer, "dls"), "the learner")

@@ -117,7 +117,7 @@ def binary_cross_entropy_that_survives(answer):  # function (scores (N,), y (N,)
 # %% ../../nbs/api/course/04_checks_03.ipynb #5c6901e3
 def own_digits(answer):  # [images (N, side, side) of 0..255, labels (N,), scores (N, 10)]
     "Digits that the reader wrote, and what the net says."
-    from coursekit.curves import wilson
+    from coursekit.interpret.curves import wilson
 
     hint_if(not isinstance(answer, (list, tuple)) or len(answer) != 3, "three")
     hint_if(any(part is None or part is ... for part in answer), "one missing")

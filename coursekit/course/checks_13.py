@@ -17,7 +17,7 @@ from .judging import Hint, call_answer, close, hint_if
 # %% ../../nbs/api/course/07_checks_13.ipynb #cbe83779
 def _trial_learner(losses: list[float]):
     "A learner whose targets decide the losses of its batches, because its net returns 0. Its second layer is frozen."
-    from coursekit.learner import Learner
+    from coursekit.training.learner import Learner
 
     model = nn.Sequential(*(nn.utils.skip_init(nn.Linear, n, 1, bias=False) for n in (3, 1)))  # made without a random draw
     for layer, weight in zip(model, (0.0, 1.0)):
@@ -30,7 +30,7 @@ def _trial_learner(losses: list[float]):
 
 def _watched_fit(answer, limit: float, losses: list[float]) -> tuple:  # the learner, and (loss, gradient) of every step
     "Fit one epoch with the reader's callback. Whatever is wrong with it becomes a `Hint`."
-    from coursekit.callback import Callback, collect_hooks
+    from coursekit.training.callback import Callback, collect_hooks
 
     steps: list[tuple] = []
 
@@ -91,8 +91,8 @@ LESSON_CALLBACKS = {"Counter", "KitTrace", "KitStop", "ShowOrder", "RealFinger",
 
 def own_callback(answer):  # a learner that was trained
     "A trained learner with a callback that the package does not have."
-    from coursekit.callback import EVENTS, Callback, collect_hooks
-    from coursekit.learner import Learner
+    from coursekit.training.callback import EVENTS, Callback, collect_hooks
+    from coursekit.training.learner import Learner
 
     hint_if(isinstance(answer, Callback) or (isinstance(answer, type) and issubclass(answer, Callback)), "the callback")
     hint_if(not isinstance(answer, Learner), "no learner")

@@ -8,7 +8,7 @@ __all__ = ['DATA', 'BREEDS', 'Coat', 'COATS', 'HANGING', 'INK', 'Extent', 'POSES
 
 # %% ../../nbs/api/samples/01_animals.ipynb #49e9cb6c
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np

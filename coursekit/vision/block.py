@@ -74,6 +74,9 @@ class ImageBlock(Block):
         return (isinstance(item, (bytes, bytearray, memoryview, np.ndarray, Tensor, Image.Image)) or hasattr(item, "read")
                 or hasattr(item, "observe") or (isinstance(item, dict) and "content" in item))
 
+    def blank(self) -> Tensor:
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
     def inspect(self, value: Any) -> None:
         img = _open(*_read_source(value)) if isinstance(value, (str, os.PathLike)) else value  # it can be read: encode was called before
         levels = _gray_levels(img) if isinstance(img, Image.Image) else []
