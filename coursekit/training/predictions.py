@@ -70,7 +70,7 @@ class KeptPreds(Callback):
     max_numbers: ClassVar[int] = 1 << 24  # more outputs than this are not worth their memory
 
     def __init__(self) -> None:
-        self.dl, self.versions, self.rows = None, None, []
+        self.dl, self.versions, self.rows, self.keep = None, None, [], False
 
     def before_validate(self, learn: LearnerLike) -> None:
         self.dl, self.versions, self.rows, self.n = None, None, [], 0
@@ -88,6 +88,7 @@ class KeptPreds(Callback):
             self.dl, self.versions = learn.dl, versions(learn.model)
         else:
             self.rows = []
+        self.keep = False
 
     def fit(self, dl: Any, model: nn.Module) -> bool:
         "Whether these are the outputs of this model for this loader."
