@@ -616,9 +616,9 @@ def test_tables_with_faults(tmp_path: Path) -> None:
     assert [f.name for f in plan.layout.clashes] == ["p2.png"] and "p2.png" not in labels(plan)
     assert {f.name for f in plan.layout.stray} >= {"extra.png"} and len(plan.items) == 19
     text = " ".join(map(str, plan.notes))
-    for words in ("3 rows of the table name no picture", "different classes, left out: a/p2.png", "1 row of the table without a label"):
+    for words in ("3 rows of the table name no image", "different classes, left out: a/p2.png", "1 row of the table without a label"):
         assert words in text, text
-    for options, words in (({"fn_col": "fiel"}, "did you mean 'file'"), ({"label_col": "x"}, "is no column"), ({"valid_col": "label", "label_col": "label"}, "'dog'")):
+    for options, words in (({"fn_col": "fiel"}, "did you mean 'file'"), ({"label_col": "x"}, "label_col='x'"), ({"valid_col": "label", "label_col": "label"}, "'dog'")):
         with pytest.raises(ValueError, match=words) as caught:
             plan_data(root / "t.csv", **options)
         assert str(caught.value).isprintable()
@@ -698,7 +698,7 @@ def test_sources_that_say_nothing(tmp_path: Path) -> None:
     flat = write(tmp_path / "flat", *many("IMG_{}.jpg"))
     layouts = "a folder for each class .*train and valid.*file name.*CSV file"
     for root, why in ((flat, "all in one folder"), (write(tmp_path / "one", *many("cat/{}.png")), "all in one folder"),
-                      (write(tmp_path / "none", "a.txt"), "no pictures")):
+                      (write(tmp_path / "none", "a.txt"), "no images")):
         with pytest.raises(ValueError, match=why) as caught:
             plan_data(root)
         assert re.search(layouts, str(caught.value)) and str(caught.value).isprintable()
@@ -726,7 +726,7 @@ def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
                 plan_data(root, **{column: "x"})
     assert plan_data(listed, label_col="kind").classes == ["new", "old"]
     (listed / "sizes.csv").unlink()
-    with pytest.raises(ValueError, match="label_col='kimd' is no column of .*did you mean 'kind'"):
+    with pytest.raises(ValueError, match="label_col='kimd' .*did you mean 'kind'"):
         plan_data(listed, label_col="kimd")
     for pat in ("(", r"(\w+)_\d"):
         with pytest.raises(ValueError, match=r"plan_data: pat=.*the source is a table"):
@@ -752,7 +752,7 @@ def test_a_test_set_beside_train_and_valid(tmp_path: Path, labelled: bool) -> No
     assert len(plan.items) == 30 and not plan.others
     kept = sorted(tmp_path / name for name in tests)
     assert (sorted(plan.layout.tests), plan.layout.stray) == ((kept, []) if labelled else ([], kept))
-    assert ("3 pictures for a test, left alone" if labelled else "3 pictures without a label, left alone") in repr(plan)
+    assert ("3 images for a test, left alone" if labelled else "3 images without a label, left alone") in repr(plan)
     assert {f for f, _ in plan.left_out()} == set(kept)
 
 
@@ -762,13 +762,13 @@ def test_rows_for_a_test_are_no_other_files(tmp_path: Path) -> None:
     (root / "t.csv").write_text("file,label,split\n" + "".join(f"p{i}.png,{'cat' if i % 2 else 'dog'},{s}\n" for i, s in enumerate(sides)))
     plan = plan_data(root)
     assert {f.name for f in plan.layout.tests} == {f"p{i}.png" for i in range(18, 24)} and not plan.others
-    assert "6 pictures for a test, left alone" in repr(plan)
+    assert "6 images for a test, left alone" in repr(plan)
 
 
 def test_a_class_that_is_only_validated(tmp_path: Path) -> None:
     plan = plan_data(write(tmp_path, *LAYOUTS["sides"], *many("valid/cow/v{}.png", 2)))
     notes = [str(n) for n in plan.warnings if "only in validation: cow" in n.text]
-    assert len(notes) == 1 and "move some pictures to the other side" in notes[0]
+    assert len(notes) == 1 and "move some images to the other side" in notes[0]
     dls = plan.dataloaders(size=8, bs=4, num_workers=0, device="cpu")
     assert dls.vocab == ["cat", "cow", "dog"] and 1 not in {int(y) for _, y in dls.train.dataset}
 
@@ -798,13 +798,12 @@ def test_faults_of_a_folder_are_all_named(tmp_path: Path) -> None:
     assert not used & {clash, root / "train/dog/2.png", root / "train/cat/bad.png"}
     text = repr(plan)
     for words in ("1 file cannot be read, left out: train/cat/bad.png is ", "different classes, left out: ", "only in training: Cats, dog",
-                  "only in validation: cow", "'Cats', 'cat'", "fewer than 10 pictures to learn from: dog (2)", "unequal classes: 29 of cat, 2 of dog",
-                  "no pictures in train/ant", "in training and in validation", "1 picture without a label, left alone: loose.png",
+                  "only in validation: cow", "'Cats', 'cat'", "fewer than 10 images to learn from: dog (2)", "unequal classes: 29 of cat, 2 of dog",
+                  "no images in train/ant", "in training and in validation", "1 image without a label, left alone: loose.png",
                   "1 other file: train/cat/notes.txt", "folders train and valid, in each a folder for each class"):
         assert words in text, f"{words!r} is not in\n{text}"
     reasons = {f.name: why for f, why in plan.left_out()}
     assert set(reasons) == {"bad.png", "clash.png", "2.png", "1.png", "loose.png"} | ({"copy.png"} if copy not in used else {"0.png"})
-    assert len(plan.explain().rows) > len(reasons) and plan.to_df().shape == (len(plan.items), 3)
 
 
 def test_clean_data_has_no_warnings(tmp_path: Path) -> None:
