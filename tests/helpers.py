@@ -17,7 +17,7 @@ HAND_WRITTEN = ("__init__.py", "__main__.py", "all.py")  # names of modules that
 
 def notebooks(*folders: str) -> list[Path]:
     """The notebooks in these folders of nbs/, sorted."""
-    found = [p for folder in folders for p in sorted((NBS / folder).glob("*.ipynb"))]
+    found = [p for folder in folders for p in sorted((NBS / folder).rglob("*.ipynb"))]
     return [p for p in found if not p.name.startswith((".", "_"))]
 
 
