@@ -178,7 +178,7 @@ def exercise_from(
             judge = AnswerTable(entry["answer"], entry["wrong"], entry["otherwise"], entry.get("tolerance", 1e-3))
         elif not (judge := getattr(judges, slug := re.sub(r"\W", "_", entry["name"]).lower(), None)):
             raise ValueError(f"there is neither `answer:` nor a function {slug} in {judges.__name__}; write one of the two.")
-        return Exercise(*(entry[key] for key in ("name", "ask", "starter")), judge, entry["right"], entry.get("hints", {}))
+        return Exercise(entry["name"], entry["ask"], entry["starter"], judge, entry["right"], entry.get("hints", {}))
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
 
