@@ -36,33 +36,25 @@ class Choices:
         self,
         i: int,  # position
         choice: tuple[str, Any] | None,  # None: keep
+        *,
+        step: bool = True,  # that can be taken back
     ) -> None:
         "Choose for one image."
-        before = self.pending.get(i)
-        if choice != before:
-            self.steps.append((i, before))
-            self._set(i, choice)
-
-    def undo(self) -> int | None:  # the position whose choice came back; None: there was no step
-        "Take the last step back."
-        if not self.steps:
-            return None
-        i, before = self.steps.pop()
-        self._set(i, before)
-        return i
-
-    def settle(
-        self,
-        i: int,  # position
-    ) -> None:
-        "Forget a choice that is fulfilled, and the steps to it."
-        self.pending.pop(i, None)
-        self.steps = [s for s in self.steps if s[0] != i]
-
-    def _set(self, i: int, choice: tuple[str, Any] | None) -> None:
-        self.pending.pop(i, None)
+        before = self.pending.pop(i, None)
         if choice is not None:
             self.pending[i] = choice
+        if step and choice != before:
+            self.steps.append((i, before))
+
+    def undo(self) -> None:
+        "Take the last step back."
+        if self.steps:
+            self.choose(*self.steps.pop(), step=False)
+
+    def settle(self, i: int) -> None:
+        "Forget the choice for position i, because it is fulfilled, and the steps to it."
+        self.pending.pop(i, None)
+        self.steps = [s for s in self.steps if s[0] != i]
 
     def __repr__(self) -> str:
         n, deletes = len(self.pending), sum(kind == DELETE for kind, _ in self.pending.values())
@@ -92,11 +84,7 @@ class LabelledFiles:
         self.fns = [Path(f).absolute() for f in self.fns]
         self.gone: set[int] = set()  # positions of files in the bin
         self.lost: set[int] = set()  # of files that somebody else removed before they were scored
-
-    @property
-    def in_folders(self) -> bool:
-        "Whether each file lies in the folder of its class."
-        return all(f.parent.name == str(label) for f, label in zip(self.fns, self.labels))
+        self._losses: dict[int, tuple] = {}
 
     def follow(
         self,
@@ -115,16 +103,9 @@ class LabelledFiles:
                 self.labels[i] = by_name.get(to, to)
         return [i for i, _ in found]
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #67f59212
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #09091f43
 class ScoredFiles(LabelledFiles):
     "Files with the model's predictions and losses, which are computed when you first ask for them."
-
-    def __init__(
-        self,
-        learn: Learner,  # for images with one class each
-    ):
-        super().__init__(learn)
-        self._losses: dict[int, tuple] = {}
 
     def scored(self, part: int) -> tuple:  # losses (N,), predicted class indices (N,), their probabilities (N,)
         "Losses and predictions of set 0 (training, not augmented) or 1 (validation)."
@@ -164,7 +145,7 @@ class ScoredFiles(LabelledFiles):
         k = i - self.n_train * part
         return self.learn.dls.vocab[int(decoded[k])], float(sure[k]), float(losses[k])
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #0136593c
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #574a1f88
 class Selection:
     "The files of a learner and what was chosen for each of them."
 
@@ -232,7 +213,7 @@ class ImageClassifierCleaner(Selection, Shown):
         super().__init__(learn)
         self.max_n, self.path = max_n, Path(learn.path if path is None else path).absolute()
         self.log = EditLog(self.path).file  # the CSV file with all edits
-        self.move = self.files.in_folders
+        self.move = all(f.parent.name == str(label) for f, label in zip(self.fns, self.files.labels))  # labels are folders
         self._view: Any = None
 
     def moves(self) -> list[tuple[str, str]]:  # from, to: names relative to the dataset's folder
@@ -269,7 +250,7 @@ class ImageClassifierCleaner(Selection, Shown):
     def __repr__(self) -> str:
         return f"ImageClassifierCleaner({plural(len(self.fns), 'file')}, {self.choices!r})"
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #27110540
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #afd9b002
 class CleanerPages:
     "The upper part of a cleaner: set and class, and one page of images."
 
@@ -290,9 +271,9 @@ class CleanerPages:
         self.grid = w.Box([], layout=w.Layout(display="flex", flex_flow="row wrap", width="100%"))
         self.top = w.VBox([w.Box([self.part, self.label], layout=row), w.Box([self.back, self.on, self.range], layout=row), self.grid])
 
-    def turn(self, pages: int) -> None:
-        "Show another page."
-        self.first = max(0, self.first + pages * self.cleaner.max_n)
+    def go(self, first: int) -> None:
+        "Show the page that begins with the image at this place in the order."
+        self.first = max(0, first)
         self.show_page()
 
     def show_page(self) -> None:
@@ -339,11 +320,13 @@ class CleanerView(CleanerPages):
         self.confirm = w.Box([self.question, self.yes, self.no], layout=w.Layout(display="none", flex_flow="row wrap"))
         buttons = w.Box([self.undo, self.ask, self.restore], layout=w.Layout(display="flex", flex_flow="row wrap"))
         self.widget = w.VBox([style_sheet(), self.top, self.status, buttons, self.confirm, self.said, self.voice])
-        for button, action in ((self.back, lambda: self.turn(-1)), (self.on, lambda: self.turn(1)), (self.undo, cleaner.undo),
-                               (self.ask, self.confirming), (self.no, self.show), (self.yes, self.apply), (self.restore, self.undo_applied)):
+        for button, action in ((self.back, lambda: self.go(self.first - cleaner.max_n)), (self.on, lambda: self.go(self.first + cleaner.max_n)),
+                               (self.undo, cleaner.undo), (self.ask, self.confirming), (self.no, self.show),
+                               (self.yes, lambda: self.report(cleaner.apply(), "applied")),
+                               (self.restore, lambda: self.report(cleaner.undo_applied(), "taken back"))):
             button.on_click(self.guarded(action))
-        self.part.observe(self.guarded(self.show_first), names="value")
-        self.label.observe(self.guarded(self.show_first), names="index")
+        for menu in (self.part, self.label):
+            menu.observe(self.guarded(lambda: self.go(0)), names="index")
         self.guarded(self.show)()
 
     def guarded(self, action: Callable[[], Any]) -> Callable[..., None]:  # ignores its arguments
@@ -356,11 +339,6 @@ class CleanerView(CleanerPages):
                 self.voice.say(f"{e or type(e).__name__}", alert=True)
 
         return run
-
-    def show_first(self) -> None:
-        "Show the first page."
-        self.first = 0
-        self.show()
 
     def show(self) -> None:
         "Bring everything up to date."
@@ -382,19 +360,11 @@ class CleanerView(CleanerPages):
         self.voice.say(question)
         self.confirm.layout.display = "flex"
 
-    def apply(self) -> None:
-        "Apply, and say what happened."
-        more = f" The log is {show_path(self.cleaner.log)}. Make new DataLoaders to train on what is left."
-        self.report(self.cleaner.apply(), "applied", more)
-
-    def undo_applied(self) -> None:
-        "Take the last round back, and say what happened."
-        self.report(self.cleaner.undo_applied(), "taken back", "")
-
-    def report(self, outcomes: Sequence[Outcome], done: str, more: str) -> None:
+    def report(self, outcomes: Sequence[Outcome], done: str) -> None:
         "One line for the round, and one for each file that gave trouble."
         bad = [f"{show_path(o.file)}: {o.problem}." for o in outcomes if o.problem]
         good = f"{plural(len(outcomes) - len(bad), 'edit')} {done}."
+        more = f" The log is {show_path(self.cleaner.log)}. Make new DataLoaders to train on the files as they are now."
         self.said.value = "".join([message_html(good + more, kind="note"), *map(message_html, bad)])
         self.voice.say(good)
         for line in bad:
