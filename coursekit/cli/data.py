@@ -74,7 +74,7 @@ def data_rows() -> list[list[str]]:  # name, real thing, drawn in its place, on 
         real = archive_name(url) + (f", {size_text(size)} to download" if size else ", from a mirror" if url.startswith("mirror:") else "")
         drawn = stand_in_title(archive_name(url)) if archive_name(url) in STAND_INS else ""
         rows.append([name, real, drawn, _held(parts_of(url))])
-    return [*rows, ["(your own)", "archives that were unpacked, pictures prepared with cache='disk'", "", _held(own_parts())]]
+    return [*rows, ["(your own)", "archives that were unpacked, images that earlier versions prepared", "", _held(own_parts())]]
 
 
 def _held(parts: dict[str, list[Path]]) -> str:

@@ -174,7 +174,7 @@ def train_model(
     size: int = 96,  # pixels a side
     bs: int | None = None,  # pictures a batch; None: 32, or 16 where there are fewer than 500
     precision: str = "auto",  # "auto", "bf16", "fp32"
-    cache: str | None = "memory",  # "memory", "disk", "device", None
+    cache: str | None = "memory",  # "memory", "device", None
     say: Callable[[str], None] = print,  # is told line by line
 ) -> Learner:
     "Train, say how well it went, write the model; also after Ctrl-C, where a step was done before."

@@ -95,9 +95,10 @@ def export_problem(
             return f"the classes of {type(b).__name__} are no list of names"
     tfms: list[Any] = [*e.item_tfms, *e.batch_tfms]
     for t in tfms:
-        sides = t.size if isinstance(t.size, (list, tuple)) else [t.size or 0] * 2
+        size = getattr(t, "size", None)  # of a transform of images
+        sides = size if isinstance(size, (list, tuple)) else [size or 0] * 2
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides) or math.prod(sides) > MAX_AREA:
-            return f"{type(t).__name__} asks for pictures of {t.size} pixels; the largest allowed are {MAX_SIDE:,} a side and {MAX_AREA:,} in all"
+            return f"{type(t).__name__} asks for pictures of {size} pixels; the largest allowed are {MAX_SIDE:,} a side and {MAX_AREA:,} in all"
     has, needs = getattr(e.model, "n_out", None), [b.n_out for b in e.blocks[e.n_inp:]]
     if needs and None not in (has, *needs) and has != sum(needs):
         return f"the network has {has} outputs and the targets need {sum(needs)}"

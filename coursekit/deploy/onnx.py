@@ -53,6 +53,9 @@ class PictureGraph(nn.Module):
         self.net = copy.deepcopy(learn.model).cpu().to(memory_format=torch.contiguous_format).eval()
         self.loss = copy.deepcopy(learn.loss_func).cpu()
         self.tfms = tuple(learn.dls.batch_tfms)
+        for t in self.tfms:
+            if not hasattr(t, "traced"):
+                raise NotImplementedError(f"{type(t).__name__} cannot go into a portable graph; define traced(pictures) in it.")
 
     def forward(self, pictures: Tensor) -> Tensor:  # (N, 3, H, W) uint8 -> (N, ...) float32, as `get_preds` gives them
         for t in self.tfms:
@@ -70,7 +73,7 @@ def prepare_pictures(
     dl = learn.dls.test_dl(items, bs=len(items)).new(device="cpu", batch_tfms=())
     x = next(iter(dl)).x
     for t in learn.dls.batch_tfms:
-        if t.resizing is not None:
+        if getattr(t, "resizing", None) is not None:
             x = t.resizing.apply([x], ["image"], rng=torch.Generator(), train=False)[0]
     return x.contiguous()
 
@@ -149,7 +152,7 @@ def graph_notes(
     return {"coursekit": coursekit.__version__, "classes": json.dumps(learn.dls.vocab),
             "input": f"pictures: (batch, {channels}, {height}, {width}) bytes; red, green, blue; 0 to 255; not normalised",
             "output": f"{output_name(learn)}: what {type(learn.loss_func).__name__} makes of the network's output",
-            "preparation": "; ".join(map(str, [*learn.dls.valid_ds.item_tfms, *(t.resizing for t in learn.dls.batch_tfms if t.resizing)]))}
+            "preparation": "; ".join(map(str, [*learn.dls.valid_ds.item_tfms, *(t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None))]))}
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #cb39e49c
 def need_onnx() -> None:

@@ -83,7 +83,7 @@ def waiting_advice(
     if not times or times[-1] < 5 or waits[-1] < 0.5 * times[-1] or not hasattr(dl, "prepared_by"):
         return ""
     if dl.dataset.cache is None:
-        do = "cache='memory' (or 'disk') decodes each picture only once"
+        do = "cache='memory' decodes each image only once"
     elif len(times) == 1:
         return ""
     else:

@@ -550,7 +550,7 @@ class AugmentNormalize(BatchTransform):
 
     def with_size(self, size: int | tuple[int, int]) -> "AugmentNormalize":
         "The same for another size."
-        return AugmentNormalize(self.augment.with_size(size), self.normalize)
+        return AugmentNormalize(dataclasses.replace(self.augment, size=size), self.normalize)
 
     def apply(
         self,

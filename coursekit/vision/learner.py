@@ -155,7 +155,7 @@ def check_size(
     "Refuse sizes that the network cannot take, found by a picture of zeros: those of its views, or else the one that the data's transforms make."
     tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if isinstance(dls.train, DataLoader) else []
     views = model.sizes if isinstance(model, Views) else ()
-    sizes = [(size, size) for size in views] or [(t.size, t.size) if isinstance(t.size, int) else tuple(t.size) for t in tfms if t.size is not None]
+    sizes = [(size, size) for size in views] or [(t.size, t.size) if isinstance(t.size, int) else tuple(t.size) for t in tfms if getattr(t, "size", None) is not None]
     if not sizes:
         return
     try:

@@ -267,7 +267,7 @@ class DataPlan:
         num_workers: int | None = None,  # processes that prepare batches; None chooses by the cores
         device: torch.device | str | None = None,  # None: `default_device()`
         seed: int | None = None,  # of shuffling and augmentation; None: the plan's
-        cache: str | None = None,  # keep decoded, resized pictures: "memory", "disk", "device"
+        cache: str | None = None,  # keep decoded, resized pictures: "memory", "device"
     ) -> ImageDataLoaders:
         "Loaders of the pictures to use, split as the plan says."
         block = self.dblock(item_tfms=Resize(size) if item_tfms is None else item_tfms, batch_tfms=batch_tfms)
