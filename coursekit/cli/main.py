@@ -279,7 +279,7 @@ def data_clear(name: str | None, yes: bool) -> None:
               help="Share held out at random, where the source does not say which.")
 @click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from pretrained weights or not.")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True, help="Of the arithmetic.")
-@click.option("--cache", type=click.Choice(["memory", "disk", "device", "none"]), default="memory", show_default=True,
+@click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True,
               help="Where decoded pictures are kept.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder that the file names of a CSV are in.  [default: its own]")
 @click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")

@@ -233,7 +233,7 @@ class AugmentNormalize(BatchTransform):
 
     def with_size(self, size: int | tuple[int, int]) -> "AugmentNormalize":
         "The same for another size."
-        return AugmentNormalize(self.augment.with_size(size), self.normalize)
+        return AugmentNormalize(dataclasses.replace(self.augment, size=size), self.normalize)
 
     def apply(self, tensors: list[torch.Tensor], kinds: list[str], *, rng: torch.Generator, train: bool) -> list[torch.Tensor]:
         "A batch augmented and normalized."
