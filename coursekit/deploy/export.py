@@ -93,9 +93,9 @@ def export_problem(
         if b.vocab is not None and not (isinstance(b.vocab, list) and all(isinstance(n, (str, int, float)) for n in b.vocab)):
             return f"the classes of {type(b).__name__} are not a list of names"
     for t in [*e.item_tfms, *e.batch_tfms]:
-        sides = t.size if isinstance(t.size, (list, tuple)) else [t.size or 0] * 2
+        sides = size if isinstance(size := getattr(t, "size", None), (list, tuple)) else [size or 0] * 2
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides) or math.prod(sides) > MAX_AREA:
-            return f"{type(t).__name__} has size={t.size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
+            return f"{type(t).__name__} has size={size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
     has, needs = getattr(e.model, "n_out", None), [b.n_out for b in e.blocks[e.n_inp:]]
     if needs and None not in (has, *needs) and has != sum(needs):
         return f"the network has {has} outputs and the targets need {sum(needs)}"

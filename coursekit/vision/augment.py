@@ -16,7 +16,7 @@ import torch
 from ..core import check_range
 from ..data.transforms import BatchTransform
 from coursekit.vision.pixels import (
-    _COLUMNS, _aspect, _augment_images, _augment_masks, _augment_points, _crop, _Draw, _fit, _matrix, _rotation, _scaled, _warp, _zoom,
+    _COLUMNS, _aspect, _augment_images, _augment_masks, _augment_points, _crop, _Draw, _fit, _matrix, _moved_back, _rotation, _scaled, _warp, _zoom,
 )
 from .resize import _PAD_MODES, _SPATIAL, _as_hw, _check_choice, _set_size, _short_repr
 
@@ -130,6 +130,7 @@ class Augment(BatchTransform):
     "Flip, rotation, zoom, warp, crop and lighting, drawn for each sample: one interpolation, one change of color."
 
     order = 10  # takes bytes as well as floats, so nothing needs to come before
+    moves = _SPATIAL
 
     do_flip: bool = True  # left and right exchanged, half of the time
     flip_vert: bool = False  # also upside down and by quarter turns (for aerial and microscope images)
@@ -178,6 +179,13 @@ class Augment(BatchTransform):
         }
         return [moves[k](t) if k in moves else t for t, k in zip(tensors, kinds)]
 
+    def undo(self, preds: list, kinds: list[str], shapes: dict[str, tuple[int, ...]], *, rng: torch.Generator) -> list:
+        "Predictions of masks (n, C, h, w) and of points moved back to where they are without augmentation."
+        source = tuple(shapes["image"][-2:])
+        size = source if self.size is None else _as_hw("Augment", self.size)
+        draw = _drawn(self, shapes["image"][0], source, size, rng)
+        return [_moved_back(p, k, draw, source, size, pad_mode=self.pad_mode) if k in ("mask", "points") else p for p, k in zip(preds, kinds)]
+
     @property
     def resizing(self) -> "Augment | None":
         "Itself, where it has a size."
@@ -222,6 +230,7 @@ class AugmentNormalize(BatchTransform):
     "`Augment` and then `Normalize`, in one pass."
 
     order = 10
+    moves = _SPATIAL
 
     augment: Augment
     normalize: Normalize
@@ -241,6 +250,10 @@ class AugmentNormalize(BatchTransform):
             return self.normalize.apply(self.augment.apply(tensors, kinds, rng=rng, train=False), kinds)
         device = next((t.device for t, k in zip(tensors, kinds) if k == "image"), None)
         return self.augment._run(tensors, kinds, rng, True, self.normalize.scale_shift(device))
+
+    def undo(self, preds: list, kinds: list[str], shapes: dict[str, tuple[int, ...]], *, rng: torch.Generator) -> list:
+        "As `Augment.undo`."
+        return self.augment.undo(preds, kinds, shapes, rng=rng)
 
     def decode(self, tensors: list[torch.Tensor], kinds: list[str]) -> list[torch.Tensor]:
         "The images in 0..1 again."

@@ -97,7 +97,7 @@ def _check_head(n_out: int | None, lin_ftrs: Sequence[int], y_range: Sequence[fl
 def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
     "Refuse the image size of the data where the network cannot take it: a black image of that size shows it."
     tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if isinstance(dls.train, DataLoader) else []
-    size = next((t.size for t in reversed(tfms) if t.size is not None), None)
+    size = next((t.size for t in reversed(tfms) if getattr(t, "size", None) is not None), None)
     if size is None:
         return
     h, w = (size, size) if isinstance(size, int) else size

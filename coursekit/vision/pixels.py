@@ -247,3 +247,23 @@ def _fit(t: torch.Tensor, kind: str, source: tuple[int, int], size: tuple[int, i
     if not part.is_floating_point() and part.device.type != "cpu":
         part = part / 255
     return F.interpolate(part, size=size, mode="bilinear", antialias=True)
+
+# %% ../../nbs/api/vision/02_pixels.ipynb #6675a380
+def _moved_back(
+    pred: torch.Tensor,  # scores of masks (n, C, h, w), or points (n, ..., 2) in pixels
+    kind: str,  # "mask" or "points"
+    draw: _Draw,  # how the images were moved
+    source: tuple[int, int],  # (height, width) of the images before
+    size: tuple[int, int],  # (height, width) that validation sees
+    *,
+    pad_mode: str,
+) -> torch.Tensor:  # the same kind of thing, where it is in validation
+    "Predictions for augmented images, taken back."
+    back = dataclasses.replace(draw, matrix=torch.linalg.inv(draw.matrix), way=torch.full_like(draw.way, 8), size=source)
+    if kind == "points":
+        moved = _augment_points(pred.reshape(len(pred), -1, 2), back, draw.size).reshape(pred.shape)
+    else:
+        moved = _sample(pred.float(), back.matrix.float().to(pred.device), source, mode="bilinear", pad_mode=pad_mode)
+    if size == source:
+        return moved
+    return _fit(moved, "points" if kind == "points" else "image", source, size)

@@ -112,6 +112,7 @@ def _pad(value: torch.Tensor, margins: tuple[int, int, int, int], pad_mode: str)
 @dataclasses.dataclass(frozen=True, repr=False)
 class Resize(ItemTransform):
     "Bring every sample to one size: by cropping the long side, by padding the short one, or by squishing."
+    moves = _SPATIAL
 
     size: int | tuple[int, int]  # pixels: a square's side, or (height, width)
     method: str = "crop"  # "crop": at random along the long side in training, centered otherwise; "pad"; "squish"
@@ -164,6 +165,7 @@ class Resize(ItemTransform):
 @dataclasses.dataclass(frozen=True, repr=False)
 class RandomResizedCrop(ItemTransform):
     "In training a random part of the image, of random area and shape, resized; otherwise the middle of it."
+    moves = _SPATIAL
 
     size: int | tuple[int, int]  # pixels: a square's side, or (height, width)
     min_scale: float = 0.08  # the smallest part of the image's area that is cut out, 0..1
