@@ -22,10 +22,10 @@ from ..core import plural, printable, seeded
 from ..data.loader import Batch, as_batch, ordered
 from ..display import finish, progress_bar
 from ..training.callback import Callback
-from ..training.hooks import looked_at
+from ..training.predictions import evaluating
 from ..training.layers import norm_bias_params
 from ..training.learner import Learner
-from ..training.losses import as_loss
+from ..training.loss_wrappers import as_loss
 
 # %% ../../nbs/api/interpret/04_landscape.ipynb #e890bf4b
 def trained_params(
@@ -470,7 +470,7 @@ def loss_landscape(
         origin, directions, paths, explained = path_plane(given, seed)
         xs, ys = path_grid(paths, span, n)
     grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1).reshape(-1, 2)
-    with torch.no_grad(), warnings.catch_warnings(), seeded(seed), looked_at(model), batch_norms(model, batch_stats):
+    with torch.no_grad(), warnings.catch_warnings(), seeded(seed), evaluating(model), batch_norms(model, batch_stats):
         warnings.filterwarnings("ignore", message="There is a performance drop")  # vmap's remark on what it does one by one
         loss = PlaneLoss(model, as_loss(loss_func), read_batches(dl, param.device, max_batches))
         losses = loss.grid(origin.to(param.device, wide), directions.to(param.device, wide), grid)
