@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,16 +25,15 @@ from coursekit.training.callbacks import loggers
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.callbacks.ema import EMA
 from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
+from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback
 from coursekit.training.callbacks.mixup import CutMix, MixUp, rectangles
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from coursekit.core import seeded
 from coursekit.data.loader import Batch
 from coursekit.training.learner import Learner, synthetic_learner
-from coursekit.training.losses import (
-    BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss, as_loss
-)
+from coursekit.training.loss_wrappers import as_loss
+from coursekit.training.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss
 from coursekit.training.metrics import accuracy, error_rate, mae
 from coursekit.training.optimizers import SGD, AdamW
 from coursekit.training.schedules import SchedLin
@@ -304,7 +301,7 @@ BAD_ARGUMENTS: list[tuple[Callable, str, list]] = [
     (MixUp, "alpha", ["a", None, INF, NAN, 0, -1, True]), (CutMix, "alpha", ["a", None, INF]),
     (GradientClip, "max_norm", ["a", None, NAN, 0, True]), (GradientAccumulation, "n_acc", [1.5, 0, "a", True]),
     (ActivationStats, "limits", [3, None, (1,), (1, 0), ("a", "b"), (0, INF), (NAN, 1)]), (ActivationStats, "bins", [1.5, 0, "a"]),
-    (ActivationStats, "every", [1.5, 0]), (TensorBoardLogger, "every", [1.5, 0]), (TensorBoardLogger, "folder", [None, 3]),
+    (ActivationStats, "every", [1.5, 0]),
     (EarlyStoppingCallback, "patience", [1.5, 0, INF]), (ReduceLROnPlateau, "patience", [1.5, "a"]),
     (SaveModelCallback, "fname", [3, "", None, ".", ".."]), (SaveModelCallback, "every_epoch", [2, 0, "yes"]),
     (CSVLogger, "fname", [None, ".", "", 3]), (CSVLogger, "append", ["x"]),
@@ -769,34 +766,6 @@ def test_csv_with_other_columns_and_a_folder_are_refused(tmp_path: Path) -> None
     assert list(rows_of(file)[0])[3] == "error_rate"
 
 
-def test_tensorboard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log, runs = TensorBoardLogger("logs", every=3), tmp_path / "logs"
-    learn = small(tmp_path, splitter=lambda m: [m[0], m[2]], cbs=log)
-    learn.lr_find(num_it=10, show_plot=False)
-    assert not runs.exists()
-    learn.fine_tune(2, 0.1)
-    rows, rates, losses = learn.recorder.values, learn.recorder.group_lrs, learn.recorder.losses
-    learn.lr_find(num_it=10, show_plot=False)
-    assert log.run == "2"
-    assert sorted(p.name for p in runs.iterdir()) == ["1", "2"] and log.writer is None
-    events = EventAccumulator(str(runs / "2")).Reload()
-    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert set(points) == {"batch/loss", "rate/group 0", "rate/group 1", "epoch/train_loss", "epoch/valid_loss", "epoch/accuracy"}
-    assert points["batch/loss"] == [(k, pytest.approx(losses[k], rel=1e-6)) for k in range(0, 14, 3)]
-    assert points["epoch/accuracy"] == [(7 * (k + 1), pytest.approx(rows[k][2], rel=1e-6)) for k in range(2)]
-    assert [v for _, v in points["rate/group 1"]] == pytest.approx([r[-1] for r in rates][::3], rel=1e-6)
-
-
-def test_tensorboard_that_is_missing_is_said_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    learn = small(tmp_path)
-    with raises(ImportError, "pip install 'coursekit[tensorboard]'"):
-        learn.fit(1, cbs=TensorBoardLogger())
-    assert learn.recorder.losses == [] and not (tmp_path / "runs").exists()
-
-
 def test_graph_outside_a_notebook_is_one_figure_at_the_end() -> None:
     import matplotlib.pyplot as plt
 
@@ -876,24 +845,6 @@ def test_a_fit_that_was_broken_off_anywhere_goes_on_with_all_of_them(tmp_path: P
         got = outcome(learn, cbs)
         for a, b in zip(got, want, strict=True):
             assert (close(a, b) if isinstance(a, dict) else torch.equal(a, b) if isinstance(a, Tensor) else a == b), k  # type: ignore[arg-type]
-
-
-def test_tensorboard_goes_on_in_the_run_that_was_broken_off(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    class Killed(BaseException):
-        pass
-
-    learn = small(tmp_path)
-    with contextlib.suppress(Killed):
-        learn.fit(2, 0.05, cbs=[TensorBoardLogger(every=1), Checkpoint(every=3), DiesAt(11, Killed)])
-    time.sleep(1.1)  # TensorBoard tells a run's files apart by the second
-    learn = small(tmp_path)
-    learn.fit(2, 0.05, cbs=[TensorBoardLogger(every=1), Checkpoint(every=3)])  # from batch 9
-    (run,) = (tmp_path / "runs").iterdir()
-    events = EventAccumulator(str(run)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("batch/loss")] == list(enumerate(pytest.approx(v, rel=1e-6) for v in learn.recorder.losses))
-    assert [e.step for e in events.Scalars("epoch/accuracy")] == [7, 14]
 
 
 class DiesAt(Callback):

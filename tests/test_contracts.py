@@ -44,7 +44,8 @@ from coursekit.data.datablock import DataBlock
 from coursekit.data.transforms import BatchTransform, ItemTransform
 from coursekit.data.items import IndexSplitter
 from coursekit.training.layers import ModelSpec
-from coursekit.training.losses import Loss, as_loss
+from coursekit.training.loss_wrappers import as_loss
+from coursekit.training.losses import Loss
 from coursekit.training.metrics import AverageMetric, Metric
 from coursekit.training.schedules import SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds
 from coursekit.training.learner import synthetic_learner

@@ -39,7 +39,8 @@ from coursekit.deploy.registry import FORMER, TYPES, type_name, type_of
 from coursekit.interpret.interpretation import ClassificationInterpretation
 from coursekit.training.layers import ModelSpec
 from coursekit.training.learner import Learner
-from coursekit.training.losses import CrossEntropyLossFlat, FocalLoss, Loss, WrappedLoss
+from coursekit.training.loss_wrappers import WrappedLoss
+from coursekit.training.losses import CrossEntropyLossFlat, FocalLoss, Loss
 from coursekit.training.weights import read_tensors, tensors_hash
 from contracts import same
 from coursekit.vision.data import ImageBlock, ImageDataLoaders

@@ -26,7 +26,8 @@ from ..data.transforms import BatchTransform, ItemTransform
 from .registry import from_spec, to_spec
 from ..training.layers import ModelSpec
 from ..training.learner import Learner, serving_learner
-from ..training.losses import Loss, WrappedLoss
+from ..training.loss_wrappers import WrappedLoss
+from ..training.losses import Loss
 from ..training.weights import load_weights, read_tensors, write_tensors
 
 # %% ../../nbs/api/deploy/01_export.ipynb #f709606c

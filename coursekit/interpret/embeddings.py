@@ -19,7 +19,7 @@ from ..core import plural, printable
 from ..data.loader import Batch, DataLoader, ordered
 from ..display import figure_output, finish
 from .interpretation import item_name
-from ..training.hooks import looked_at
+from ..training.predictions import evaluating
 from ..training.learner import Learner
 from ..training.loop import as_float
 
@@ -37,7 +37,7 @@ def embed(
 
     handles = [m.register_forward_pre_hook(note) for m in learn.model.modules() if isinstance(m, nn.Linear)]
     try:
-        with looked_at(learn.model):
+        with evaluating(learn.model):
             out = as_float(learn.model(*learn._inputs(batch)))
     finally:
         for h in handles:

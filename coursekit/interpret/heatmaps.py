@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from ..core import suggest
 from ..data.loader import Batch, DataLoader
 from ..display import finish, show_image
-from ..training.hooks import find_layers, hook_outputs, last_maps, looked_at
+from ..training.hooks import find_layers, hook_outputs, last_maps
 from ..training.learner import Learner
 from ..training.loop import as_float
+from ..training.predictions import evaluating
 
 # %% ../../nbs/api/interpret/02_heatmaps.ipynb #b6c7c4c4
 @dataclass(repr=False)
@@ -103,7 +104,7 @@ def heat_maps(
     if targets is not None and len(targets) != batch.size:
         raise ValueError(f"heat_maps: {len(targets)} targets for {batch.size} items; pass one for each.")
     model, xs = learn.model, learn._inputs(batch)
-    with looked_at(model), torch.inference_mode(False), torch.enable_grad():
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         xs = tuple(x.clone() if x.is_inference() else x for x in xs)  # what was made in inference mode has no gradients
         name, module = _layer_of(model, xs, layer)
         with hook_outputs(model, module, grads=True) as (seen,):

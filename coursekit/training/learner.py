@@ -24,7 +24,8 @@ from ..display import Table
 from . import predictions
 from .callback import Callback, State, check_callbacks, collect_hooks
 from .fits import Fits
-from .losses import as_loss, fitting_loss, named_loss
+from .loss_wrappers import as_loss
+from .losses import fitting_loss, named_loss
 from .metrics import as_metric
 from .optimizers import split_params, AdamW, load_opt_tensors, opt_tensors
 from .predictions import KeptPreds, Prediction, Preds, evaluating
