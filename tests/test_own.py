@@ -170,7 +170,7 @@ TROUBLE = {
     "loop.jpg": "redirects in a circle, or too often",
     "chain.jpg": "redirects in a circle, or too often",
     "away.jpg": "redirects to http://example.org/cat.jpg, which is not https",
-    "file.jpg": "redirects to what is no web address",
+    "file.jpg": "redirects to something that is not a web address",
     "nonsense.jpg": "no connection",
 }
 
@@ -190,7 +190,7 @@ def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path)
     for url in wrong:
         assert state[url] == "failed" and report.failed[url] and report.failed[url].isprintable()
     assert "not https" in report.failed["http://example.org/a.jpg"]
-    assert "no web address" in report.failed["cat.jpg"]
+    assert "not a web address" in report.failed["cat.jpg"]
     saved = get_image_files(tmp_path)
     assert sorted(saved) == sorted(report.files) and sorted(f.read_bytes() for f in saved) == sorted([GOOD, OTHER])
     assert {f.suffix for f in saved} == {".jpg", ".png"}  # other.jpg is a PNG
@@ -320,8 +320,7 @@ def test_the_report_is_safe_to_show(tmp_path: Path) -> None:
     report = download_images([f"{HOSTILE}", "https://example.org\x1b[31m/"], tmp_path)
     page = report._repr_html_()
     assert "<img" not in page and "&lt;img" in page and "\x1b" not in page + repr(report)
-    df = report.to_df()
-    assert list(df.columns) == ["url", "status", "file", "reason"] and (df.status == "failed").all()
+    assert len(report.failed) == 2
     assert DownloadReport(tmp_path)._repr_html_() is None
 
 
@@ -425,9 +424,9 @@ def test_resize_reports_the_bad_ones(large: Path, tmp_path: Path) -> None:
     (large / "a" / "drawing.svg").write_bytes(b"<svg/>")
     report = resize_images(large, tmp_path / "small", max_size=64)
     assert {f.name: why.split(" (")[0] for f, why in report.bad} == {
-        "cut.jpg": "is cut off", "drawing.svg": "has an ending, .svg, that no picture is written with"}
+        "cut.jpg": "is cut off", "drawing.svg": "has an ending, .svg, that no image can be saved with"}
     assert len(report.made) == 6 and not (tmp_path / "small" / "cut.jpg").exists()
-    assert list(report.to_df().file) == [str(f) for f, _ in report.bad] and "cut.jpg" in repr(report)
+    assert "cut.jpg" in repr(report)
 
 
 def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
@@ -453,7 +452,7 @@ def test_resize_refuses_wrong_options(large: Path, tmp_path: Path) -> None:
     for options in ({"max_size": 0}, {"quality": 101}, {"side": "width"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}="):
             resize_images(large, tmp_path / "x", **options)
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="tiny.gif is not a folder"):
         resize_images(large / "tiny.gif", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
