@@ -38,7 +38,7 @@ def embed(
     handles = [m.register_forward_pre_hook(note) for m in learn.model.modules() if isinstance(m, nn.Linear)]
     try:
         with evaluating(learn.model):
-            out = as_float(learn.model(*learn._inputs(batch)))
+            out = as_float(learn.model(*batch.xs))
     finally:
         for h in handles:
             h.remove()

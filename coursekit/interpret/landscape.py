@@ -23,7 +23,7 @@ from ..display import as_label, finish, new_axes, progress_bar
 from ..training.callback import Callback
 from ..training.layers import norm_bias_params
 from ..training.learner import Learner
-from ..training.losses import as_loss
+from ..training.loss_wrappers import as_loss
 
 # %% ../../nbs/api/interpret/04_landscape.ipynb #e890bf4b
 def trained_params(
