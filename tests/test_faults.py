@@ -18,7 +18,7 @@ from helpers import raises, run, says
 from PIL import Image
 from torch import nn
 
-from coursekit.training.callback import CANCELS, EVENTS, Callback, CancelBatchException, CancelStepException, ParamScheduler
+from coursekit.training.callback import CANCELS, EVENTS, Callback, CancelBatchException, ParamScheduler
 from coursekit.training.callbacks.checkpoint import Checkpoint, pack_value, unpack_value
 from coursekit.training.callbacks.gradient import GradientAccumulation
 from coursekit.training.callbacks.mixup import MixUp

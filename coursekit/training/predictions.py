@@ -218,11 +218,8 @@ def show_results(
     for i, (ax, sample) in enumerate(zip(axes, learn.dls.decode(batch))):
         for block, value in zip(inputs, sample):
             block.show(value, ax)
-        titles = []
         for block, actual, pred in zip(targets, sample[dl.n_inp:], decoded):
             block.show_result(actual, block.decode(pred[i].cpu()), ax)
-            titles.append(ax.get_title())
-        ax.set_title("\n".join(titles), fontsize=10)
     finish(fig, f"{plural(len(picks), 'item')} with target and prediction: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52
