@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coursekit.vision import augment as tf
-from coursekit.vision import pixels as px
+from coursekit.vision import pixels
 from coursekit.vision import resize as rs
 from coursekit.vision.images import to_uint8_tensor
 from coursekit.vision.augment import Augment, Normalize, ToFloat, aug_transforms, cifar_stats, fuse_tfms, imagenet_stats, mnist_stats
@@ -53,8 +53,8 @@ def by_matrix(x, matrix):
     "Pictures moved by one matrix, through the code that augmentation uses."
     n = len(x)
     none = torch.zeros(n, dtype=torch.float64)
-    draw = px._Draw(matrix.expand(n, 3, 3), torch.full((n,), 8), none, none + 1, tuple(x.shape[-2:]))
-    return px._augment_images(x, draw, mode="bilinear", pad_mode="zeros", step=1.0)
+    draw = pixels._Draw(matrix.expand(n, 3, 3), torch.full((n,), 8), none, none + 1, tuple(x.shape[-2:]))
+    return pixels._augment_images(x, draw, mode="bilinear", pad_mode="zeros", step=1.0)
 
 
 # ---- geometry ----
@@ -67,15 +67,15 @@ def degrees(*v):
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_quarter_turns_equal_rot90(quarters):
     x = smooth()
-    assert torch.allclose(by_matrix(x, px._rotation(degrees(90.0 * quarters))), torch.rot90(x, quarters, (2, 3)), atol=1e-4)
+    assert torch.allclose(by_matrix(x, pixels._rotation(degrees(90.0 * quarters))), torch.rot90(x, quarters, (2, 3)), atol=1e-4)
 
 
 def test_rotation_is_rigid_on_a_picture_that_is_not_square():
     "Pixels that are a distance apart stay that distance apart."
     size, pts = (60, 120), torch.tensor([[[60.0, 30.0], [70.0, 30.0], [60.0, 40.0]]])
-    m = px._aspect(px._rotation(degrees(30.0)), size)
-    draw = px._Draw(m, torch.tensor([8]), degrees(0.0), degrees(1.0), size)
-    p = px._augment_points(pts, draw, size)[0]
+    m = pixels._aspect(pixels._rotation(degrees(30.0)), size)
+    draw = pixels._Draw(m, torch.tensor([8]), degrees(0.0), degrees(1.0), size)
+    p = pixels._augment_points(pts, draw, size)[0]
     assert torch.allclose((p[1] - p[0]).norm(), torch.tensor(10.0), atol=1e-4)
     assert torch.allclose((p[2] - p[0]).norm(), torch.tensor(10.0), atol=1e-4)
     assert abs((p[1] - p[0]) @ (p[2] - p[0])) < 1e-4
@@ -84,13 +84,13 @@ def test_rotation_is_rigid_on_a_picture_that_is_not_square():
 
 def test_two_half_turns_and_two_flips_are_nothing():
     x = smooth()
-    half = px._rotation(degrees(180.0))
+    half = pixels._rotation(degrees(180.0))
     assert torch.allclose(by_matrix(by_matrix(x, half), half), x, atol=1e-4)
 
 
 def test_zoom_of_two_is_the_middle_enlarged():
     x = smooth(h=32, w=32)
-    z = by_matrix(x, px._zoom(degrees(2.0), degrees(0.5), degrees(0.5)))
+    z = by_matrix(x, pixels._zoom(degrees(2.0), degrees(0.5), degrees(0.5)))
     want = torch.nn.functional.interpolate(x[..., 7:25, 7:25], scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
     assert torch.allclose(z, want, atol=1e-4)
 
@@ -115,7 +115,7 @@ def test_flip_vert_gives_all_the_symmetries(h, w, ways):
     y = run(Augment(**{**OFF, "do_flip": True}, flip_vert=True), x)
     found = {}
     for way in range(8 if h == w else 4):
-        same = (y == px._flipped(x[0], way)).flatten(1).all(1)
+        same = (y == pixels._flipped(x[0], way)).flatten(1).all(1)
         found[way] = int(same.sum())
     assert len(found) == ways and sum(found.values()) == 200
     assert all(200 / ways * 0.4 < n < 200 / ways * 1.8 for n in found.values())
@@ -127,15 +127,15 @@ def test_the_matrix_of_an_exact_flip_agrees_with_the_flip():
         aug, x = Augment(**{**OFF, "do_flip": True}, flip_vert=True), smooth(8, 24, 24, seed)
         draw = tf._drawn(aug, 8, (24, 24), (24, 24), rng(seed))
         forced = dataclasses.replace(draw, way=torch.full((8,), 8))
-        exact, sampled = (px._augment_images(x, d, mode="bilinear", pad_mode="zeros", step=1.0) for d in (draw, forced))
+        exact, sampled = (pixels._augment_images(x, d, mode="bilinear", pad_mode="zeros", step=1.0) for d in (draw, forced))
         assert torch.allclose(exact, sampled, atol=1e-4)
 
 
 def test_division_and_no_division_agree():
-    m = px._matrix(3, {(0, 2): degrees(0.1, 0.2, 0.3)}).float()
+    m = pixels._matrix(3, {(0, 2): degrees(0.1, 0.2, 0.3)}).float()
     tilted = m.clone()
     tilted[2, 2, 0] = 1e-12
-    assert torch.allclose(px._grid(m, (9, 7)), px._grid(tilted, (9, 7)), atol=1e-6)
+    assert torch.allclose(pixels._grid(m, (9, 7)), pixels._grid(tilted, (9, 7)), atol=1e-6)
 
 
 # ---- points and masks go with the pixels ----
@@ -276,7 +276,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(monkeypatch):
     assert torch.allclose(run(Augment(**ALWAYS), x[:6]), whole[:6], atol=1e-6)
     floats = run(Augment(**ALWAYS), x / 255)
     asked = []
-    monkeypatch.setattr(px, "_pieces", lambda x, out: asked.append(len(x)) or 3)
+    monkeypatch.setattr(pixels, "_pieces", lambda x, out: asked.append(len(x)) or 3)
     assert torch.allclose(run(Augment(**ALWAYS), x / 255), floats, atol=1e-6) and asked  # pictures of floats go in pieces
 
 

@@ -35,12 +35,12 @@ class ToFloat(BatchTransform):
         "The same as one operation."
         return pictures if pictures.is_floating_point() else pictures.float() / 255
 
-# %% ../../nbs/api/vision/02_augment.ipynb #5716a7db
+# %% ../../nbs/api/vision/02_augment.ipynb #efa2dff7
 imagenet_stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green, blue in 0..1
 cifar_stats = ((0.491, 0.482, 0.447), (0.247, 0.243, 0.261))
 mnist_stats = ((0.1307,), (0.3081,))
 
-
+# %% ../../nbs/api/vision/02_augment.ipynb #5716a7db
 @dataclasses.dataclass(frozen=True)
 class Normalize(BatchTransform):
     "Subtract each channel's mean and divide by its standard deviation, so that the training set has mean 0 and standard deviation 1."
@@ -101,7 +101,7 @@ class Normalize(BatchTransform):
             raise ValueError(f"Normalize: the images have shape {tuple(x.shape)}, not {want}; pass one mean and std per channel.")
         return _scaled(x, scale, shift)
 
-# %% ../../nbs/api/vision/02_augment.ipynb #d6eb3748
+# %% ../../nbs/api/vision/02_augment.ipynb #4adaee15
 def _drawn(aug: "Augment", n: int, source: tuple[int, int], size: tuple[int, int], rng: torch.Generator) -> _Draw:
     "What is to happen to each of n samples, whose images have the size `source` and get the size `size`, both (height, width)."
     u = dict(zip(_COLUMNS, torch.rand(n, len(_COLUMNS), generator=rng, dtype=torch.float64).T))
@@ -273,7 +273,7 @@ class AugmentNormalize(BatchTransform):
         "The normalization."
         return self.normalize.traced(pictures)
 
-
+# %% ../../nbs/api/vision/02_augment.ipynb #a5086023
 def fuse_tfms(
     tfms: Sequence[BatchTransform],  # in running order
 ) -> tuple[BatchTransform, ...]:  # the same, or fewer that do the same

@@ -36,6 +36,9 @@ from .images import FORMATS, MAX_BYTES, MAX_PIXELS, ImageError, _open, load_imag
 # %% ../../nbs/api/vision/07_collect.ipynb #a27e1296
 class _Report:
     "Shows what failed as a table, or one line if nothing did."
+    failed: Any
+    line: Callable[[], str]
+    table: Callable[[], Table]
 
     def __repr__(self) -> str:
         return repr(self.table()) if self.failed else self.line()
@@ -49,12 +52,13 @@ class ResizeReport(_Report):
     "What `resize_images` did with each file."
     dest: Path  # the folder with the small images
     made: list[Path] = field(default_factory=list)  # written now
-    skipped: list[Path] = field(default_factory=list)  # existed already, made from the same file in the same way
+    skipped: list[Path] = field(default_factory=list)  # existed already, made from the same file with the same size
     bad: list[tuple[Path, str]] = field(default_factory=list)  # the originals that were refused, and why
 
     @property
-    def failed(self) -> bool:
-        return bool(self.bad)
+    def failed(self) -> list[tuple[Path, str]]:
+        "The same as `bad`."
+        return self.bad
 
     def table(self) -> Table:
         "The refused files and the reasons."
@@ -100,20 +104,14 @@ def _check_folders(src: Path, dest: Path) -> None:
                          f"such as {src.resolve().name}-small.")
 
 
-def _same_settings(note: Path, settings: dict) -> bool:
-    "Whether all the images beside this note were made with these settings. If not, the note goes until they are."
-    try:
-        same = json.loads(note.read_text(encoding="utf-8")) == settings
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        note.unlink(missing_ok=True)
-    return same
-
-
-def _note_settings(note: Path, settings: dict) -> None:
-    with atomic_file(note) as f:
-        f.write(json.dumps(settings).encode())
+def _is_done(file: Path, target: Path, max_size: int, side: str) -> bool:
+    "Whether the target was made from this version of the file, with this size."
+    if not target.is_file() or target.stat().st_mtime_ns != file.stat().st_mtime_ns:
+        return False
+    limit = max if side == "long" else min
+    with contextlib.suppress(Exception), Image.open(file) as old, Image.open(target) as new:
+        return limit(new.size) == min(max_size, limit(old.size))
+    return False
 
 # %% ../../nbs/api/vision/07_collect.ipynb #74d26b78
 def resize_images(
@@ -122,7 +120,7 @@ def resize_images(
     *,
     max_size: int = 512,  # pixels; smaller images keep their size
     side: str = "long",  # the side that max_size is the limit of: "long" or "short"
-    quality: int = 90,  # of JPEG, WebP and AVIF files, 1 to 100
+    quality: int = 90,  # of JPEG, WebP and AVIF files, 1 to 100; a copy that exists already keeps its quality
     recurse: bool = True,  # folders of folders too
     n_workers: int | None = None,  # threads; None: one per core, at most 8
 ) -> ResizeReport:  # what was written, what existed, what was refused
@@ -134,16 +132,13 @@ def resize_images(
     src, dest = Path(src).expanduser(), Path(dest).expanduser()
     _check_folders(src, dest)
     files, inside = get_image_files(src, recurse=recurse), src.resolve()
-    note, settings = dest / ".resize_images.json", {"max_size": max_size, "side": side, "quality": quality}
-    redo, report = not _same_settings(note, settings), ResizeReport(dest)
-    if redo and not (dest.is_dir() and get_image_files(dest)):  # nothing there was made differently, so an interrupted call can be resumed
-        _note_settings(note, settings)
+    report = ResizeReport(dest)
 
     def one(file: Path) -> tuple[list, Any]:
         target = dest / file.relative_to(src)
         if inside in [target.resolve(), *target.resolve().parents]:  # dest has a link that leads back
             return report.bad, (file, "would be overwritten: a folder in dest is a link to src")
-        if not redo and target.is_file() and target.stat().st_mtime_ns == file.stat().st_mtime_ns:
+        if _is_done(file, target, max_size, side):
             return report.skipped, target
         try:
             _shrink(file, target, max_size=max_size, side=side, quality=quality)
@@ -154,7 +149,6 @@ def resize_images(
     with ThreadPoolExecutor(n_workers or min(cpu_cores(), 8)) as pool:
         for where, value in progress_bar(pool.map(one, files), total=len(files), desc="resizing images", unit="image", above=200):
             where.append(value)
-    _note_settings(note, settings)
     return report
 
 # %% ../../nbs/api/vision/07_collect.ipynb #81a7c871
@@ -366,6 +360,22 @@ class _Log:
             f.write(json.dumps({"url": url, "file": name, "size": size}) + "\n")
 
 # %% ../../nbs/api/vision/07_collect.ipynb #cef11094
+def _save(url: str, log: _Log, before: dict[str, int], **limits: Any) -> tuple[str, bool, str]:
+    "Fetch and save one image; gives its file name, whether that file was there before, and why there is none."
+    if url in log.files:
+        return log.files[url], True, ""
+    try:
+        data, ending = _get_image(url, **limits)
+    except _Refused as e:
+        return "", False, str(e)
+    name = hashlib.sha256(data).hexdigest()[:20] + ending
+    if not (there := before.get(name) == len(data)):
+        with atomic_file(log.path.parent / name) as f:
+            f.write(data)
+    log.add(url, name, len(data))
+    return name, there, ""
+
+
 def download_images(
     urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one per line, or a CSV file with a column of them
     dest: str | os.PathLike,  # the folder to save in; made if missing
@@ -386,25 +396,19 @@ def download_images(
     _check_dest("download_images", dest)
     dest.mkdir(parents=True, exist_ok=True)
     log, before = _Log(dest), {p.name: p.stat().st_size for p in dest.iterdir()}
-    report, used = DownloadReport(dest, left=max(0, len(found) - max_pics)), set()
+    used: set[str] = set()
+    report = DownloadReport(dest, left=max(0, len(found) - max_pics))
 
-    def work(url: str) -> tuple[str, bool, str]:  # file name, whether it was there before, why there is none
-        if url in log.files:
-            return log.files[url], True, ""
-        try:
-            data, ending = _get_image(url, timeout=timeout, max_bytes=max_bytes, max_pixels=max_pixels, retries=retries, allow_http=allow_http)
-        except _Refused as e:
-            return "", False, str(e)
-        name = hashlib.sha256(data).hexdigest()[:20] + ending
-        if not (there := before.get(name) == len(data)):
-            with atomic_file(dest / name) as f:
-                f.write(data)
-        log.add(url, name, len(data))
-        return name, there, ""
+    def work(url: str) -> tuple[str, bool, str]:
+        return _save(url, log, before, timeout=timeout, max_bytes=max_bytes, max_pixels=max_pixels, retries=retries, allow_http=allow_http)
 
-    with ThreadPoolExecutor(n_workers) as pool, contextlib.closing(pool.map(work, found[:max_pics])) as results:  # closing: Ctrl-C drops what waits
-        for url, (name, there, why) in zip(found, progress_bar(results, total=min(len(found), max_pics), desc="fetching images", unit="image", above=200)):
+    pool, found = ThreadPoolExecutor(n_workers), found[:max_pics]
+    try:
+        results = progress_bar(pool.map(work, found), total=len(found), desc="fetching images", unit="image", above=200)
+        for url, (name, there, why) in zip(found, results):
             status = "failed" if why else "duplicate" if name in used else "there already" if there else "saved"
             report.rows.append(Download(url, status, name, why))
             used.add(name)
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C drops what has not started
     return report

@@ -339,7 +339,7 @@ def table_layout(
     _read_rows(layout, index, zip(table.column(fn_col), table.column(label_col), sides), delim)
     return layout
 
-# %% ../../nbs/api/vision/05_folders.ipynb #e3dcd23a
+# %% ../../nbs/api/vision/05_folders.ipynb #e9eda430
 def _why_no_files(table: Rows, path: Path, root: Path) -> str:
     "What is wrong with a table that names no image."
     for c in table.columns:
@@ -423,7 +423,7 @@ def _plain_layout(root: Path, files: list[Path], everything: list[Path], pat: st
     layout.stray += [f for f in everything if not f.is_relative_to(root)]
     return layout
 
-
+# %% ../../nbs/api/vision/05_folders.ipynb #52329a92
 def folder_layout(
     root: str | os.PathLike,  # the folder
     *,

@@ -206,7 +206,7 @@ class DataPlan:
         for group in self.copies:
             kept = next((f for f in group if f in used), group[0])
             out += [(f, f"has the same bytes as {printable(kept.name)} in {printable(kept.parent.name)}") for f in group if f not in used]
-        for files, why in ((sum(self.clashes, []), "exists in another class, too"), (self.layout.clashes, "has two labels in the table"),
+        for files, why in (([f for g in self.clashes for f in g], "exists in another class, too"), (self.layout.clashes, "has two labels in the table"),
                            (self.layout.tests, "is kept for a test"), (self.layout.stray, "has no label")):
             out += [(f, why) for f in files]
         return out
@@ -308,7 +308,7 @@ def _source_notes(plan: DataPlan) -> list[Note]:
     notes += [Note("warning", text, fix) for text, fix in layout.doubts]
     return notes + [Note("info", text.rstrip(".")) for text in layout.notes]
 
-# %% ../../nbs/api/vision/06_plan.ipynb #19f9c575
+# %% ../../nbs/api/vision/06_plan.ipynb #75ed3fbc
 def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, columns: Columns) -> Layout:
     "The layout of a folder or of a table."
     if path.is_dir():
