@@ -92,7 +92,7 @@ def plain(text: Any, width: int = 24) -> str:
     "A name from outside as matplotlib should draw it: on one line, at most `width` characters, and no formula."
     return printable(text, width=width).replace("$", r"\$").lstrip("_")  # matplotlib hides labels that begin with _
 
-# %% ../../nbs/api/interpret/03_embeddings.ipynb #c0d6662b
+# %% ../../nbs/api/interpret/03_embeddings.ipynb #a114c54c
 class MapItems:
     "Items as points of a plane, near each other if the model takes them for similar."
 
@@ -138,7 +138,7 @@ class MapItems:
         by = f"; the axes hold {sum(self.shares):.0%} of the variance" if self.shares else ""
         return f"Map of {shown}, {sum(map(self.wrong, range(n)))} predicted wrongly{by}"
 
-# %% ../../nbs/api/interpret/03_embeddings.ipynb #e76e5b9c
+# %% ../../nbs/api/interpret/03_embeddings.ipynb #11ba0758
 def draw_map(
     items: MapItems,  # what to draw
     ax: Any,  # matplotlib axes
@@ -240,7 +240,7 @@ class EmbeddingMap(MapItems):
         import ipywidgets as w
 
         order = sorted(range(len(self.points)), key=lambda i: not self.wrong(i))
-        item = w.Dropdown(options=[(self.text(i), i) for i in order], description="Item", layout=w.Layout(width="auto", max_width="100%"))
+        item = w.Dropdown(options=[(printable(self.text(i)), i) for i in order], description="Item", layout=w.Layout(width="auto", max_width="100%"))
         out = w.Output()
 
         def draw(change: Any = None) -> None:
