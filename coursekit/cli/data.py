@@ -32,10 +32,8 @@ def archive_url(
     raise ValueError(f"there are no data called {name!r}{suggest(name, known) or '; '} `coursekit data list` names all.")
 
 # %% ../../nbs/api/cli/04_data.ipynb #daef1ca3
-def size_text(
-    size: int,  # bytes
-) -> str:
-    "`812 MB`, `0.3 MB`, or nothing."
+def size_text(size: int) -> str:
+    "Bytes as `812 MB`, `0.3 MB`, or nothing."
     return "" if not size else f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e6:.1f} MB"
 
 
@@ -48,7 +46,7 @@ def parts_of(
             "real": [p for p in (home / "data" / short, home / "data" / f".{short}.json") if p.exists()],
             "archive": sorted((home / "archive").glob(f"{url.rpartition('/')[2].removeprefix('mirror:')}*"))}  # fmt: skip
 
-
+# %% ../../nbs/api/cli/04_data.ipynb #5a423081
 def own_parts() -> dict[str, list[Path]]:  # what -> files and folders
     "What lies on this machine of your own images."
     return {what: [p for p in sorted((coursekit_home() / sub).glob("*")) if p.suffix != ".lock"] for what, sub in
@@ -105,10 +103,8 @@ def clearable(
     return [p for part in ("samples", "data", "archive", "own", "cache") for p in sorted((coursekit_home() / part).glob("*")) if p.suffix != ".lock"]
 
 
-def clear_data(
-    paths: list[Path],  # from `clearable`
-) -> int:  # bytes that were freed
-    "Remove data; a link is removed, not what it leads to."
+def clear_data(paths: list[Path]) -> int:  # bytes that were freed
+    "Remove data that `clearable` lists; a link is removed, not what it leads to."
     freed = 0
     for path in paths:
         freed += 0 if path.is_symlink() else disk_size(path)
