@@ -72,6 +72,30 @@ def data_rows() -> list[list[str]]:  # name, real archive, stand-in, on this dis
         rows.append([name, real, stand_in_title(short) if short in STAND_INS else "", held(parts_of(url))])
     return [*rows, ["(your own)", "archives that were unpacked, images that earlier versions prepared", "", held(own_parts())]]
 
+# %% ../../nbs/api/cli/04_data.ipynb #5a423081
+def own_parts() -> dict[str, list[Path]]:  # what -> files and folders
+    "What lies on this machine of your own images."
+    return {what: [p for p in sorted((coursekit_home() / sub).glob("*")) if p.suffix != ".lock"] for what, sub in
+            {"unpacked": "own", "prepared": "cache"}.items()}  # fmt: skip
+
+
+def held(
+    parts: dict[str, list[Path]],  # of `parts_of` or `own_parts`
+) -> str:
+    "The size of each part that is there."
+    sizes = {what: sum(map(disk_size, paths)) for what, paths in parts.items()}
+    return ", ".join(f"{what} {size_text(n)}" for what, n in sizes.items() if n)
+
+
+def data_rows() -> list[list[str]]:  # name, real archive, stand-in, on this disk
+    "One row per dataset, and one for images of your own."
+    rows = []
+    for name, url in archives().items():
+        size, short = published_check(url).size, archive_name(url)
+        real = short + (f", {size_text(size)} to download" if size else ", from a mirror" if url.startswith("mirror:") else "")
+        rows.append([name, real, stand_in_title(short) if short in STAND_INS else "", held(parts_of(url))])
+    return [*rows, ["(your own)", "archives that were unpacked, images prepared with cache='disk'", "", held(own_parts())]]
+
 # %% ../../nbs/api/cli/04_data.ipynb #68d0e815
 def get_data(
     name: str,  # of an archive
@@ -105,10 +129,8 @@ def clearable(
     return [p for part in ("samples", "data", "archive", "own", "cache") for p in sorted((coursekit_home() / part).glob("*")) if p.suffix != ".lock"]
 
 
-def clear_data(
-    paths: list[Path],  # from `clearable`
-) -> int:  # bytes that were freed
-    "Remove data; a link is removed, not what it leads to."
+def clear_data(paths: list[Path]) -> int:  # bytes that were freed
+    "Remove data that `clearable` lists; a link is removed, not what it leads to."
     freed = 0
     for path in paths:
         freed += 0 if path.is_symlink() else disk_size(path)

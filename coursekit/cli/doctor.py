@@ -45,7 +45,7 @@ def processor() -> str:
     model = named[1] if named else platform.processor() or platform.machine()
     return f"{plural(cpu_cores(), 'core')} of {model}, {best}, {plural(torch.get_num_threads(), 'thread')}"
 
-
+# %% ../../nbs/api/cli/01_doctor.ipynb #3a764abd
 def device_name() -> str:
     "The device that models run on unless told otherwise."
     import torch
@@ -72,7 +72,7 @@ def caches() -> str:
     held = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in parts.items() if size) or "empty"
     return f"{show_path(coursekit_home())}: {held}"
 
-
+# %% ../../nbs/api/cli/01_doctor.ipynb #f2d2dd6f
 def network(
     host: str = "s3.amazonaws.com",  # where the public archives lie
     timeout: float = 3.0,  # seconds
@@ -104,7 +104,7 @@ def advice(
     try:
         if (device := default_device()).type == "cpu":
             bf16 = "" if has_fast_bf16(device) else " This processor has no bfloat16, so leave precision at 'auto'."
-            do.append(f"No GPU: the lessons' own data and 'coursenet' train in minutes here; keep images at 64 to 128 pixels, with cache='memory'.{bf16}")
+            do.append(f"No GPU: the lessons' data and 'coursenet' train in minutes here; keep images at 64 to 128 pixels, cache='memory'.{bf16}")
     except ValueError as e:  # COURSEKIT_DEVICE names what is not here
         do.append(str(e))
     mirror = os.path.expanduser(os.environ.get("COURSEKIT_MIRROR", ""))

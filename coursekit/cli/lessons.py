@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGED', 'checkout', 'lessons_folder', 'Lesson', 'list_lessons', 'find_lesson', 'run_folder', 'run_lesson',
-           'data_state', 'run_state', 'lesson_rows', 'copy_lessons', 'lab_command', 'lab_folder', 'replace_process']
+           'run_state', 'lesson_rows', 'copy_lessons', 'lab_command', 'lab_folder', 'replace_process']
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #7d6430c0
 import hashlib
@@ -21,10 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from .common import require
-from .data import parts_of
 from .notebooks import NotebookFailed, execute_notebook, kernel_env, results
 from ..core import atomic_file, coursekit_home, plural, show_path, suggest
-from ..data.download import STAND_INS, URLs, archive_name
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #a4c6d012
 PACKAGED = Path(__file__).parent.parent / "lesson_files" if "__file__" in globals() else Path("lesson_files")  # made when a wheel is built
@@ -80,13 +78,7 @@ class Lesson:
         found = re.search(r"(?m)^#\s+(?:(?:Lesson\s+)?\d+\w?\s*[.:]\s*)?(.+)$", text)
         return found[1].strip() if found else self.path.stem
 
-    @property
-    def archives(self) -> list[str]:
-        "Names of the data that its cells ask for, such as `PETS`."
-        code = "\n".join("".join(c["source"]) for c in self.notebook["cells"] if c["cell_type"] == "code")
-        return [n for n in dict.fromkeys(re.findall(r"\bcourse_data\(URLs\.(\w+)", code)) if hasattr(URLs, n)]
-
-# %% ../../nbs/api/cli/03_lessons.ipynb #24e99d32
+# %% ../../nbs/api/cli/03_lessons.ipynb #cd088d39
 def list_lessons(
     folder: str | os.PathLike | None = None,  # None: `lessons_folder()`
 ) -> list[Lesson]:  # in the order of the course
@@ -113,9 +105,7 @@ def find_lesson(
     raise FileNotFoundError(f"there is no lesson or notebook {name!r}; there are {there}{near or '.'}")
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #d8572593
-def run_folder(
-    path: str | os.PathLike,  # a notebook
-) -> Path:
+def run_folder(path: str | os.PathLike) -> Path:
     "Where the executed copy of a notebook goes. Two notebooks of one name have different folders."
     path = Path(path).resolve()
     return coursekit_home() / "runs" / f"{path.stem}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
@@ -154,19 +144,7 @@ def run_lesson(
         say(f"{'stopped after' if failed else 'done in'} {seconds:.0f} s; executed copy: {show_path(target)}\n")
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #93a516e6
-def data_state(
-    name: str,  # of an archive, such as "PETS"
-) -> str:
-    "Whether a lesson's data are on this machine, or what will happen."
-    url = getattr(URLs, name)
-    if here := [what for what, paths in parts_of(url).items() if paths and what != "archive"]:
-        return f"{name} here ({', '.join(here)})"
-    return f"{name} {'made when needed' if archive_name(url) in STAND_INS else 'to be downloaded'}"
-
-
-def run_state(
-    lesson: Lesson,
-) -> str:  # "not yet", "2026-11-22, 131 s", "failed 2026-11-22"
+def run_state(lesson: Lesson) -> str:  # "not yet", "2026-11-22, 131 s", "failed 2026-11-22"
     "How the last `coursekit run` of a lesson ended."
     executed = run_folder(lesson.path) / lesson.path.name
     if not executed.is_file():
@@ -178,9 +156,9 @@ def run_state(
         return "not known"
 
 
-def lesson_rows() -> list[list[str]]:  # number, title, data, run, file
+def lesson_rows() -> list[list[str]]:  # number, title, last run, file
     "One row per lesson."
-    return [[x.number, x.title, "; ".join(map(data_state, x.archives)) or "none needed", run_state(x), x.path.name] for x in list_lessons()]
+    return [[x.number, x.title, run_state(x), x.path.name] for x in list_lessons()]
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #adcdcc8c
 def copy_lessons(
@@ -227,9 +205,7 @@ def lab_folder(
     return folder, todo.path.name
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #07738655
-def replace_process(
-    command: list[str],
-) -> None:
+def replace_process(command: list[str]) -> None:
     "Become another program, so that Ctrl-C and the exit code are its own. Where a system cannot do that, run it and exit with its code."
     sys.stdout.flush()
     env = {**os.environ, "PATH": kernel_env()["PATH"]}  # so that a notebook finds `!coursekit`, even if the environment is not active

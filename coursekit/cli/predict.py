@@ -96,9 +96,7 @@ def table_line(
     return f"{name}  {parts[0]}" + (f"  (then {', '.join(parts[1:])})" if parts[1:] else "")
 
 
-def json_line(
-    p: FilePrediction,
-) -> str:
+def json_line(p: FilePrediction) -> str:
     "One JSON object per line."
     if p.error:
         return json.dumps({"file": p.file, "error": p.error})

@@ -59,10 +59,7 @@ class Recipe:
         if self.lr is None:
             self.lr = 5e-3 if not self.pretrained else 8e-3 if self.arch == "coursenet" else 2e-3
 
-    def fit(
-        self,
-        learn: Learner,
-    ) -> None:
+    def fit(self, learn: Learner) -> None:
         "Train."
         if self.pretrained:
             # the bundled network is small, so its first layers must move further than ImageNet weights do
@@ -93,9 +90,7 @@ def result_lines(
     return lines
 
 
-def as_typed(
-    path: Path,
-) -> str:  # as you can type it where you are
+def as_typed(path: Path) -> str:
     "A path from the current folder, if it lies below that."
     here, path = Path.cwd(), path.absolute()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.learner import Learner
+from ..training.loop import as_float
 from ..training.weights import atomic_write
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #9a1d7851
@@ -43,7 +44,7 @@ class ImageGraph(nn.Module):
         for t in self.tfms:
             images = t.traced(images)
         out = self.net(images)
-        return self.loss.activation(tuple(o.float() for o in out) if isinstance(out, tuple) else out.float())
+        return self.loss.activation(as_float(out))
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #b56cc013
 @torch.no_grad()
@@ -87,11 +88,11 @@ def compare(
             got, want = torch.as_tensor(got), want[:n]
             allowed = tol * max(1.0, float(want.abs().max()))
             if got.shape != want.shape or not torch.allclose(got, want, rtol=0, atol=allowed):
-                by = f"by up to {(got - want).abs().max():.2g}" if got.shape == want.shape else f"with shape {list(got.shape)}, not {list(want.shape)}"
+                by = f"by up to {(got - want).abs().max():.2g}" if got.shape == want.shape else f"its shape is {list(got.shape)}"
                 raise ValueError(f"export: the ONNX graph does not predict what the learner predicts: {by} (allowed: {allowed:g}). "
                                  "Nothing was written. Export a .ck file instead.")
 
-# %% ../../nbs/api/deploy/02_onnx.ipynb #ba3744cb
+# %% ../../nbs/api/deploy/02_onnx.ipynb #8512cb97
 def graph_notes(
     learn: Learner,  # takes one image
     shape: Sequence[int],  # of a batch of its images
