@@ -67,7 +67,7 @@ setup(
         *(f"Programming Language :: Python :: {v}" for v in PYTHONS),
     ],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={"": ["*.safetensors", "*.json", "*.txt", "*.ipynb", "*.yaml", "*.js", "*.css", "*/*.yaml", "*/*.css", "py.typed"]},
+    package_data={"": [*(f"*.{e}" for e in ("safetensors", "json", "txt", "ipynb", "yaml", "js", "css")), "*/*.yaml", "*/*.css", "py.typed"]},
     include_package_data=True,
     cmdclass={"build_py": BuildWithLessons},
     zip_safe=False,
