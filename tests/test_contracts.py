@@ -35,6 +35,7 @@ from helpers import module_name, modules, raises
 from PIL import Image, ImageDraw
 from torch import nn
 
+import coursekit.training.count_metrics
 import coursekit.training.metrics
 import coursekit.training.schedules
 from coursekit.training import losses
@@ -152,17 +153,16 @@ masks = torch.randn(6, 2, 4, 4, generator=RNG), torch.randint(2, (6, 4, 4), gene
 twelve = torch.randn(12, 5, generator=RNG), torch.tensor([0, 1, 2, 3, 4] * 2 + [0, 1])
 multi = torch.randn(12, 4, generator=RNG), torch.randint(2, (12, 4), generator=RNG).float()
 numbers = torch.randn(12, 1, generator=RNG), torch.randn(12, generator=RNG)
-M = coursekit.training.metrics
+M, C = coursekit.training.metrics, coursekit.training.count_metrics
 FUNCTIONS = {n: f for n, f in vars(M).items() if inspect.isfunction(f) and hasattr(f, "higher_is_better")}
 DATA = {
     "accuracy_multi": [multi], "mse": [numbers], "rmse": [numbers], "mae": [numbers],
     "top_k_accuracy": [twelve], "accuracy": [twelve, yes_no], "error_rate": [twelve],
-    "Dice": [masks], "JaccardCoeff": [masks], "Perplexity": [twelve], "RocAuc": [twelve, multi],
-    "RocAucBinary": [yes_no, (yes_no[0][:, :1], yes_no[1])],
+    "Dice": [masks], "JaccardCoeff": [masks], "Perplexity": [twelve], "RocAuc": [twelve, multi, yes_no, (yes_no[0][:, :1], yes_no[1])],
 }  # fmt: skip
 MAKERS = {
-    "FBeta": [lambda: M.FBeta(2.0), lambda: M.FBeta(0.5, average="macro")],
-    **{n: [lambda cls=getattr(M, n), a=a: cls(average=a) for a in ("binary", "macro", "micro", "weighted")]
+    "FBeta": [lambda: C.FBeta(2.0), lambda: C.FBeta(0.5, average="macro")],
+    **{n: [lambda cls=getattr(C, n), a=a: cls(average=a) for a in ("binary", "macro", "micro", "weighted")]
        for n in ("Precision", "Recall", "F1Score", "Dice", "JaccardCoeff")},
     "RocAuc": [M.RocAuc, lambda: M.RocAuc("weighted")],
     "AverageMetric": [lambda f=f: AverageMetric(f) for f in FUNCTIONS.values()],
@@ -183,7 +183,7 @@ def test_metric(name, make):
 
 
 @pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
-@pytest.mark.parametrize("cls", [M.Precision, M.Recall, M.F1Score])
+@pytest.mark.parametrize("cls", [C.Precision, C.Recall, C.F1Score])
 def test_counting_metrics_of_several_classes_and_labels(cls, average):
     check_metric(lambda: cls(average=average), *twelve)
     check_metric(lambda: cls(average=average), *multi)

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
+import coursekit.training.count_metrics as count_metrics
 import coursekit.training.metrics as metrics_module
+from coursekit.training.count_metrics import CountMetric, Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
 from coursekit.training.metrics import (
-    AverageMetric, CountMetric, Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary, accuracy,
-    accuracy_multi, as_metric, error_rate, mae, mse, rmse, top_k_accuracy
+    AverageMetric, Metric, Perplexity, RocAuc, accuracy, accuracy_multi, as_metric, error_rate, mae, mse, rmse, top_k_accuracy
 )
 
 quick = settings(deadline=None, max_examples=40)
@@ -146,9 +147,9 @@ def test_area_of_yes_and_no(seed: int, n: int, at: list[int]) -> None:
     preds, targs = scores(seed, n), numbers(seed, 2, n)
     targs[0], targs[1] = 0, 1
     want = sk.roc_auc_score(targs, preds)
-    agree(RocAucBinary, preds, targs, at, want)
-    agree(RocAucBinary, preds[:, None], targs, at, want)
-    agree(RocAucBinary, torch.stack([-preds, preds], 1), targs, at, want)
+    agree(RocAuc, preds, targs, at, want)
+    agree(RocAuc, preds[:, None], targs, at, want)
+    agree(RocAuc, torch.stack([-preds, preds], 1), targs, at, want)
 
 
 @given(seeds, st.integers(3, 5), st.integers(0, 40), cuts, st.sampled_from(["macro", "weighted"]))
@@ -228,12 +229,13 @@ SUBJECTS: dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]] = {
     "jaccard": (JaccardCoeff("macro"), (4, 3, 5, 5), (4, 5, 5)),
     "perplexity": (Perplexity(), (12, 4, 7), (12, 4)),
     "roc_auc": (RocAuc(), (12, 2), (12,)),
-    "roc_auc_binary": (RocAucBinary(), (12,), (12,)),
+    "roc_auc_yes_no": (RocAuc(), (12,), (12,)),
 }
 
 
 def test_every_metric_is_a_subject() -> None:
-    known = {v for v in vars(metrics_module).values() if isinstance(v, type) and issubclass(v, Metric)}
+    both = (*vars(metrics_module).values(), *vars(count_metrics).values())
+    known = {v for v in both if isinstance(v, type) and issubclass(v, Metric)}
     assert known - {Metric, CountMetric} == {type(as_metric(f)) for f, _, _ in SUBJECTS.values()}
 
 
@@ -310,8 +312,8 @@ def test_functions_of_users() -> None:
 
 
 def test_one_kind_only_has_no_area() -> None:
-    with pytest.warns(UserWarning, match="RocAucBinary.*1 of 1"):
-        assert math.isnan(RocAucBinary()(torch.rand(5), torch.ones(5)))
+    with pytest.warns(UserWarning, match="RocAuc.*1 of 1"):
+        assert math.isnan(RocAuc()(torch.rand(5), torch.ones(5)))
     with pytest.warns(UserWarning, match="RocAuc.*1 of 3"):
         assert RocAuc()(torch.eye(3)[:2] * 9, torch.tensor([0, 1])) == 1.0
     with warnings.catch_warnings():
@@ -328,7 +330,7 @@ REFUSED = {
     "numbers": (mse, torch.zeros(4, 3), torch.zeros(4), ["mse", "(4, 3)", "(4,)"]),
     "binary": (F1Score(), torch.zeros(4, 3), torch.zeros(4).long(), ["average='binary'", "3 classes"]),
     "binary labels": (F1Score(), torch.zeros(4, 3), torch.zeros(4, 3).long(), ["average='binary'", "3 labels"]),
-    "area": (RocAuc(), torch.zeros(4), torch.zeros(4), ["RocAucBinary"]),
+    "area": (RocAuc(), torch.zeros(4, 3, 2), torch.zeros(4), ["RocAuc", "(4, 3, 2)"]),
     "multi": (accuracy_multi, torch.zeros(4, 3), torch.zeros(4), ["accuracy_multi", "(4, 3)", "(4,)"]),
 }
 

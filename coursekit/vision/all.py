@@ -49,9 +49,9 @@ from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.losses import (
     BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
 )
+from coursekit.training.count_metrics import Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
 from coursekit.training.metrics import (
-    Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate,
-    mae, mse, rmse, top_k_accuracy
+    Metric, Perplexity, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy
 )
 from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp
 from coursekit.training.schedules import (
