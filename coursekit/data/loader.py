@@ -93,7 +93,7 @@ class DataLoader(Loader):
         bs: int | None = None,  # samples per batch, from 1; None: 64; reduced to the dataset's size if that is smaller
         shuffle: bool = False,  # a new order in each epoch
         drop_last: bool = False,  # leave out a last batch that is not full
-        num_workers: int | None = None,  # processes that prepare batches; None: `default_workers()`
+        num_workers: int | None = None,  # processes that prepare batches; None: `default_workers()`, or 0 for whole batches and caches
         device: torch.device | str | None = None,  # None: `default_device()`
         batch_tfms: Sequence = (),  # run on each batch, on the device
         seed: int = 0,  # of order, crops and augmentation
@@ -113,7 +113,8 @@ class DataLoader(Loader):
         self.batch_sampler, self.collate = batch_sampler, collate
         self.cache = dataset.cache if isinstance(getattr(dataset, "cache", None), Cache) else None
         self.train = getattr(dataset, "train", shuffle) if self.blocks else shuffle  # whether transforms may be random
-        self.num_workers = (0 if self.cache else default_workers()) if num_workers is None else num_workers
+        here = self.cache or hasattr(dataset, "__getitems__")  # a batch that is only sliced takes longer to send than to make
+        self.num_workers = (0 if here else default_workers()) if num_workers is None else num_workers
         check_whole("DataLoader", "num_workers", self.num_workers, 0)
         if self.cache and self.cache.kind == "device" and self.num_workers:
             raise ValueError(f"DataLoader: with cache='device', batches are cut on the {self.device.type} and not in other processes; "
