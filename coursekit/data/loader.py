@@ -41,7 +41,7 @@ class Loader:
         self.device = torch.device(device) if device is not None else default_device()
         self.dataset, self.bs, self.wanted_bs, self.batch_tfms = dataset, bs, bs, tuple(batch_tfms)
         self.blocks, self.n_inp = list(getattr(dataset, "blocks", ())), getattr(dataset, "n_inp", 1)
-        self.epoch = -1  # passes begun, from 0
+        self.epoch, self._cpu = -1, self.device.type == "cpu"  # epoch: passes begun, from 0
 
     @property
     def targets(self) -> list:
@@ -78,8 +78,12 @@ class Loader:
 
     def _here(self, batch: Batch) -> Batch:
         "The batch on the loader's device."
-        if self.device.type == "cpu" and all([isinstance(p, Tensor) and p.is_cpu for p in batch]):
-            return batch
+        if self._cpu:
+            for part in (*batch.xs, *batch.ys):
+                if not isinstance(part, Tensor) or not part.is_cpu:
+                    break
+            else:
+                return batch  # nearly always, and every microsecond here is paid for each batch
         return batch.to(self.device, non_blocking=self.device.type == "cuda")
 
 # %% ../../nbs/api/data/08_loader.ipynb #0802986c
@@ -93,7 +97,7 @@ class DataLoader(Loader):
         bs: int | None = None,  # samples per batch, from 1; None: 64; reduced to the dataset's size if that is smaller
         shuffle: bool = False,  # a new order in each epoch
         drop_last: bool = False,  # leave out a last batch that is not full
-        num_workers: int | None = None,  # processes that prepare batches; None: `default_workers()`
+        num_workers: int | None = None,  # processes that prepare batches; None: `default_workers()`, or 0 for whole batches and caches
         device: torch.device | str | None = None,  # None: `default_device()`
         batch_tfms: Sequence = (),  # run on each batch, on the device
         seed: int = 0,  # of order, crops and augmentation
@@ -113,7 +117,8 @@ class DataLoader(Loader):
         self.batch_sampler, self.collate = batch_sampler, collate
         self.cache = dataset.cache if isinstance(getattr(dataset, "cache", None), Cache) else None
         self.train = getattr(dataset, "train", shuffle) if self.blocks else shuffle  # whether transforms may be random
-        self.num_workers = (0 if self.cache else default_workers()) if num_workers is None else num_workers
+        here = self.cache or hasattr(dataset, "__getitems__")  # a batch that is only sliced takes longer to send than to make
+        self.num_workers = (0 if here else default_workers()) if num_workers is None else num_workers
         check_whole("DataLoader", "num_workers", self.num_workers, 0)
         if self.cache and self.cache.kind == "device" and self.num_workers:
             raise ValueError(f"DataLoader: with cache='device', batches are cut on the {self.device.type} and not in other processes; "
