@@ -177,7 +177,7 @@ def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
         with raises(ValueError, "run.safetensors"):
             learner().fit(2, 0.1, cbs=Checkpoint("run"))
     learner().fit(2, 0.1, cbs=Checkpoint("run", resume=False))  # written over
-    with pytest.raises(ValueError, match="rates"):
+    with pytest.raises(ValueError, match="rate"):
         learner().fit(2, 0.2, cbs=Checkpoint("run"))
 
 
@@ -444,7 +444,7 @@ print(len(learn.recorder.values), repr(learn.recorder.interrupted))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "interrupted after batch 3 of 12" in done.stdout and "2 ''" in done.stdout
+    says(done.stdout, "batch 3 of 12", "2 ''")
 
 
 # ---------------------------------------------------------------------------------- callbacks that do more than they should
@@ -615,13 +615,13 @@ def test_the_same_checkpoint_goes_on_after_ctrl_c_and_says_what_it_passes_over(t
     with pytest.raises(KeyboardInterrupt):
         learn.fit_one_cycle(3, cbs=[check, StopAt(17, KeyboardInterrupt)])
     learn.fit_one_cycle(3, cbs=check)
-    assert "going on after batch 17 of 30" in capsys.readouterr().out
+    says(capsys.readouterr().out, "batch 17 of 30")
     assert torch.equal(learn.model.weight, whole.model.weight)
     learn.fit_one_cycle(1, cbs=check)
     other = synthetic_learner()
     other.path = tmp_path
     other.fit_one_cycle(3, cbs=Checkpoint("run"))
-    assert "passed over" in capsys.readouterr().out
+    says(capsys.readouterr().out, "run.safetensors")
 
 
 def test_ctrl_c_again_while_it_is_cleaned_up() -> None:
@@ -680,13 +680,11 @@ def test_every_cancel_at_every_event_leaves_a_learner_that_goes_on(cancel: str) 
 
             setattr(cb, event, hook)
             learn = synthetic_learner(n_train=3)
-            said = f"{cancel} was raised where nothing is under way"
             try:
                 learn.fit(2, cbs=cb)
                 ended += 1
             except RuntimeError as e:
-                if said not in str(e):
-                    raise
+                says(e, cancel)
             assert learn.running == [] and not learn.model.training
             learn.fit(1)
             assert len(learn.recorder.values) == 1 and learn.recorder.interrupted == ""
