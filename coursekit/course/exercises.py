@@ -94,7 +94,7 @@ class Exercise:
             return CheckResult(self.name, False, f"An answer of type `{kind}` cannot be used here ({type(e).__name__}). Read the task again.")
 
 # %% ../../nbs/api/course/08_exercises.ipynb #f7f894a8
-COURSE = importlib.resources.files("coursekit.course")  # the folder with the files
+COURSE = importlib.resources.files("coursekit") / "course"  # the folder with the files
 FOLDERS = {"exercises": "tasks", "quiz": "quizzes"}  # part of a lesson -> folder of its files, inside coursekit/course
 
 
