@@ -42,7 +42,6 @@ from coursekit.training.learner import Learner
 from coursekit.training.loss_wrappers import WrappedLoss
 from coursekit.training.losses import CrossEntropyLossFlat, FocalLoss, Loss
 from coursekit.training.weights import read_tensors, tensors_hash
-from contracts import same
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.models import VisionModel

@@ -38,7 +38,7 @@ def learner(n_train: int = 10) -> tuple[Learner, Watch]:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
     learn, watch = synthetic_learner(model=net, n_train=n_train), Watch()
-    learn.splitter, learn.groups = list, [list(m.parameters()) for m in net]
+    learn.splitter = list
     learn.add_cb(watch)
     return learn, watch
 

@@ -185,7 +185,7 @@ def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, 
         assert "\n" not in str(e.value)
     with pytest.raises(FileNotFoundError, match="there is no file weights="):
         vision_learner(dls, "resnet18", weights=tmp_path / "none.pth")
-    with pytest.raises(ValueError, match=r"weights='IMAGENET9' are none of \['IMAGENET1K_V1'\]"):
+    with pytest.raises(ValueError, match=r"weights='IMAGENET9'.*\['IMAGENET1K_V1'\]"):
         vision_learner(dls, "resnet18", weights="IMAGENET9")
     whole_weights("resnet18", tmp_path / "r.safetensors")
     for arch in ("coursenet", "timm/convnext_atto"):

@@ -333,8 +333,9 @@ def command_run(args: argparse.Namespace) -> int:
     failed = []
     for path in args.notebooks:
         say_now(f"{relative(path)}\n")
+        out = Path(args.out) / args.inside.get(path, "") if args.out else None
         try:
-            nb, seconds = run_notebook(path, out=args.out, inplace=args.inplace, timeout=args.timeout,
+            nb, seconds = run_notebook(path, out=out, inplace=args.inplace, timeout=args.timeout,
                                        slow=args.slow, say=say_now)
         except NotebookFailed as error:
             failed.append(relative(path))
@@ -344,7 +345,7 @@ def command_run(args: argparse.Namespace) -> int:
             continue
         for line in results(nb):
             say_now(f"  {line}\n")
-        target = path if args.inplace else (Path(args.out) / path.name if args.out else None)
+        target = path if args.inplace else (out / path.name if out else None)
         say_now(f"done in {seconds:.0f} s" + (f"; executed notebook: {relative(target)}" if target else "") + "\n")
     if failed:
         say_now(f"{len(failed)} of {len(args.notebooks)} notebooks failed: {', '.join(failed)}\n")
@@ -389,6 +390,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for command in (run, clean, check):
         command.add_argument("notebooks", nargs="+", type=Path, help="notebooks, or folders with notebooks at any depth")
     args = parser.parse_args(argv)
+    # `run nbs/api --out _run` keeps the folders: nbs/api/data/07_loader.ipynb goes to _run/api/data
+    args.inside = {path: path.parent.relative_to(named.parent) for named in args.notebooks if named.is_dir() for path in find(named)}
     args.notebooks = [path for named in args.notebooks for path in (find(named) if named.is_dir() else [named])]
     missing = [str(p) for p in args.notebooks if not p.is_file()]
     if missing:

@@ -25,22 +25,17 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colors of a terminal
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)$", re.M)
 
 
-def first_line(
-    source: str,  # of a cell
-) -> str:
-    "The first line of a cell that says what it does, which is not a directive, a comment or blank."
+def first_line(source: str) -> str:
+    "The first line of a cell's source that says what it does, which is not a directive, a comment or blank."
     lines = [line.strip() for line in source.splitlines() if line.strip() and not DIRECTIVE.match(line)]
     return next((line for line in lines if not line.startswith("#")), lines[0] if lines else "")
 
 
-def shorten(
-    text: str,
-    width: int,  # characters
-) -> str:
-    "Text cut to a width, with a mark at the cut."
+def shorten(text: str, width: int) -> str:
+    "Text cut to a width in characters, with a mark at the cut."
     return text if len(text) <= width else text[: width - 1] + "…"
 
-
+# %% ../../nbs/api/cli/02_notebooks.ipynb #c6e61aa1
 def is_left_alone(
     source: str,  # of a cell
     *,
@@ -51,11 +46,8 @@ def is_left_alone(
                for name, value in DIRECTIVE.findall(source))
 
 
-def has_tag(
-    cell: dict[str, Any],  # a cell of a notebook
-    tag: str,
-) -> bool:
-    "Whether a cell carries a tag."
+def has_tag(cell: dict[str, Any], tag: str) -> bool:
+    "Whether a cell of a notebook carries a tag."
     return tag in cell.get("metadata", {}).get("tags", [])
 
 # %% ../../nbs/api/cli/02_notebooks.ipynb #2b0ca214
@@ -70,10 +62,8 @@ def alt_text(
     return own.get("alt") or meta.get("alt") or (in_html[1] if in_html else "")
 
 
-def output_text(
-    output: dict[str, Any],  # one output of a cell
-) -> str:
-    "The plain text of one output; a figure is named by its alternative text."
+def output_text(output: dict[str, Any]) -> str:
+    "The plain text of one output of a cell; a figure is named by its alternative text."
     if output["output_type"] == "stream":
         return "".join(output["text"])
     if output["output_type"] == "error":
@@ -84,18 +74,14 @@ def output_text(
         return f"[figure: {alt_text(output, mime) or 'without alternative text'}]"
     return "".join(data.get("text/plain", ""))
 
-
-def output_lines(
-    cell: dict[str, Any],  # a code cell that was run
-) -> list[str]:  # without colors and blank lines
-    "What a cell shows, line by line."
+# %% ../../nbs/api/cli/02_notebooks.ipynb #7f914a0d
+def output_lines(cell: dict[str, Any]) -> list[str]:
+    "What a code cell shows, line by line, without colors and blank lines."
     text = "\n".join(map(output_text, cell.get("outputs", [])))
     return [line.rstrip() for line in ANSI.sub("", text).splitlines() if line.strip()]
 
 
-def results(
-    nb: Any,  # a notebook that was run
-) -> list[str]:
+def results(nb: Any) -> list[str]:
     "The printed lines of the cells tagged `results`: a lesson's final numbers."
     return [line for cell in nb.cells if cell.cell_type == "code" and has_tag(cell, "results") for line in output_lines(cell)]
 
@@ -110,15 +96,11 @@ def kernel_env() -> dict[str, str]:
     folders = [str(Path(sys.executable).parent), *env.get("PATH", "").split(os.pathsep)]
     return {"PYTHONHASHSEED": "0", **env, "NO_COLOR": "1", "PATH": os.pathsep.join(dict.fromkeys(folders))}
 
-# %% ../../nbs/api/cli/02_notebooks.ipynb #db3a0309
+# %% ../../nbs/api/cli/02_notebooks.ipynb #6c70113d
 class CellLog:
     "Reports one line per code cell while a notebook runs, and describes the cell that failed."
 
-    def __init__(
-        self,
-        nb: Any,  # the notebook
-        say: Callable[[str], None],  # receives text; a line may come in two parts
-    ):
+    def __init__(self, nb: Any, say: Callable[[str], None]):  # `say` receives text; a line may come in two parts
         self.code, self.say, self.stopped = [c for c in nb.cells if c.cell_type == "code"], say, False
         self.cell: Any = None  # that runs
 
@@ -143,7 +125,7 @@ class CellLog:
         if self.cell is None:
             return f"FAILED {name}: before the first cell\n  {type(error).__name__}: {error}"
         source = self.cell.source.strip().splitlines()
-        lines = [f"FAILED {name}: code cell {self.number} of {len(self.code)}", *(f"    | {line}" for line in source[:12]), *["    | …"] * (len(source) > 12)]
+        lines = [f"FAILED {name}: code cell {self.number} of {len(self.code)}", *(f"    | {line}" for line in source[:12])]
         shown = next((o for o in reversed(self.cell.outputs) if o["output_type"] == "error"), None)
         if isinstance(error, TimeoutError):
             lines.append("  CellTimeoutError: the cell took longer than --timeout allows")

@@ -94,7 +94,7 @@ class Exercise:
             return CheckResult(self.name, False, f"An answer of type `{kind}` cannot be used here ({type(e).__name__}). Read the task again.")
 
 # %% ../../nbs/api/course/08_exercises.ipynb #f7f894a8
-COURSE = importlib.resources.files("coursekit.course")  # the folder with the files
+COURSE = importlib.resources.files("coursekit") / "course"  # the folder with the files
 FOLDERS = {"exercises": "tasks", "quiz": "quizzes"}  # part of a lesson -> folder of its files, inside coursekit/course
 
 
@@ -178,7 +178,7 @@ def exercise_from(
             judge = AnswerTable(entry["answer"], entry["wrong"], entry["otherwise"], entry.get("tolerance", 1e-3))
         elif not (judge := getattr(judges, slug := re.sub(r"\W", "_", entry["name"]).lower(), None)):
             raise ValueError(f"there is neither `answer:` nor a function {slug} in {judges.__name__}; write one of the two.")
-        return Exercise(*(entry[key] for key in ("name", "ask", "starter")), judge, entry["right"], entry.get("hints", {}))
+        return Exercise(entry["name"], entry["ask"], entry["starter"], judge, entry["right"], entry.get("hints", {}))
     except ValueError as e:
         raise ValueError(f"{where}: {e}") from None
 

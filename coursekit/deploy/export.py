@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..core import seeded, show_path
+from ..core import plural, seeded, show_path
 from ..data.block import Block
 from ..data.transforms import BatchTransform, ItemTransform
 from .registry import from_spec, to_spec
@@ -73,7 +73,7 @@ def read_export(
         raise ValueError(f"load: {show_path(path)} is malformed ({problem[:300]}); export the model again.")
     return made
 
-# %% ../../nbs/api/deploy/01_export.ipynb #56f40e2d
+# %% ../../nbs/api/deploy/01_export.ipynb #609a6d5d
 MAX_SIDE, MAX_AREA = 16_384, 1 << 24  # no transform in a file may ask for more
 
 
@@ -94,9 +94,9 @@ def export_problem(
         if b.vocab is not None and not (isinstance(b.vocab, list) and all(isinstance(n, (str, int, float)) for n in b.vocab)):
             return f"the classes of {type(b).__name__} are not a list of names"
     for t in [*e.item_tfms, *e.batch_tfms]:
-        sides = t.size if isinstance(t.size, (list, tuple)) else [t.size or 0] * 2
+        sides = size if isinstance(size := getattr(t, "size", None), (list, tuple)) else [size or 0] * 2
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides) or math.prod(sides) > MAX_AREA:
-            return f"{type(t).__name__} has size={t.size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
+            return f"{type(t).__name__} has size={size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
     has, needs = getattr(e.model, "n_out", None), [b.n_out for b in e.blocks[e.n_inp:]]
     if needs and None not in (has, *needs) and has != sum(needs):
         return f"the network has {has} outputs and the targets need {sum(needs)}"
@@ -143,17 +143,19 @@ def build_network(
 def check_decodes(
     loss: Loss,  # of a learner
     targets: list[Block],  # its target blocks
-    n: int | None,  # outputs of its network; None: not known
 ) -> None:
     "Refuse a wrapped loss that cannot turn the network's outputs into a value of every target."
-    if n is None or not any(isinstance(part, WrappedLoss) for part in (loss, *getattr(loss, "losses", ()))):
+    sizes = [b.n_out for b in targets]
+    if None in sizes or not any(isinstance(part, WrappedLoss) for part in (loss, *getattr(loss, "losses", ()))):
         return
+    outputs = [torch.zeros(1, n) for n in sizes]
     try:
-        decoded = loss.decode(torch.zeros(1, n))
-        for block, value in zip(targets, decoded if len(targets) > 1 else [decoded], strict=True):
+        decoded = loss.decode(tuple(outputs)) if len(targets) > 1 else [loss.decode(outputs[0])]
+        for block, value in zip(targets, decoded, strict=True):
             block.decode(value[0])
     except Exception as e:
-        raise ValueError(f"export: {loss} does not say how {n} outputs become a value of {' and '.join(type(b).__name__ for b in targets)}. Pass "
+        names = " and ".join(f"{type(b).__name__} ({plural(b.n_out, 'output')})" for b in targets)
+        raise ValueError(f"export: {loss} does not say how the network's outputs become values of {names}. Pass "
                          "loss_func=WrappedLoss(your_function, activation=..., decode=...), or save the weights with learn.save.") from e
 
 # %% ../../nbs/api/deploy/01_export.ipynb #484eeace
@@ -168,7 +170,7 @@ def pack_learner(
                          "images, write its graph with learn.export('model.onnx').")
     if not learn.dls.targets:
         raise ValueError("Learner.export: plain loaders do not say how items are prepared; build the data with a DataBlock.")
-    check_decodes(learn.loss_func, learn.dls.targets, learn.dls.n_out)
+    check_decodes(learn.loss_func, learn.dls.targets)
     import coursekit
 
     ds, rec = learn.dls.valid_ds, learn.recorder

@@ -26,7 +26,7 @@ from ..data.download import fetch_file
 from .export import Exported, learner_of, read_export, write_ck
 from ..training.learner import Learner
 
-# %% ../../nbs/api/deploy/03_hub.ipynb #2c599d87
+# %% ../../nbs/api/deploy/03_hub.ipynb #62f57360
 class HubError(OSError):
     "A repository or file of the Hub that cannot be read or written; the message says why and what to do."
 
@@ -45,8 +45,9 @@ def hub_errors(
     try:
         yield
     except Exception as e:
-        said, network = " ".join((str(e) or type(e).__name__).split())[:300], type(e).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))
-        if isinstance(e, (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError, hf.LocalEntryNotFoundError)) or network:
+        said, library = " ".join((str(e) or type(e).__name__).split())[:300], type(e).__module__.partition(".")[0]
+        offline = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError, hf.LocalEntryNotFoundError)
+        if isinstance(e, offline) or library in ("httpx", "httpcore", "requests", "urllib3"):
             hint = f"Check the connection to {endpoint or 'huggingface.co'}, or pass a file to load_learner."
         elif isinstance(e, (hf.HfHubHTTPError, hf.HFValidationError)):
             hint = "Check the names of repository, file and revision; a private repository needs token=, or run 'hf auth login'."
@@ -56,7 +57,7 @@ def hub_errors(
             raise
         raise HubError(f"{who}: {repo_id}: {said.rstrip('.')}. {hint}".strip()) from e
 
-# %% ../../nbs/api/deploy/03_hub.ipynb #3f3fb033
+# %% ../../nbs/api/deploy/03_hub.ipynb #f5dbce06
 def hub_file(
     who: str,  # first words of an error
     repo_id: str,  # owner/repository
@@ -73,7 +74,7 @@ def hub_file(
         return Path(hf_hub_download(repo_id, filename, revision=revision, token=token, endpoint=endpoint,
                                     cache_dir=coursekit_home() / "models" / "hub"))
 
-# %% ../../nbs/api/deploy/03_hub.ipynb #85ce706b
+# %% ../../nbs/api/deploy/03_hub.ipynb #1e1443c5
 MAX_MODEL = 4 * 2**30  # bytes: no larger file is downloaded from an address
 
 
@@ -103,7 +104,7 @@ def _subdir(where: str | os.PathLike) -> str:
     "A folder per address, because many models are called model.ck."
     return f"models/{hashlib.sha256(str(where).encode()).hexdigest()[:16]}"
 
-# %% ../../nbs/api/deploy/03_hub.ipynb #f385c7a1
+# %% ../../nbs/api/deploy/03_hub.ipynb #9f72fe82
 def load_learner(
     path: str | os.PathLike,  # a file that `Learner.export` wrote; or its address: https://..., hf://owner/repository[@revision][/file]
     *,
@@ -136,7 +137,7 @@ def load_learner(
             raise ValueError(f"{who} is malformed (it cannot predict: {reason}); export the model again.") from e
     return learn
 
-# %% ../../nbs/api/deploy/03_hub.ipynb #6074f8a6
+# %% ../../nbs/api/deploy/03_hub.ipynb #21f3f2ed
 def from_hub(
     repo_id: str,  # owner/repository
     *,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..training.learner import Learner
+from ..training.loop import as_float
 from ..training.weights import atomic_write
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #9a1d7851
@@ -43,7 +44,7 @@ class ImageGraph(nn.Module):
         for t in self.tfms:
             images = t.traced(images)
         out = self.net(images)
-        return self.loss.activation(tuple(o.float() for o in out) if isinstance(out, tuple) else out.float())
+        return self.loss.activation(as_float(out))
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #b56cc013
 @torch.no_grad()
@@ -55,8 +56,8 @@ def prepare_images(
     dl = learn.dls.test_dl(items, bs=len(items)).new(device="cpu", batch_tfms=())
     x = next(iter(dl)).x
     for t in learn.dls.batch_tfms:
-        if t.resizing is not None:
-            x = t.resizing.apply([x], ["image"], rng=torch.Generator(), train=False)[0]
+        if (resizing := getattr(t, "resizing", None)) is not None:
+            x = resizing.apply([x], ["image"], rng=torch.Generator(), train=False)[0]
     return x.contiguous()
 
 
@@ -87,11 +88,11 @@ def compare(
             got, want = torch.as_tensor(got), want[:n]
             allowed = tol * max(1.0, float(want.abs().max()))
             if got.shape != want.shape or not torch.allclose(got, want, rtol=0, atol=allowed):
-                by = f"by up to {(got - want).abs().max():.2g}" if got.shape == want.shape else f"with shape {list(got.shape)}, not {list(want.shape)}"
+                by = f"by up to {(got - want).abs().max():.2g}" if got.shape == want.shape else f"its shape is {list(got.shape)}"
                 raise ValueError(f"export: the ONNX graph does not predict what the learner predicts: {by} (allowed: {allowed:g}). "
                                  "Nothing was written. Export a .ck file instead.")
 
-# %% ../../nbs/api/deploy/02_onnx.ipynb #ba3744cb
+# %% ../../nbs/api/deploy/02_onnx.ipynb #8512cb97
 def graph_notes(
     learn: Learner,  # takes one image
     shape: Sequence[int],  # of a batch of its images
@@ -100,7 +101,7 @@ def graph_notes(
     import coursekit
 
     vocabs, kinds = [b.vocab for b in learn.dls.targets], {b.kind for b in learn.dls.targets}
-    resizing = [t.resizing for t in learn.dls.batch_tfms if t.resizing]
+    resizing = [t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None)]
     what = "probabilities" if kinds <= {"category", "multicategory", "mask"} else "numbers"
     return {"coursekit": coursekit.__version__, "classes": json.dumps(vocabs[0] if len(vocabs) == 1 else vocabs),
             "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; red, green, blue; 0 to 255; not normalized",

@@ -70,7 +70,7 @@ class KeptPreds(Callback):
     max_numbers: ClassVar[int] = 1 << 24  # more outputs than this are not worth their memory
 
     def __init__(self) -> None:
-        self.dl, self.versions, self.rows = None, None, []
+        self.dl, self.versions, self.rows, self.keep = None, None, [], False
 
     def before_validate(self, learn: LearnerLike) -> None:
         self.dl, self.versions, self.rows, self.n = None, None, [], 0
@@ -88,6 +88,7 @@ class KeptPreds(Callback):
             self.dl, self.versions = learn.dl, versions(learn.model)
         else:
             self.rows = []
+        self.keep = False
 
     def fit(self, dl: Any, model: nn.Module) -> bool:
         "Whether these are the outputs of this model for this loader."
@@ -217,11 +218,8 @@ def show_results(
     for i, (ax, sample) in enumerate(zip(axes, learn.dls.decode(batch))):
         for block, value in zip(inputs, sample):
             block.show(value, ax)
-        titles = []
         for block, actual, pred in zip(targets, sample[dl.n_inp:], decoded):
             block.show_result(actual, block.decode(pred[i].cpu()), ax)
-            titles.append(ax.get_title())
-        ax.set_title("\n".join(titles), fontsize=10)
     finish(fig, f"{plural(len(picks), 'item')} with target and prediction: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52

@@ -6,6 +6,7 @@
 __all__ = ['ImageOptions', 'NameFunc', 'ItemPart', 'target_block', 'ImageBlock']
 
 # %% ../../nbs/api/vision/03_block.ipynb #89293616
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ class ImageBlock(Block):
     "An RGB image from a file, bytes, an array, a PIL image or an upload: a (3, H, W) tensor of bytes, which become floats 0..1 on the device."
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
+    cached: ClassVar[bool] = True
+    draft: ClassVar[int | None] = None  # a photo may be read smaller if both sides stay twice as long as this, in pixels; None: not smaller
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
 
     def accepts(self, item: Any, getter: Callable) -> bool:
@@ -84,11 +87,14 @@ class ImageBlock(Block):
             raise ValueError(f"ImageBlock: {value} holds only the values {', '.join(map(str, levels))}, so it looks like a mask (a class per "
                              "pixel) and not like a photo; check get_items and get_x.")
 
-    def encode(self, value: Any) -> Tensor:  # (3, H, W) bytes
-        return to_uint8_tensor(load_image(value))
+    def before(self, item_tfms: Sequence[ItemTransform], kinds: Sequence[str]) -> "ImageBlock":
+        size = getattr(item_tfms[0], "reads", None) if item_tfms and not {"mask", "points"} & set(kinds) else None
+        made = copy.copy(self)
+        made.draft = size  # type: ignore[misc]  # of this copy only: it is no option of the block, so a saved model does not keep it
+        return made
 
-    def encode_small(self, value: Any, size: int) -> Tensor:
-        return to_uint8_tensor(load_image(value, draft_size=size))
+    def encode(self, value: Any) -> Tensor:  # (3, H, W) bytes
+        return to_uint8_tensor(load_image(value, draft_size=self.draft))
 
     def collate(self, values: Sequence) -> Tensor:
         sizes = sorted({tuple(v.shape[:0:-1]) for v in values})

@@ -8,22 +8,21 @@ __all__ = ['cnn_learner', 'SEEN_SIZE', 'LOOKED_AT', 'HEADS_OF_COURSENET', 'visio
 # %% ../../nbs/api/vision/09_learner.ipynb #55f4716f
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
-from ..core import printable, seeded
+from ..core import printable, seeded, takes_options
 from ..data.block import CategoryBlock
 from ..data.loader import DataLoader, DataLoaders
-from ..training.callback import Callback
-from ..training.learner import Learner, serving_learner
-from ..training.optimizers import AdamW
+from ..training.learner import Learner, LearnerOptions, serving_learner
 from .augment import Normalize, imagenet_stats
 from .block import ImageBlock
 from .models import VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
 from .resize import Resize
 
 # %% ../../nbs/api/vision/09_learner.ipynb #8b457fd5
+@takes_options
 def vision_learner(
     dls: DataLoaders,  # images in, anything with n_out numbers out
     arch: str | Callable,  # a function such as `resnet34`, or a name: of torchvision, of timm where that is installed, or "coursenet"
@@ -32,23 +31,12 @@ def vision_learner(
     n_out: int | None = None,  # outputs; None: as many as the data need
     pretrained: bool = True,  # start from published weights, with all but the head frozen
     weights: str | os.PathLike | None = None,  # a file, or the name of one of torchvision's, e.g. "IMAGENET1K_V1"; None: the default
-    loss_func: Callable | None = None,  # None: the one that fits the data
-    opt_func: Callable = AdamW,  # makes the optimizer
-    lr: float | slice = 1e-3,  # learning rate where a fit names none
-    splitter: Callable = vision_groups,  # model -> parameter groups
-    cbs: Callback | Sequence[Callback] = (),  # run in every fit
-    metrics: Any = (),  # functions, `Metric`s, or a list of them
-    wd: float = 0.01,  # weight decay
-    moms: tuple[float, float, float] = (0.95, 0.85, 0.95),  # momentum at start, peak and end of a cycle
-    train_bn: bool = True,  # frozen groups keep their norm layers trainable
-    path: str | os.PathLike | None = None,  # folder for saved files; None: that of the data
-    model_dir: str = "models",  # folder inside it for `save`
-    precision: str = "auto",  # of training: "auto", "bf16", "fp32"
     seed: int | None = None,  # of the initial weights and dropout; None draws one
     lin_ftrs: Sequence[int] = (512,),  # hidden widths of the head
     ps: float | None = None,  # dropout of the head, 0..1; None: 0.5 over published weights, 0.1 from scratch
     concat_pool: bool = True,  # pool mean and maximum; False: the mean only
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
+    **options: Unpack[LearnerOptions],
 ) -> Learner:
     "A learner for images by transfer learning, or from scratch with pretrained=False."
     name = arch_name(arch)
@@ -66,8 +54,7 @@ def vision_learner(
     _check_size(model, dls, name)
     if normalize:
         dls = _add_normalize(dls, name, weights if pretrained else None)
-    learn = Learner(dls, model, loss_func, opt_func=opt_func, lr=lr, splitter=splitter, cbs=cbs, metrics=metrics, wd=wd, moms=moms,
-                    train_bn=train_bn, path=path, model_dir=model_dir, precision=precision, seed=seed)
+    learn = Learner(dls, model, seed=seed, **{"splitter": vision_groups, **options})
     if pretrained:
         learn.freeze()
     return learn
@@ -97,7 +84,7 @@ def _check_head(n_out: int | None, lin_ftrs: Sequence[int], y_range: Sequence[fl
 def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
     "Refuse the image size of the data where the network cannot take it: a black image of that size shows it."
     tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if isinstance(dls.train, DataLoader) else []
-    size = next((t.size for t in reversed(tfms) if t.size is not None), None)
+    size = next((t.size for t in reversed(tfms) if getattr(t, "size", None) is not None), None)
     if size is None:
         return
     h, w = (size, size) if isinstance(size, int) else size

@@ -134,7 +134,7 @@ class TimmBody(nn.Module):
         half = (len(order) + 1) // 2
         return [[named[key] for stage in part for key in stages[stage]] for part in (order[:half], order[half:])]
 
-# %% ../../nbs/api/vision/08_models.ipynb #b5936b98
+# %% ../../nbs/api/vision/08_models.ipynb #3df5e18b
 def create_body(
     arch: str | Callable,  # architecture: a function such as `resnet34`, or its name
 ) -> nn.Module:  # untrained; (N, 3, H, W) -> (N, C, h, w), or (N, C) for timm's, which pool in their own ways
@@ -193,6 +193,7 @@ class VisionModel(ModelSpec):
         head = create_head(shape[1], self.n_out, lin_ftrs=self.lin_ftrs, ps=self.ps, concat_pool=self.concat_pool,
                            y_range=self.y_range, pool=len(shape) == 4)
         model = Views(self.views, self.mirror, body, head) if self.views else nn.Sequential(body, head)
+        model = model.to(memory_format=torch.channels_last)  # convolutions are faster on it
         model.spec = self
         return model
 
@@ -233,13 +234,10 @@ class WeightsError(OSError):
 
 def _entry(arch: str | Callable, weights: str | None = None) -> Any:
     "torchvision's entry for an architecture's weights: address, statistics, categories."
-    entries = tv_models.get_model_weights(arch_name(arch))
-    if weights is None:
-        return entries.DEFAULT
-    names = [e.name for e in entries]
-    if str(weights) not in names and str(getattr(weights, "name", "")) not in names:
-        raise ValueError(f"vision_learner: weights={weights!r} are none of {names} of {arch_name(arch)}, and no file.")
-    return entries[getattr(weights, "name", weights)]
+    entries, name = tv_models.get_model_weights(arch_name(arch)), getattr(weights, "name", weights)
+    if name is not None and name not in entries.__members__:
+        raise ValueError(f"vision_learner: {arch_name(arch)} has no weights={weights!r}; pass a file or one of {[e.name for e in entries]}.")
+    return entries.DEFAULT if name is None else entries[name]
 
 
 def _is_file(weights: Any) -> bool:
@@ -265,7 +263,7 @@ def norm_stats(
     made = _entry(name, None if _is_file(weights) else weights).transforms()
     return getattr(made, "mean", imagenet_stats[0]), getattr(made, "std", imagenet_stats[1])
 
-# %% ../../nbs/api/vision/08_models.ipynb #8537797b
+# %% ../../nbs/api/vision/08_models.ipynb #c1a6a8d6
 def fetch_weights(
     arch: str | Callable,  # architecture: a function such as `resnet34`, or its name
     weights: str | os.PathLike | None = None,  # a file, or e.g. "IMAGENET1K_V1"; None: the default ones
@@ -324,7 +322,7 @@ def _fetch_timm(name: str, url: str) -> Path:
             pass  # the mirror does not have it
     return fetch_file(url, f"weights/{name}", sha256_prefix="", mirror=False)
 
-# %% ../../nbs/api/vision/08_models.ipynb #72b195be
+# %% ../../nbs/api/vision/08_models.ipynb #bcbcf4b7
 def read_state(
     file: str | os.PathLike,  # .safetensors, or a file of torch.save that holds tensors only
 ) -> dict[str, Tensor]:

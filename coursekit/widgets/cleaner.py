@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..core import check_whole, plural, printable, show_path
 from ..training.learner import Learner
 from .edits import Edit, EditLog, Outcome, apply_edits, plan_edits, real_path, undo_edits
@@ -36,33 +34,25 @@ class Choices:
         self,
         i: int,  # position
         choice: tuple[str, Any] | None,  # None: keep
+        *,
+        step: bool = True,  # that can be taken back
     ) -> None:
         "Choose for one image."
-        before = self.pending.get(i)
-        if choice != before:
-            self.steps.append((i, before))
-            self._set(i, choice)
-
-    def undo(self) -> int | None:  # the position whose choice came back; None: there was no step
-        "Take the last step back."
-        if not self.steps:
-            return None
-        i, before = self.steps.pop()
-        self._set(i, before)
-        return i
-
-    def settle(
-        self,
-        i: int,  # position
-    ) -> None:
-        "Forget a choice that is fulfilled, and the steps to it."
-        self.pending.pop(i, None)
-        self.steps = [s for s in self.steps if s[0] != i]
-
-    def _set(self, i: int, choice: tuple[str, Any] | None) -> None:
-        self.pending.pop(i, None)
+        before = self.pending.pop(i, None)
         if choice is not None:
             self.pending[i] = choice
+        if step and choice != before:
+            self.steps.append((i, before))
+
+    def undo(self) -> None:
+        "Take the last step back."
+        if self.steps:
+            self.choose(*self.steps.pop(), step=False)
+
+    def settle(self, i: int) -> None:
+        "Forget the choice for position i, because it is fulfilled, and the steps to it."
+        self.pending.pop(i, None)
+        self.steps = [s for s in self.steps if s[0] != i]
 
     def __repr__(self) -> str:
         n, deletes = len(self.pending), sum(kind == DELETE for kind, _ in self.pending.values())
@@ -91,12 +81,8 @@ class LabelledFiles:
             raise ValueError(f"ImageClassifierCleaner: the items are of type {type(bad).__name__} and not files, so there is nothing to move.")
         self.fns = [Path(f).absolute() for f in self.fns]
         self.gone: set[int] = set()  # positions of files in the bin
-        self.lost: set[int] = set()  # of files that somebody else removed before they were scored
-
-    @property
-    def in_folders(self) -> bool:
-        "Whether each file lies in the folder of its class."
-        return all(f.parent.name == str(label) for f, label in zip(self.fns, self.labels))
+        self.about: dict[int, tuple[Any, float, float]] = {}  # position -> predicted class, its probability 0..1, loss
+        self.scored: set[int] = set()  # 0 and 1, if that set's files are in `about`
 
     def follow(
         self,
@@ -115,56 +101,41 @@ class LabelledFiles:
                 self.labels[i] = by_name.get(to, to)
         return [i for i, _ in found]
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #67f59212
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #bcb40fc6
 class ScoredFiles(LabelledFiles):
     "Files with the model's predictions and losses, which are computed when you first ask for them."
 
-    def __init__(
+    def score(
         self,
-        learn: Learner,  # for images with one class each
-    ):
-        super().__init__(learn)
-        self._losses: dict[int, tuple] = {}
-
-    def scored(self, part: int) -> tuple:  # losses (N,), predicted class indices (N,), their probabilities (N,)
-        "Losses and predictions of set 0 (training, not augmented) or 1 (validation)."
-        if part not in self._losses:
-            dl, there = self._where_they_are(part)
-            found = torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0)
-            if len(there):
-                with self.learn.no_bar():
-                    preds, _, decoded, losses = self.learn.get_preds(dl, with_loss=True, with_decoded=True)
-                found = losses, decoded, preds.amax(1)
-            self._losses[part] = tuple(x.new_zeros(len(self.sets[part].dataset)).index_copy(0, there, x) for x in found)
-        return self._losses[part]
-
-    def _where_they_are(self, part: int) -> tuple:  # loader of the files that exist, and their positions in the set
-        "A set as it is now, because its files may have moved since the data was made."
+        part: int,  # 0: training set, not augmented; 1: validation set
+    ) -> None:
+        "Fill `about` for a set as it is now, because its files may have moved since the data was made. A file that is missing gets no entry."
         dl, start = self.sets[part], self.n_train * part
         ds, every = dl.dataset, list(range(len(dl.dataset)))
         fns = self.fns[start:start + len(every)]
         there = every if ds.is_cached else [i for i in every if fns[i].exists()]
-        self.lost |= {start + i for i in set(every) - set(there)}
         if not ds.is_cached and any(there != every or fns[i] != Path(ds.value(i, 0)).absolute() for i in every):
             values = [[fns[i] for i in there], [ds.value(i, 1) for i in there]]
             dl = dl.new(dataset=ds._changed(items=[ds.items[i] for i in there], values=values, cache=None))
-        return dl, torch.tensor(there, dtype=torch.long)
+        if there:
+            with self.learn.no_bar():
+                preds, _, decoded, losses = self.learn.get_preds(dl, with_loss=True, with_decoded=True)
+            said = [self.learn.dls.vocab[k] for k in decoded.tolist()]
+            self.about |= zip((start + i for i in there), zip(said, preds.amax(1).tolist(), losses.tolist()))
+        self.scored.add(part)
 
-    def hardest(self, part: int, label: Any = None) -> list[int]:  # positions, highest loss first
-        "The remaining files of a set and a class (None: all classes)."
-        start = self.n_train if part else 0
-        order = self.scored(part)[0].argsort(descending=True, stable=True).tolist() if len(self.sets[part].dataset) else []
-        found, away = (start + i for i in order), self.gone | self.lost
-        return [i for i in found if i not in away and (label is None or self.labels[i] == label)]
+    def hardest(
+        self,
+        part: int,  # 0: training set; 1: validation set
+        label: Any = None,  # a class; None: all classes
+    ) -> list[int]:  # positions, highest loss first
+        "The remaining files of a set and a class."
+        if part not in self.scored:
+            self.score(part)
+        found = [i for i in self.about if (i >= self.n_train) == part and i not in self.gone and (label is None or self.labels[i] == label)]
+        return sorted(found, key=lambda i: -self.about[i][2])
 
-    def about(self, i: int) -> tuple[Any, float, float]:  # predicted class, its probability 0..1, loss
-        "The model's prediction for one file."
-        part = int(i >= self.n_train)
-        losses, decoded, sure = self.scored(part)
-        k = i - self.n_train * part
-        return self.learn.dls.vocab[int(decoded[k])], float(sure[k]), float(losses[k])
-
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #0136593c
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #cbb04543
 class Selection:
     "The files of a learner and what was chosen for each of them."
 
@@ -232,7 +203,7 @@ class ImageClassifierCleaner(Selection, Shown):
         super().__init__(learn)
         self.max_n, self.path = max_n, Path(learn.path if path is None else path).absolute()
         self.log = EditLog(self.path).file  # the CSV file with all edits
-        self.move = self.files.in_folders
+        self.move = all(f.parent.name == str(label) for f, label in zip(self.fns, self.files.labels))  # labels are folders
         self._view: Any = None
 
     def moves(self) -> list[tuple[str, str]]:  # from, to: names relative to the dataset's folder
@@ -269,7 +240,7 @@ class ImageClassifierCleaner(Selection, Shown):
     def __repr__(self) -> str:
         return f"ImageClassifierCleaner({plural(len(self.fns), 'file')}, {self.choices!r})"
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #27110540
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #bb17ee15
 class CleanerPages:
     "The upper part of a cleaner: set and class, and one page of images."
 
@@ -290,27 +261,25 @@ class CleanerPages:
         self.grid = w.Box([], layout=w.Layout(display="flex", flex_flow="row wrap", width="100%"))
         self.top = w.VBox([w.Box([self.part, self.label], layout=row), w.Box([self.back, self.on, self.range], layout=row), self.grid])
 
-    def turn(self, pages: int) -> None:
-        "Show another page."
-        self.first = max(0, self.first + pages * self.cleaner.max_n)
-        self.show_page()
-
-    def show_page(self) -> None:
+    def show_page(
+        self,
+        first: int,  # where in the order the page begins
+    ) -> None:
         """Bring the images up to date. A card belongs to one image for good: a choice made in the browser just before the page was turned
         arrives after it, and must not land on another image. So the old cards live for one more page."""
         c = self.cleaner
-        if self.part.value not in c.files._losses:
+        if self.part.value not in c.files.scored:
             self.grid.children = ()  # so that nobody chooses in the meantime
             self.tell(self.range, "Computing the losses ...")
         order = c.files.hardest(self.part.value, self.labels[self.label.index or 0][1])
-        self.first = min(self.first, max(0, (len(order) - 1) // c.max_n * c.max_n))
+        self.first = max(0, min(first, (len(order) - 1) // c.max_n * c.max_n))
         self.shown = order[self.first:self.first + c.max_n]
         last = self.first + len(self.shown)
         self.tell(self.range, f"{self.first + 1} to {last} of {len(order):,}, highest loss first" if order else "No images here.")
         self.back.disabled, self.on.disabled = self.first == 0, last >= len(order)
         if [card.i for card in self.cards] != self.shown:
-            for card in self.old:
-                card.close()
+            for widget in (w for card in self.old for w in (card.box, card.image, card.pick)):
+                widget.close()  # in the browser too
             self.old, self.cards = self.cards, [Card(self, i) for i in self.shown]
         for card in self.cards:
             card.fill()
@@ -339,11 +308,14 @@ class CleanerView(CleanerPages):
         self.confirm = w.Box([self.question, self.yes, self.no], layout=w.Layout(display="none", flex_flow="row wrap"))
         buttons = w.Box([self.undo, self.ask, self.restore], layout=w.Layout(display="flex", flex_flow="row wrap"))
         self.widget = w.VBox([style_sheet(), self.top, self.status, buttons, self.confirm, self.said, self.voice])
-        for button, action in ((self.back, lambda: self.turn(-1)), (self.on, lambda: self.turn(1)), (self.undo, cleaner.undo),
-                               (self.ask, self.confirming), (self.no, self.show), (self.yes, self.apply), (self.restore, self.undo_applied)):
+        for button, action in ((self.back, lambda: self.show_page(self.first - cleaner.max_n)),
+                               (self.on, lambda: self.show_page(self.first + cleaner.max_n)),
+                               (self.undo, cleaner.undo), (self.ask, self.confirming), (self.no, self.show),
+                               (self.yes, lambda: self.report(cleaner.apply(), "applied")),
+                               (self.restore, lambda: self.report(cleaner.undo_applied(), "taken back"))):
             button.on_click(self.guarded(action))
-        self.part.observe(self.guarded(self.show_first), names="value")
-        self.label.observe(self.guarded(self.show_first), names="index")
+        for menu in (self.part, self.label):
+            menu.observe(self.guarded(lambda: self.show_page(0)), names="index")
         self.guarded(self.show)()
 
     def guarded(self, action: Callable[[], Any]) -> Callable[..., None]:  # ignores its arguments
@@ -357,15 +329,10 @@ class CleanerView(CleanerPages):
 
         return run
 
-    def show_first(self) -> None:
-        "Show the first page."
-        self.first = 0
-        self.show()
-
     def show(self) -> None:
         "Bring everything up to date."
         c = self.cleaner
-        self.show_page()
+        self.show_page(self.first)
         self.tell(self.status, f"{c.choices!r}.".capitalize())
         self.undo.disabled, self.ask.disabled, self.restore.disabled = not c.choices.steps, not c.choices.pending, not EditLog(c.path).rows()
         self.confirm.layout.display = "none"
@@ -382,20 +349,12 @@ class CleanerView(CleanerPages):
         self.voice.say(question)
         self.confirm.layout.display = "flex"
 
-    def apply(self) -> None:
-        "Apply, and say what happened."
-        more = f" The log is {show_path(self.cleaner.log)}. Make new DataLoaders to train on what is left."
-        self.report(self.cleaner.apply(), "applied", more)
-
-    def undo_applied(self) -> None:
-        "Take the last round back, and say what happened."
-        self.report(self.cleaner.undo_applied(), "taken back", "")
-
-    def report(self, outcomes: Sequence[Outcome], done: str, more: str) -> None:
+    def report(self, outcomes: Sequence[Outcome], done: str) -> None:
         "One line for the round, and one for each file that gave trouble."
         bad = [f"{show_path(o.file)}: {o.problem}." for o in outcomes if o.problem]
         good = f"{plural(len(outcomes) - len(bad), 'edit')} {done}."
-        self.said.value = "".join([message_html(good + more, kind="note"), *map(message_html, bad)])
+        more = f"The log is {show_path(self.cleaner.log)}. Make new DataLoaders to train on the files as they are now."
+        self.said.value = "".join([message_html(f"{good} {more}", kind="note"), *map(message_html, bad)])
         self.voice.say(good)
         for line in bad:
             self.voice.say(line, alert=True)
@@ -419,17 +378,12 @@ class Card:
         self.box = w.VBox([self.image, self.pick], layout=w.Layout(width="150px", max_width="calc(50% - 8px)", margin="4px", padding="4px"))
         self.pick.observe(self._picked, names="index")
 
-    def close(self) -> None:
-        "Remove the widgets, in the browser too. A choice that still arrives has no effect."
-        for part in (self.box, self.image, self.pick):
-            part.close()
-
     def fill(self) -> None:
         "Show the image and what is chosen for it."
         c, i = self.view.cleaner, self.i
         file, label = c.fns[i], c.files.labels[i]
         if (file, label) != self.key:
-            said, sure, loss = c.files.about(i)
+            said, sure, loss = c.files.about[i]
             alt = f"{printable(file.name)}, labelled {label}; predicted {said} ({percent(sure)}), loss {loss:.2f}"
             self.image.value = (f'<div class="ck ck-card"><div class="ck-thumb">{thumbnail(file, alt, 150)}</div><b>{html.escape(str(label))}</b>'
                                 f"<br>predicted {html.escape(str(said))}, {html.escape(percent(sure))}<br>loss {loss:.2f}</div>")

@@ -30,7 +30,7 @@ def static_text(
     name: str,  # of a .js or .css file in this package
 ) -> str:
     "A script or style sheet of the widgets."
-    return (importlib.resources.files("coursekit.widgets") / name).read_text(encoding="utf-8")
+    return (importlib.resources.files("coursekit") / "widgets" / name).read_text(encoding="utf-8")
 
 
 def style_sheet() -> Any:  # an ipywidgets.HTML that takes no room
