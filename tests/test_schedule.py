@@ -157,9 +157,8 @@ def test_fine_tune_peaks() -> None:
     assert lr_groups(slice(base_lr / 2 / lr_mult, base_lr / 2), 3) == pytest.approx([1e-5, 1e-4, 1e-3])
 
 
-def test_lists_and_defaults() -> None:
+def test_lists() -> None:
     assert lr_groups((1, 2, 3), 3) == [1.0, 2.0, 3.0]
-    assert lr_groups(None, 2, default=1e-3) == [1e-3, 1e-3]
     assert lr_groups(slice(1e-5, 1e-3), 1) == [1e-3]
 
 

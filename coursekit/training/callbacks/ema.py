@@ -20,8 +20,9 @@ from ..learner import Learner
 # %% ../../../nbs/api/training/callbacks/03_ema.ipynb #05868b63
 class EMA(Callback):
     """Averages the weights over the steps. The mean is put into the model for each validation and stays there until training goes on,
-    so what is validated is what is saved, and what the fit leaves behind. Running statistics of norm layers are averaged as well."""
-    order: ClassVar[int] = 30  # before what saves or copies the weights
+    so the weights that are validated are the ones that are saved, and the ones that the fit leaves behind. Running statistics of norm
+    layers are averaged, too."""
+    order: ClassVar[int] = 30  # before callbacks that save or copy the weights
     keeps: ClassVar[tuple[str, ...]] = ("k", "held", "swapped")
 
     def __init__(
@@ -32,13 +33,12 @@ class EMA(Callback):
         self.decay = decay
         self.k = 0  # steps in the mean
         self.swapped = False  # whether the mean is in the model
-        self.held: dict[str, Tensor] = {}  # the mean; while that is in the model, the weights that are trained
+        self.held: dict[str, Tensor] = {}  # the mean, or, while that is in the model, the weights being trained
 
     def before_fit(self, learn: Learner) -> None:
         both = [cb for cb in learn.running if isinstance(cb, EMA)]
         if len(both) > 1:
-            raise ValueError(f"{both[0]} and {both[1]} would each put its mean into the model, and the other would take it for the weights that are "
-                             "trained; pass one of them.")
+            raise ValueError(f"{both[0]} and {both[1]} would both put their mean into the model; pass one of them.")
         self.k, self.swapped, self.held = 0, False, {}
         if not learn.state.trial:
             self.held = {name: t.detach().clone() for name, t in averaged(learn.model).items()}
@@ -56,19 +56,14 @@ class EMA(Callback):
         self.swap(learn, True)
 
     def before_train(self, learn: Learner) -> None:
-        self.held = {name: t.to(learn.device) for name, t in self.held.items()}  # a checkpoint's are on the CPU
+        self.held = {name: t.to(learn.device) for name, t in self.held.items()}  # those of a checkpoint are on the CPU
         self.swap(learn, False)
 
-    def after_fit(self, learn: Learner) -> None:
-        self.swap(learn, True)
+    after_fit = before_validate
 
     @torch.no_grad()
-    def swap(
-        self,
-        learn: Learner,  # in a fit
-        mean: bool,  # True: the mean into the model, False: the weights that are trained
-    ) -> None:
-        "Exchange the model's numbers for those that are held, unless they are the ones asked for."
+    def swap(self, learn: Learner, mean: bool) -> None:
+        "Put the mean into the model, or the weights being trained, unless they are there already."
         if mean == self.swapped or not self.k:
             return
         for name, t in averaged(learn.model).items():
@@ -84,5 +79,5 @@ class EMA(Callback):
 def averaged(
     model: torch.nn.Module,  # any
 ) -> dict[str, Tensor]:  # by name
-    "All of a model's numbers that a mean makes sense of: parameters, and buffers that are no counters."
+    "All tensors of a model that can be averaged: parameters, and buffers except counters."
     return {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_floating_point()}
