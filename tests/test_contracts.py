@@ -309,7 +309,7 @@ def test_blocks_are_set_up_on_training_items_only():
 
 # ---------------------------------------------------------------- transforms
 def item_tfms():
-    from coursekit.vision import augment as T
+    from coursekit.vision import resize as T
 
     return {
         "Resize": [lambda: T.Resize(16), lambda: T.Resize((12, 20), "pad"), lambda: T.Resize(16, "squish")],
