@@ -72,7 +72,7 @@ def read_export(
         raise ValueError(f"load: {show_path(path)} is malformed ({problem[:300]}); export the model again.")
     return made
 
-# %% ../../nbs/api/deploy/01_export.ipynb #609a6d5d
+# %% ../../nbs/api/deploy/01_export.ipynb #a8225b51
 MAX_SIDE, MAX_AREA = 16_384, 1 << 24  # no transform in a file may ask for more
 
 
@@ -92,7 +92,8 @@ def export_problem(
     for b in e.blocks:
         if b.vocab is not None and not (isinstance(b.vocab, list) and all(isinstance(n, (str, int, float)) for n in b.vocab)):
             return f"the classes of {type(b).__name__} are not a list of names"
-    for t in [*e.item_tfms, *e.batch_tfms]:
+    tfms: list[Any] = [*e.item_tfms, *e.batch_tfms]
+    for t in tfms:
         sides = t.size if isinstance(t.size, (list, tuple)) else [t.size or 0] * 2
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides) or math.prod(sides) > MAX_AREA:
             return f"{type(t).__name__} has size={t.size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
