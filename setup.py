@@ -10,6 +10,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 SPDX = {"apache2": "Apache-2.0"}
 STATUS = {"2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+DATA = ("safetensors", "json", "txt", "ipynb", "yaml", "js", "css")  # endings of files that are no code
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 
@@ -43,7 +44,7 @@ readme = ROOT / "README.md"
 runtime = cfg["requirements"].split()
 course = cfg["course_requirements"].split()
 dev = cfg["dev_requirements"].split()
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("timm", "hub", "onnx", "tensorboard")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("timm", "hub", "onnx")}
 
 setup(
     name=cfg["lib_name"],
@@ -67,7 +68,7 @@ setup(
         *(f"Programming Language :: Python :: {v}" for v in PYTHONS),
     ],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={"": ["*.safetensors", "*.json", "*.txt", "*.ipynb", "py.typed"]},
+    package_data={"": ["py.typed", "*/*.yaml", "*/*.css", *(f"*.{e}" for e in DATA)]},
     include_package_data=True,
     cmdclass={"build_py": BuildWithLessons},
     zip_safe=False,

@@ -2,7 +2,7 @@
 
     COURSEKIT_MIRROR=../shared/data python benchmarks/transfer.py dogscats pets paper cifar photos
 
-dogscats: 2,000 photos to learn from, 2,000 held out; with --views in a network that enlarges them itself. pets: the 37 breeds of the mirror's 370 Oxford-IIIT Pets photos, a fifth held out.
+dogscats: 2,000 photos to learn from, 2,000 held out. pets: the 37 breeds of the mirror's 370 Oxford-IIIT Pets photos, a fifth held out.
 paper: Paper Pets, 12 drawn breeds. cifar: `pretrained("cifar10")` on CIFAR-10's 10,000 test pictures. photos: ten photos
 and what it calls them, as thumbnails in cifar10_photos.jpg beside this file. Prints a Markdown table.
 """
@@ -35,10 +35,10 @@ from coursekit.vision.all import (
 T95 = {1: None, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
 
 
-def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision, views=()):
+def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision):
     "Error and seconds of fine_tune(epochs) over the weights, or of one cycle of epochs + 1 without."
     start = time.perf_counter()
-    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, precision=precision, seed=seed, views=views)
+    learn = vision_learner(make_dls(seed), coursenet, metrics=error_rate, pretrained=weights, precision=precision, seed=seed)
     with learn.no_bar():
         if weights:
             learn.fine_tune(epochs, base_lr, lr_mult=lr_mult)
@@ -47,14 +47,14 @@ def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, prec
     return learn.recorder.final_record[-1], time.perf_counter() - start
 
 
-def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what, precision, views=()):
+def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what, precision):
     "Rows for one data set."
     rows = []
     for start in what:
         runs = []
         for seed in range(seeds):
             error, seconds = train(make_dls, epochs=epochs, base_lr=base_lr, lr_mult=lr_mult, scratch_lr=scratch_lr, seed=seed,
-                                   weights=start == "pretrained", precision=precision, views=views)
+                                   weights=start == "pretrained", precision=precision)
             print(json.dumps({"data": name, "start": start, "precision": precision, "base_lr": base_lr if start == "pretrained" else scratch_lr, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
             runs.append((error, seconds))
         errors = [e for e, _ in runs]
@@ -88,24 +88,20 @@ def main():
     ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar", "photos"])
     ap.add_argument("--seeds", type=int, default=3, choices=sorted(T95))
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
-    ap.add_argument("--views", type=int, nargs="+", default=(), help="as `views` of vision_learner, for dogscats: pixels that the network itself brings photos of --size to; name the cases before it")
     ap.add_argument("--lr", type=float, default=8e-3, help="base_lr of fine_tune")
     ap.add_argument("--lr-mult", type=float, default=5, help="lr_mult of fine_tune")
     ap.add_argument("--bs", type=int, help="photos a batch (default 32; 16 of the 37 breeds)")
     ap.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     ap.add_argument("--only", choices=["pretrained", "scratch"])
     args = ap.parse_args()
-    if args.views and "dogscats" not in args.cases:
-        ap.error("--views goes with dogscats.")
     what = [args.only] if args.only else ["pretrained", "scratch"]
     rows = []
     options = {"item_tfms": Resize(args.size), "bs": args.bs or 32, "cache": "memory"}
     fit = {"base_lr": args.lr, "lr_mult": args.lr_mult, "scratch_lr": 5e-3, "what": what, "precision": args.precision}
     if "dogscats" in args.cases:
         path = untar_data(URLs.DOGS)
-        name = f"dogscats, {args.size} px" + (f", looked at in {', '.join(map(str, args.views))} px" if args.views else "")
-        rows += compare(name, lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=aug_transforms(min_scale=0.6), **options), args.seeds,
-                        epochs=3, views=args.views, **fit)
+        rows += compare(f"dogscats, {args.size} px", lambda seed: ImageDataLoaders.from_folder(path, valid="valid", seed=seed, batch_tfms=aug_transforms(min_scale=0.6), **options), args.seeds,
+                        epochs=3, **fit)
     if "pets" in args.cases:
         files = get_image_files(untar_data(URLs.PETS) / "images")
         rows += compare(f"37 breeds, {len(files)} photos, {args.size} px", lambda seed: ImageDataLoaders.from_name_func(

@@ -18,23 +18,19 @@ import torch
 from torch import nn
 from torchvision import models
 
-from .training.callback import Callback
 from .core import lazy_module
-from .data import download as external
-from .data.transforms import BatchTransform
+from .data import download
 from .data.download import URLs
 from .data.items import get_image_files
-from .data.loader import DataLoaders
 from .interpret.interpretation import ClassificationInterpretation as _Interpretation
 from .training.learner import Learner
 from .training.metrics import accuracy, error_rate
+from .vision.augment import Normalize, aug_transforms, imagenet_stats
 from .vision.data import ImageDataLoaders
 from .vision.learner import vision_learner
-from .vision.augment import Normalize, aug_transforms, imagenet_stats
 from .vision.resize import Resize
 
 plt, pd = lazy_module("matplotlib.pyplot"), lazy_module("pandas")
-
 _all_ = ["URLs", "get_image_files", "models", "accuracy", "error_rate", "imagenet_stats", "np", "plt", "pd", "torch", "nn"]
 
 # %% ../nbs/api/03_v1.ipynb #4e4f37b9
@@ -49,52 +45,52 @@ class Path(type(pathlib.Path())):
 def untar_data(
     url: str,  # one of `URLs`
 ) -> Path:  # the folder with the data
-    "Download (once), check and extract an archive."
-    return Path(external.untar_data(url))
+    "Download an archive (once), check it and extract it."
+    return Path(download.untar_data(url))
 
 # %% ../nbs/api/03_v1.ipynb #f4af6566
 def get_transforms(
-    do_flip: bool = True,  # left and right exchanged, half of the time
-    flip_vert: bool = False,  # upside down and quarter turns too
+    do_flip: bool = True,  # swap left and right, half of the time
+    flip_vert: bool = False,  # also upside down and by quarter turns
     max_rotate: float = 10.0,  # degrees
     max_zoom: float = 1.1,  # largest zoom
     max_lighting: float = 0.2,  # change of brightness and contrast, 0..0.95
     max_warp: float = 0.2,  # tilt, 0..1
     p_affine: float = 0.75,  # probability of each change of geometry
     p_lighting: float = 0.75,  # probability of each change of light
-) -> tuple[list[BatchTransform], list[BatchTransform]]:  # for training, for validation
+) -> tuple[list, list]:  # batch transforms for training, and for validation
     "The usual augmentation, for `ds_tfms`."
     return aug_transforms(do_flip=do_flip, flip_vert=flip_vert, max_rotate=max_rotate, max_zoom=max_zoom, max_lighting=max_lighting,
                           max_warp=max_warp, p_affine=p_affine, p_lighting=p_lighting), []
 
 # %% ../nbs/api/03_v1.ipynb #38463fd6
 class ImageDataBunch(ImageDataLoaders):
-    "`ImageDataLoaders` under its first name, with the arguments of then."
+    "`ImageDataLoaders` under its first name, with the arguments of that time."
 
     @classmethod
     def from_name_re(
         cls,
         path: str | os.PathLike,  # where a learner keeps its files
-        fnames: Sequence[str | os.PathLike],  # picture files
+        fnames: Sequence[str | os.PathLike],  # image files
         pat: str,  # regular expression on the path; its first group is the class
         *,
         ds_tfms: tuple[list, list] | None = None,  # from `get_transforms`
         size: int = 224,  # pixels
-        bs: int = 64,  # pictures a batch
+        bs: int = 64,  # images per batch
         valid_pct: float = 0.2,  # share held out, 0..1
-        seed: int | None = None,  # None: drawn from numpy's global state, as `np.random.seed(2)` of the notes expects
+        seed: int | None = None,  # None: drawn from NumPy's global state, because the notes call `np.random.seed(2)`
         num_workers: int | None = None,  # processes that prepare batches
     ) -> "ImageDataBunch":
-        "Each picture's class is found in its path by a regular expression."
+        "Find each image's class in its path with a regular expression."
         seed = int(np.random.randint(2**31)) if seed is None else seed
         return cls.from_path_re(path, fnames, pat, valid_pct=valid_pct, seed=seed, item_tfms=Resize(size),
                                 batch_tfms=ds_tfms[0] if ds_tfms else None, bs=bs, num_workers=num_workers)
 
     def normalize(
         self,
-        stats: tuple[Sequence[float], Sequence[float]],  # means and deviations, such as `imagenet_stats`
+        stats: tuple[Sequence[float], Sequence[float]],  # means and standard deviations, such as `imagenet_stats`
     ) -> "ImageDataBunch":
-        "The same data, normalised."
+        "The same data, normalized."
         return self.new(batch_tfms=[*self.batch_tfms, Normalize.from_stats(*stats)])
 
     @property
@@ -103,7 +99,7 @@ class ImageDataBunch(ImageDataLoaders):
         return self.vocab
 
     def show_batch(self, rows: int = 5, figsize: tuple[float, float] | None = None) -> None:
-        "rows x rows pictures of a batch."
+        "rows x rows images of a batch."
         super().show_batch(max_n=rows**2, ncols=rows, figsize=figsize)
 
 # %% ../nbs/api/03_v1.ipynb #7361e3ac
@@ -113,36 +109,36 @@ class V1Learner(Learner):
     def fit_one_cycle(
         self,
         cyc_len: int,  # epochs
-        max_lr: float | slice = slice(None, 3e-3),  # rate at the peak
+        max_lr: float | slice = slice(None, 3e-3),  # learning rate at the peak
         *,
         div_factor: float = 25.0,  # the cycle starts at max_lr / div_factor
         pct_start: float = 0.3,  # share of the batches on the way up
         moms: tuple[float, float] = (0.95, 0.85),  # momentum at start and peak
         wd: float | None = None,  # weight decay
-        callbacks: Sequence[Callback] = (),  # for this fit
+        callbacks: Sequence = (),  # for this fit
     ) -> None:
         "Train with the one-cycle policy."
         super().fit_one_cycle(cyc_len, max_lr, div=div_factor, pct_start=pct_start, moms=(*moms, moms[0]), wd=wd, cbs=callbacks)
 
-
+# %% ../nbs/api/03_v1.ipynb #f2517083
 def create_cnn(
-    data: DataLoaders,  # from `ImageDataBunch`
+    data: ImageDataLoaders,  # such as an `ImageDataBunch`
     arch: str | Callable,  # torchvision architecture
     *,
     metrics: Any = (),  # functions, or a list of them
     pretrained: bool = True,  # start from published weights
 ) -> V1Learner:
-    "A learner for pictures by transfer learning."
+    "A learner for images that starts from a pretrained network."
     learn = vision_learner(data, arch, metrics=metrics, pretrained=pretrained)
-    learn.__class__ = V1Learner  # same object, the fits of then
+    learn.__class__ = V1Learner  # the same object, with the fits of that time
     return learn
 
 
 cnn_learner = create_cnn  # its second name
 
-
+# %% ../nbs/api/03_v1.ipynb #4f3ed530
 class ClassificationInterpretation(_Interpretation):
-    "Interpretation with the positional arguments of then."
+    "Interpretation with the positional arguments of that time."
 
     def plot_top_losses(self, k: int, figsize: tuple[float, float] | None = None) -> None:
         "The k items with the highest losses."

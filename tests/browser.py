@@ -173,7 +173,7 @@ class LabNotebook:
 
     def choose(self, *files: Path | str, index: int = 0) -> None:
         """Click the index-th drop zone's button and choose these files in the dialogue."""
-        button = self.page.locator(".ck-drop").nth(index).get_by_text("Choose pictures")
+        button = self.page.locator(".ck-drop").nth(index).get_by_text("Choose images")
         button.scroll_into_view_if_needed()
         with self.page.expect_file_chooser() as chooser:
             button.click()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "coursekit"
@@ -101,3 +105,18 @@ def rough_photos(folder: Path, size: tuple[int, int]) -> Path:
 def plain_repr(value: object) -> str:
     """repr without addresses in memory, for the ids of tests: every process has to call a test the same."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def says(error: object, *facts: object) -> None:
+    """A message, or an error's, names every fact (an argument, its value, the fix) as a whole word, in whatever sentence."""
+    text = str(error.value if isinstance(error, pytest.ExceptionInfo) else error)
+    left_out = [str(f) for f in facts if not re.search(rf"(?<!\w){re.escape(str(f))}(?!\w)", text)]
+    assert not left_out, f"the message leaves out {left_out}: {text}"
+
+
+@contextlib.contextmanager
+def raises(kind: type[BaseException], *facts: object) -> Iterator[None]:
+    """`pytest.raises`, for an error that names these facts."""
+    with pytest.raises(kind) as error:
+        yield
+    says(error, *facts)

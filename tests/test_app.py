@@ -66,7 +66,7 @@ def visitor(chromium: str, url: str, *, width: int = 1280, height: int = 900) ->
         page.set_default_timeout(300_000)
         try:
             page.goto(url, wait_until="domcontentloaded")
-            page.get_by_text("Choose pictures").wait_for()
+            page.get_by_text("Choose images").wait_for()
             yield page
         finally:
             browser.close()
@@ -74,7 +74,7 @@ def visitor(chromium: str, url: str, *, width: int = 1280, height: int = 900) ->
 
 def upload(page: Any, *files: Path) -> None:
     with page.expect_file_chooser() as chooser:
-        page.get_by_text("Choose pictures").click()
+        page.get_by_text("Choose images").click()
     chooser.value.set_files([str(f) for f in files])
 
 
@@ -98,7 +98,7 @@ def test_upload_to_the_app(tmp_path: Path, chromium: str) -> None:
             upload(page, tmp_path / "note.jpg", tmp_path / "big.jpg")
             page.locator("figure", has_text="big.jpg").wait_for()
             text = page.locator("body").inner_text()
-            assert "is a PDF, not a picture" in text and "Traceback" not in text
+            assert "is a PDF, not an image" in text and "Traceback" not in text
             source = page.content()
             assert "app_page" not in source and "load_model" not in source, "the page shows its source"
             assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"

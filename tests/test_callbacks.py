@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import raises
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -26,20 +25,18 @@ from coursekit.training.callbacks import loggers
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.callbacks.ema import EMA
 from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
+from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback
 from coursekit.training.callbacks.mixup import CutMix, MixUp, rectangles
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from coursekit.core import seeded
 from coursekit.data.loader import Batch
-from coursekit.training.learner import Learner
-from coursekit.training.losses import (
-    BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss, as_loss
-)
+from coursekit.training.learner import Learner, synthetic_learner
+from coursekit.training.loss_wrappers import as_loss
+from coursekit.training.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, LabelSmoothingCrossEntropy, Loss
 from coursekit.training.metrics import accuracy, error_rate, mae
 from coursekit.training.optimizers import SGD, AdamW
 from coursekit.training.schedules import SchedLin
-from coursekit.testing import synthetic_learner
 
 quick = settings(deadline=None, max_examples=25)
 
@@ -131,13 +128,13 @@ TRACKERS = [TrackerCallback, SaveModelCallback, EarlyStoppingCallback, ReduceLRO
 def test_a_number_that_is_not_recorded_stops_the_fit_before_it_begins(cls: type, tmp_path: Path) -> None:
     learn = small(tmp_path)
     before = weights(learn)
-    with pytest.raises(ValueError, match=rf"{cls.__name__}: monitor='acuracy' .*'train_loss', 'valid_loss', 'accuracy'; did you mean 'accuracy'"):
+    with raises(ValueError, cls.__name__, "monitor", "'acuracy'", "'train_loss'", "'valid_loss'", "'accuracy'"):
         learn.fit(1, 0.1, cbs=cls("acuracy"))
     assert close(weights(learn), before) and learn.recorder.losses == []
-    with pytest.raises(ValueError, match="does not say which way is better"):
+    with raises(ValueError, cls.__name__, "<lambda>", "better"):
         small(tmp_path, metrics=lambda p, t: p.mean()).fit(1, cbs=cls("<lambda>"))
     learn.dls = (learn.dls.train, [])
-    with pytest.raises(ValueError, match="pass monitor='train_loss'"):
+    with raises(ValueError, "monitor='train_loss'"):
         learn.fit(1, cbs=cls())
     learn.fit(1, cbs=cls("train_loss"))
 
@@ -197,7 +194,7 @@ def test_plateau_lowers_every_group_and_refuses_a_schedule() -> None:
         pytest.approx((1e-3, 1e-1)), pytest.approx((1e-4, 1e-2))]
     for call in (learn.fit_one_cycle, partial(learn.fit, cbs=ParamScheduler(lr=SchedLin(0.1, 0.0)))):
         cbs = call.keywords.pop("cbs") if isinstance(call, partial) else None
-        with pytest.raises(ValueError, match="ReduceLROnPlateau: a scheduler sets the rate"):
+        with raises(ValueError, "ReduceLROnPlateau", "schedule"):
             call(1, cbs=[ReduceLROnPlateau(), *([cbs] if cbs else [])])
     learn.fit(1, cbs=[ReduceLROnPlateau(), ParamScheduler(mom=SchedLin(0.9, 0.8))])  # only the momentum
 
@@ -288,7 +285,7 @@ def test_trial_runs_leave_a_tracker_as_it_was() -> None:
 def test_two_that_write_the_same_file_are_refused(cbs: Callable[[Path], list[Callback]], tmp_path: Path) -> None:
     learn = small(tmp_path)
     before = weights(learn)
-    with pytest.raises(ValueError, match=r"fname=.*(writes to \w+.safetensors, too|two loggers of this fit write to this file); pass another fname"):
+    with raises(ValueError, "fname", "pass another fname"):
         learn.fit(2, 0.1, cbs=cbs(tmp_path))
     assert close(weights(learn), before) and not list(tmp_path.rglob("*.*"))
 
@@ -304,7 +301,7 @@ BAD_ARGUMENTS: list[tuple[Callable, str, list]] = [
     (MixUp, "alpha", ["a", None, INF, NAN, 0, -1, True]), (CutMix, "alpha", ["a", None, INF]),
     (GradientClip, "max_norm", ["a", None, NAN, 0, True]), (GradientAccumulation, "n_acc", [1.5, 0, "a", True]),
     (ActivationStats, "limits", [3, None, (1,), (1, 0), ("a", "b"), (0, INF), (NAN, 1)]), (ActivationStats, "bins", [1.5, 0, "a"]),
-    (ActivationStats, "every", [1.5, 0]), (TensorBoardLogger, "every", [1.5, 0]), (TensorBoardLogger, "folder", [None, 3]),
+    (ActivationStats, "every", [1.5, 0]),
     (EarlyStoppingCallback, "patience", [1.5, 0, INF]), (ReduceLROnPlateau, "patience", [1.5, "a"]),
     (SaveModelCallback, "fname", [3, "", None, ".", ".."]), (SaveModelCallback, "every_epoch", [2, 0, "yes"]),
     (CSVLogger, "fname", [None, ".", "", 3]), (CSVLogger, "append", ["x"]),
@@ -314,10 +311,8 @@ BAD_ARGUMENTS: list[tuple[Callable, str, list]] = [
 @pytest.mark.parametrize(("make", "name", "values"), BAD_ARGUMENTS, ids=[f"{m.__name__}-{n}" for m, n, _ in BAD_ARGUMENTS])
 def test_bad_arguments_are_named(make: Callable, name: str, values: list) -> None:
     for value in values:
-        with pytest.raises(ValueError) as e:
+        with raises(ValueError, make.__name__, name, repr(value)):
             make(**{name: value})
-        text = str(e.value)
-        assert text.startswith(f"{make.__name__}: {name}={value!r}") and "; pass " in text and "\n" not in text
 
 
 def test_what_is_saved(tmp_path: Path) -> None:
@@ -490,7 +485,7 @@ def test_ema_is_what_is_saved(tmp_path: Path) -> None:
 def test_two_means_in_a_fit_are_refused() -> None:
     learn = small(cbs=EMA(0.9))
     before = weights(learn)
-    with pytest.raises(ValueError, match=r"EMA\(0.9\) and EMA\(0.99\) .*pass one of them"):
+    with raises(ValueError, "EMA(0.9)", "EMA(0.99)", "one of them"):
         learn.fit(1, 0.1, cbs=EMA(0.99))
     assert close(weights(learn), before)
     learn.fit(1, 0.1)
@@ -581,7 +576,7 @@ def test_losses_that_cannot_be_mixed_item_by_item_are_refused_at_the_first_batch
         learn = small()
         learn.loss_func = as_loss(bad)
         plain, before = learn.loss_func, weights(learn)
-        with pytest.raises(ValueError, match=r"MixUp: loss_func=.* cannot be mixed item by item; pass a loss that is the mean"):
+        with raises(ValueError, "MixUp", "loss_func"):
             learn.fit(1, 0.1, cbs=MixUp())
         assert learn.loss_func is plain and close(weights(learn), before)
     learn.loss_func = as_loss(lambda p, t: F.cross_entropy(p, t))
@@ -761,42 +756,14 @@ def test_csv_with_other_columns_and_a_folder_are_refused(tmp_path: Path) -> None
     learn.fit(1, cbs=CSVLogger())
     text = file.read_bytes()
     learn.metrics = small(metrics=[error_rate]).metrics
-    with pytest.raises(ValueError, match="CSVLogger: history.csv has the columns .*accuracy, seconds, and this fit .*error_rate, seconds"):
+    with raises(ValueError, "CSVLogger", "history.csv", "accuracy", "error_rate"):
         learn.fit(1, cbs=CSVLogger(append=True))
     assert file.read_bytes() == text
     for name in (tmp_path, "history.csv/x.csv"):
-        with pytest.raises(ValueError, match=r"CSVLogger: fname=.* is a folder, or in a file"):
+        with raises(ValueError, "CSVLogger", "fname", "folder"):
             learn.fit(1, cbs=CSVLogger(name))
     learn.fit(1, cbs=CSVLogger())
     assert list(rows_of(file)[0])[3] == "error_rate"
-
-
-def test_tensorboard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    log, runs = TensorBoardLogger("logs", every=3), tmp_path / "logs"
-    learn = small(tmp_path, splitter=lambda m: [m[0], m[2]], cbs=log)
-    learn.lr_find(num_it=10, show_plot=False)
-    assert not runs.exists()
-    learn.fine_tune(2, 0.1)
-    rows, rates, losses = learn.recorder.values, learn.recorder.group_lrs, learn.recorder.losses
-    learn.lr_find(num_it=10, show_plot=False)
-    assert log.run == "2"
-    assert sorted(p.name for p in runs.iterdir()) == ["1", "2"] and log.writer is None
-    events = EventAccumulator(str(runs / "2")).Reload()
-    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    assert set(points) == {"batch/loss", "rate/group 0", "rate/group 1", "epoch/train_loss", "epoch/valid_loss", "epoch/accuracy"}
-    assert points["batch/loss"] == [(k, pytest.approx(losses[k], rel=1e-6)) for k in range(0, 14, 3)]
-    assert points["epoch/accuracy"] == [(7 * (k + 1), pytest.approx(rows[k][2], rel=1e-6)) for k in range(2)]
-    assert [v for _, v in points["rate/group 1"]] == pytest.approx([r[-1] for r in rates][::3], rel=1e-6)
-
-
-def test_tensorboard_that_is_missing_is_said_before_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    learn = small(tmp_path)
-    with pytest.raises(ImportError, match=r"pip install 'coursekit\[tensorboard\]'"):
-        learn.fit(1, cbs=TensorBoardLogger())
-    assert learn.recorder.losses == [] and not (tmp_path / "runs").exists()
 
 
 def test_graph_outside_a_notebook_is_one_figure_at_the_end() -> None:
@@ -880,24 +847,6 @@ def test_a_fit_that_was_broken_off_anywhere_goes_on_with_all_of_them(tmp_path: P
             assert (close(a, b) if isinstance(a, dict) else torch.equal(a, b) if isinstance(a, Tensor) else a == b), k  # type: ignore[arg-type]
 
 
-def test_tensorboard_goes_on_in_the_run_that_was_broken_off(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    class Killed(BaseException):
-        pass
-
-    learn = small(tmp_path)
-    with contextlib.suppress(Killed):
-        learn.fit(2, 0.05, cbs=[TensorBoardLogger(every=1), Checkpoint(every=3), DiesAt(11, Killed)])
-    time.sleep(1.1)  # TensorBoard tells a run's files apart by the second
-    learn = small(tmp_path)
-    learn.fit(2, 0.05, cbs=[TensorBoardLogger(every=1), Checkpoint(every=3)])  # from batch 9
-    (run,) = (tmp_path / "runs").iterdir()
-    events = EventAccumulator(str(run)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("batch/loss")] == list(enumerate(pytest.approx(v, rel=1e-6) for v in learn.recorder.losses))
-    assert [e.step for e in events.Scalars("epoch/accuracy")] == [7, 14]
-
-
 class DiesAt(Callback):
     """Ends everything after a batch, when the checkpoint is written."""
 
@@ -944,7 +893,7 @@ def test_activations_every_few_batches_and_without_traces() -> None:
     learn.profile(2)
     assert list(stats.record) == list(kept) and all(torch.equal(stats.record[name], kept[name]) for name in kept)
     learn.remove_cb(stats)
-    with pytest.raises(ValueError, match="'3' is not part of this Sequential"):
+    with raises(ValueError, "'3'", "Sequential"):
         learn.fit(1, cbs=ActivationStats("3"))
 
 
@@ -965,7 +914,7 @@ def test_activation_plots() -> None:
 
     stats = ActivationStats(["0", "1"])
     for plot in (stats.plot_stats, stats.plot_histograms):
-        with pytest.raises(ValueError, match="nothing is recorded yet"):
+        with raises(ValueError, "fit"):
             plot()
     small().fit(2, cbs=stats)
     plt.close("all")

@@ -628,7 +628,7 @@ def test_clean(photos: Path, spoilt: Path, tmp_path: Path) -> None:
     assert again.exit_code == 0 and "12 files: 0 bad, 0 spare copies" in again.output
     assert_one_line(invoke("clean", tmp_path / "nowhere"), code=2, says="does not exist")
     (tmp_path / "empty").mkdir()
-    assert_one_line(invoke("clean", tmp_path / "empty"), says="there is no picture in")
+    assert_one_line(invoke("clean", tmp_path / "empty"), says="there is no image in")
 
 
 def test_clean_and_links(photos: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contracts import same
 import pytest
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,9 @@ from coursekit.deploy.registry import FORMER, TYPES, type_name, type_of
 from coursekit.interpret.interpretation import ClassificationInterpretation
 from coursekit.training.layers import ModelSpec
 from coursekit.training.learner import Learner
-from coursekit.training.losses import CrossEntropyLossFlat, FocalLoss, Loss, WrappedLoss
+from coursekit.training.loss_wrappers import WrappedLoss
+from coursekit.training.losses import CrossEntropyLossFlat, FocalLoss, Loss
 from coursekit.training.weights import read_tensors, tensors_hash
-from coursekit.testing import same
 from coursekit.vision.data import ImageBlock, ImageDataLoaders
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.models import VisionModel

@@ -6,15 +6,15 @@ import math
 import time
 
 import pytest
+from helpers import raises
 import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
 from coursekit.training.callback import Callback, ParamScheduler
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.optimizers import get_hyper
 from coursekit.training.schedules import SchedExp, SchedLin, combine_scheds, minimum, one_cycle, slide, steep, valley
-from coursekit.testing import synthetic_learner
 
 GROUPS = (1e-3, 1e-2)
 
@@ -38,7 +38,7 @@ def learner(n_train: int = 10) -> tuple[Learner, Watch]:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))
     learn, watch = synthetic_learner(model=net, n_train=n_train), Watch()
-    learn.splitter, learn.groups = list, [list(m.parameters()) for m in net]
+    learn.splitter = list
     learn.add_cb(watch)
     return learn, watch
 
@@ -118,7 +118,7 @@ def test_a_schedule_of_ones_own() -> None:
     assert watch.moms == pytest.approx([0.8 + 0.1 * k / 20 for k in range(20)])
     learn.fit(1, cbs=ParamScheduler(lr=SchedLin(1.0, 0.0)))  # one for all groups
     assert same(watch.rates, [[1 - k / 10] * 2 for k in range(10)])
-    with pytest.raises(ValueError, match="3 schedules for 2 parameter groups"):
+    with raises(ValueError, "3 schedules", "2 parameter groups"):
         learn.fit(1, cbs=ParamScheduler(lr=[SchedLin(1.0, 0.0)] * 3))
 
 
@@ -127,7 +127,7 @@ def test_unknown_options_raise() -> None:
     for call in (lambda: learn.fit_flat_cos(1, 0.1, pct=0.5), lambda: learn.fit_sgdr(1, 1, 0.1, mult=2), lambda: learn.fit_one_cycle(1, lr=0.1)):
         with pytest.raises(TypeError, match="unexpected keyword"):
             call()
-    with pytest.raises(ValueError, match="n_cycles=0"):
+    with raises(ValueError, "n_cycles", 0):
         learn.fit_sgdr(0, 1, 0.1)
 
 
@@ -200,5 +200,5 @@ def test_profile_finds_what_is_slow_and_leaves_no_trace() -> None:
         assert sum(s for p, s in shares[what].items() if p != "together") == pytest.approx(1)
     assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
     assert learn.opt is None
-    with pytest.raises(ValueError, match="n_batches=0"):
+    with raises(ValueError, "n_batches", 0):
         learn.profile(0)

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import run
+from helpers import raises, run
 from PIL import Image
 from torch import nn
 
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException
 from coursekit.deploy.hub import load_learner
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.metrics import accuracy, error_rate
 from coursekit.training.optimizers import get_hyper
-from coursekit.testing import synthetic_learner
 from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
                                   vision_learner)
 
@@ -187,7 +186,7 @@ def test_loss_that_is_not_finite_stops_before_the_step() -> None:
 
     keep = Keep()
     learn = small_learner(cbs=(Spoil(), keep))
-    with pytest.raises(FloatingPointError, match=r"nan at batch 7 of 12 .*after batch 6.*lr_find"):
+    with raises(FloatingPointError, "nan", "batch 7 of 12", "lr_find"):
         learn.fit(1, 1e-3)
     for k, v in learn.model.named_parameters():
         assert torch.equal(v, keep.weights[k])
@@ -271,10 +270,10 @@ def test_an_export_holds_no_pickle(pictures: Path, tmp_path: Path) -> None:
         list(pickletools.genops(data))
     damaged = tmp_path / "damaged.ck"
     damaged.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-    with pytest.raises(ValueError, match="was changed after it was written"):
+    with raises(ValueError, "changed"):
         load_learner(damaged)
     (tmp_path / "model.pkl").write_bytes(b"\x80\x04N.")
-    with pytest.raises(ValueError, match="no pickles"):
+    with raises(ValueError, "pickles"):
         load_learner(tmp_path / "model.pkl")
 
 

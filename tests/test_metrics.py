@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import raises
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor, nn
 
+import coursekit.training.count_metrics as count_metrics
 import coursekit.training.metrics as metrics_module
+from coursekit.training.count_metrics import CountMetric, Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
 from coursekit.training.metrics import (
-    AverageMetric, CountMetric, Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary, accuracy,
-    accuracy_multi, as_metric, error_rate, mae, mse, rmse, top_k_accuracy
+    AverageMetric, Metric, Perplexity, RocAuc, accuracy, accuracy_multi, as_metric, error_rate, mae, mse, rmse, top_k_accuracy
 )
 
 quick = settings(deadline=None, max_examples=40)
@@ -145,9 +147,9 @@ def test_area_of_yes_and_no(seed: int, n: int, at: list[int]) -> None:
     preds, targs = scores(seed, n), numbers(seed, 2, n)
     targs[0], targs[1] = 0, 1
     want = sk.roc_auc_score(targs, preds)
-    agree(RocAucBinary, preds, targs, at, want)
-    agree(RocAucBinary, preds[:, None], targs, at, want)
-    agree(RocAucBinary, torch.stack([-preds, preds], 1), targs, at, want)
+    agree(RocAuc, preds, targs, at, want)
+    agree(RocAuc, preds[:, None], targs, at, want)
+    agree(RocAuc, torch.stack([-preds, preds], 1), targs, at, want)
 
 
 @given(seeds, st.integers(3, 5), st.integers(0, 40), cuts, st.sampled_from(["macro", "weighted"]))
@@ -227,12 +229,13 @@ SUBJECTS: dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]] = {
     "jaccard": (JaccardCoeff("macro"), (4, 3, 5, 5), (4, 5, 5)),
     "perplexity": (Perplexity(), (12, 4, 7), (12, 4)),
     "roc_auc": (RocAuc(), (12, 2), (12,)),
-    "roc_auc_binary": (RocAucBinary(), (12,), (12,)),
+    "roc_auc_yes_no": (RocAuc(), (12,), (12,)),
 }
 
 
 def test_every_metric_is_a_subject() -> None:
-    known = {v for v in vars(metrics_module).values() if isinstance(v, type) and issubclass(v, Metric)}
+    both = (*vars(metrics_module).values(), *vars(count_metrics).values())
+    known = {v for v in both if isinstance(v, type) and issubclass(v, Metric)}
     assert known - {Metric, CountMetric} == {type(as_metric(f)) for f, _, _ in SUBJECTS.values()}
 
 
@@ -309,9 +312,9 @@ def test_functions_of_users() -> None:
 
 
 def test_one_kind_only_has_no_area() -> None:
-    with pytest.warns(UserWarning, match="RocAucBinary: 1 of 1 classes have no area"):
-        assert math.isnan(RocAucBinary()(torch.rand(5), torch.ones(5)))
-    with pytest.warns(UserWarning, match="RocAuc: 1 of 3 classes"):
+    with pytest.warns(UserWarning, match="RocAuc.*1 of 1"):
+        assert math.isnan(RocAuc()(torch.rand(5), torch.ones(5)))
+    with pytest.warns(UserWarning, match="RocAuc.*1 of 3"):
         assert RocAuc()(torch.eye(3)[:2] * 9, torch.tensor([0, 1])) == 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -319,31 +322,31 @@ def test_one_kind_only_has_no_area() -> None:
 
 
 REFUSED = {
-    "one column": (accuracy, torch.zeros(4, 1), torch.zeros(4).long(), "use accuracy_multi"),
-    "no classes": (error_rate, torch.zeros(4), torch.zeros(4).long(), "no scores of two or more classes"),
-    "mask": (accuracy, torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), "pass axis=1"),
-    "labels": (error_rate, torch.zeros(4, 3), torch.zeros(4, 3).long(), r"need targs of shape \(4,\), not \(4, 3\)"),
-    "k": (functools.partial(top_k_accuracy, k=9), torch.zeros(4, 3), torch.zeros(4).long(), "k=9"),
-    "numbers": (mse, torch.zeros(4, 3), torch.zeros(4), "one output for each target"),
-    "binary": (F1Score(), torch.zeros(4, 3), torch.zeros(4).long(), "average='binary' with 3 classes"),
-    "binary labels": (F1Score(), torch.zeros(4, 3), torch.zeros(4, 3).long(), "average='binary' with 3 labels"),
-    "area": (RocAuc(), torch.zeros(4), torch.zeros(4), "use RocAucBinary"),
-    "multi": (accuracy_multi, torch.zeros(4, 3), torch.zeros(4), "accuracy_multi: preds of shape"),
+    "one column": (accuracy, torch.zeros(4, 1), torch.zeros(4).long(), ["accuracy_multi"]),
+    "no classes": (error_rate, torch.zeros(4), torch.zeros(4).long(), ["error_rate", "(4,)"]),
+    "mask": (accuracy, torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), ["axis=1"]),
+    "labels": (error_rate, torch.zeros(4, 3), torch.zeros(4, 3).long(), ["(4,)", "(4, 3)"]),
+    "k": (functools.partial(top_k_accuracy, k=9), torch.zeros(4, 3), torch.zeros(4).long(), ["k=9"]),
+    "numbers": (mse, torch.zeros(4, 3), torch.zeros(4), ["mse", "(4, 3)", "(4,)"]),
+    "binary": (F1Score(), torch.zeros(4, 3), torch.zeros(4).long(), ["average='binary'", "3 classes"]),
+    "binary labels": (F1Score(), torch.zeros(4, 3), torch.zeros(4, 3).long(), ["average='binary'", "3 labels"]),
+    "area": (RocAuc(), torch.zeros(4, 3, 2), torch.zeros(4), ["RocAuc", "(4, 3, 2)"]),
+    "multi": (accuracy_multi, torch.zeros(4, 3), torch.zeros(4), ["accuracy_multi", "(4, 3)", "(4,)"]),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name: str) -> None:
-    f, preds, targs, message = REFUSED[name]
-    with pytest.raises(ValueError, match=message):
+    f, preds, targs, facts = REFUSED[name]
+    with raises(ValueError, *facts):
         as_metric(f)(preds, targs)
 
 
 def test_no_metric() -> None:
     for bad in ("accuracy", None, 3, [accuracy]):
-        with pytest.raises(TypeError, match="as_metric: .* is no metric"):
+        with raises(TypeError, "as_metric", repr(bad)):
             as_metric(bad)
-    with pytest.raises(ValueError, match="did you mean 'macro'"):
+    with raises(ValueError, "marco", "'macro'"):
         F1Score("marco")
-    with pytest.raises(NotImplementedError, match="Mine defines no update"):
+    with raises(NotImplementedError, "Mine", "update"):
         type("Mine", (Metric,), {})().update(torch.zeros(1), torch.zeros(1))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import notebooks as nbtool
 import pytest
 from conftest import find_browser
 from helpers import NBS, ROOT, name_of, notebooks, run, tool
-
-from coursekit.cli.notebooks import DIRECTIVE
 
 API = notebooks("api")
 LESSONS = notebooks("lessons")
@@ -45,24 +44,5 @@ def test_lesson_runs(path: Path, tmp_path: Path) -> None:
     assert not nbtool.check_outputs(nb), "\n".join(nbtool.check_outputs(nb))
 
 
-@of(API + LESSONS + SOLUTIONS + INDEX)
-def test_notebook_is_committed_clean(path: Path) -> None:
-    problems = nbtool.check_notebook(path, nbtool.kind_of(path))
-    assert not problems, "\n".join(problems)
-    nb = nbtool.read(path)
-    extra = {key for c in nb.cells for key in c.metadata if key not in nbtool.CELL_METADATA}
-    assert not extra, f"cell metadata {sorted(extra)}; run `python tools/notebooks.py clean {name_of(path)}`"
-    counts = [c.id for c in nb.cells if c.get("execution_count") is not None]
-    assert not counts, f"execution counts in cells {counts}"
-
-
-@of(LESSONS + SOLUTIONS)
-def test_lesson_exports_nothing(path: Path) -> None:
-    found = [c.id for c in nbtool.read(path).cells for name, _ in DIRECTIVE.findall(c.source)
-             if c.cell_type == "code" and name in ("export", "exports", "exporti", "default_exp")]
-    assert not found, f"cells {found} export; only nbs/api makes modules"
-
-
-@of(LESSONS)
-def test_lesson_has_solutions(path: Path) -> None:
-    assert (NBS / "solutions" / path.name).is_file(), f"nbs/solutions/{path.name} is missing"
+def test_notebooks_are_committed_clean() -> None:
+    run([sys.executable, "tools/notebooks.py", "check", "nbs"], cwd=ROOT)

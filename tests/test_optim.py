@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
+from helpers import raises
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,40 +82,40 @@ def test_shared_weights_count_once() -> None:
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
     model[1].weight = model[0].weight
     assert num_params(model) == 28 and len(split_params(model)[0]) == 1
-    with pytest.raises(ValueError, match=r"'0.weight' in group 0 and again in group 1"):
+    with raises(ValueError, "'0.weight'", "group 0", "group 1"):
         split_params(model, by_child)
 
 
 @pytest.mark.parametrize(
-    ("splitter", "message"),
+    ("splitter", "facts"),
     [
-        (lambda m: [m[0], m[1]], "leaves out 7 parameters, which would never be trained: 2.2.weight"),
-        (lambda m: [m[0], m], "'0.0.weight' in group 0 and again in group 1"),
-        (lambda m: [m, nn.Linear(2, 2).weight], r"shape \(2, 2\) in group 1 that is no parameter"),
-        (lambda m: [], "leaves out 14 parameters, .*0.0.weight, .*, \\.\\.\\.; add them"),
+        (lambda m: [m[0], m[1]], ["7 parameters", "2.2.weight"]),
+        (lambda m: [m[0], m], ["'0.0.weight'", "group 0", "group 1"]),
+        (lambda m: [m, nn.Linear(2, 2).weight], ["(2, 2)", "group 1"]),
+        (lambda m: [], ["14 parameters", "0.0.weight", "..."]),
     ],
 )
-def test_bad_splitters(splitter, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_bad_splitters(splitter, facts: list[str]) -> None:
+    with raises(ValueError, *facts):
         split_params(convnet(), splitter)
 
 
 @pytest.mark.parametrize("group", [3, "0.weight", torch.zeros(2)])
 def test_groups_of_something_else(group: object) -> None:
-    with pytest.raises(TypeError, match="a group is a list of parameters or modules"):
+    with raises(TypeError, "list of parameters"):
         split_params(convnet(), lambda m: [m, group])
 
 
 def test_bad_optimizers() -> None:
     model = convnet()
     groups = split_params(model, by_child)
-    with pytest.raises(ValueError, match="1 rate for 3 groups"):
+    with raises(ValueError, 1, "3 groups"):
         make_optimizer(groups, AdamW, [1e-3], model=model)
-    with pytest.raises(ValueError, match="hold no parameters"):
+    with raises(ValueError, "parameters"):
         make_optimizer(split_params(nn.ReLU()), AdamW, [1e-3], model=nn.ReLU())
-    with pytest.raises(TypeError, match="opt_func returned"):
+    with raises(TypeError, "opt_func"):
         make_optimizer(groups, lambda params, lr: params, [1, 2, 3], model=model)
-    with pytest.raises(TypeError, match="weight_decay"):
+    with raises(TypeError, "weight_decay"):
         AdamW(model.parameters(), weight_decay=0.1)
 
 

@@ -170,7 +170,7 @@ TROUBLE = {
     "loop.jpg": "redirects in a circle, or too often",
     "chain.jpg": "redirects in a circle, or too often",
     "away.jpg": "redirects to http://example.org/cat.jpg, which is not https",
-    "file.jpg": "redirects to what is no web address",
+    "file.jpg": "redirects to something that is not a web address",
     "nonsense.jpg": "no connection",
 }
 
@@ -190,7 +190,7 @@ def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path)
     for url in wrong:
         assert state[url] == "failed" and report.failed[url] and report.failed[url].isprintable()
     assert "not https" in report.failed["http://example.org/a.jpg"]
-    assert "no web address" in report.failed["cat.jpg"]
+    assert "not a web address" in report.failed["cat.jpg"]
     saved = get_image_files(tmp_path)
     assert sorted(saved) == sorted(report.files) and sorted(f.read_bytes() for f in saved) == sorted([GOOD, OTHER])
     assert {f.suffix for f in saved} == {".jpg", ".png"}  # other.jpg is a PNG
@@ -320,8 +320,7 @@ def test_the_report_is_safe_to_show(tmp_path: Path) -> None:
     report = download_images([f"{HOSTILE}", "https://example.org\x1b[31m/"], tmp_path)
     page = report._repr_html_()
     assert "<img" not in page and "&lt;img" in page and "\x1b" not in page + repr(report)
-    df = report.to_df()
-    assert list(df.columns) == ["url", "status", "file", "reason"] and (df.status == "failed").all()
+    assert len(report.failed) == 2
     assert DownloadReport(tmp_path)._repr_html_() is None
 
 
@@ -378,7 +377,8 @@ def test_resize_skips_what_is_done(large: Path, tmp_path: Path) -> None:
     (dest / "tiny.gif").unlink()
     os.utime(large / "cmyk.jpg", (1, 1))  # another version of the file
     assert {p.name for p in resize_images(large, dest, max_size=64).made} == {"tiny.gif", "cmyk.jpg"}
-    assert len(resize_images(large, dest, max_size=32).made) == len(inodes)
+    smaller = resize_images(large, dest, max_size=32)
+    assert {p.name for p in smaller.skipped} == {"tiny.gif"} and len(smaller.made) == len(inodes) - 1  # that one has fewer pixels anyway
     assert max(Image.open(dest / "a" / "wide.jpg").size) == 32
 
 
@@ -425,9 +425,9 @@ def test_resize_reports_the_bad_ones(large: Path, tmp_path: Path) -> None:
     (large / "a" / "drawing.svg").write_bytes(b"<svg/>")
     report = resize_images(large, tmp_path / "small", max_size=64)
     assert {f.name: why.split(" (")[0] for f, why in report.bad} == {
-        "cut.jpg": "is cut off", "drawing.svg": "has an ending, .svg, that no picture is written with"}
+        "cut.jpg": "is cut off", "drawing.svg": "has an ending, .svg, that no image can be saved with"}
     assert len(report.made) == 6 and not (tmp_path / "small" / "cut.jpg").exists()
-    assert list(report.to_df().file) == [str(f) for f, _ in report.bad] and "cut.jpg" in repr(report)
+    assert "cut.jpg" in repr(report)
 
 
 def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_resize_refuses_wrong_options(large: Path, tmp_path: Path) -> None:
     for options in ({"max_size": 0}, {"quality": 101}, {"side": "width"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}="):
             resize_images(large, tmp_path / "x", **options)
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="tiny.gif is not a folder"):
         resize_images(large / "tiny.gif", tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
@@ -616,9 +616,9 @@ def test_tables_with_faults(tmp_path: Path) -> None:
     assert [f.name for f in plan.layout.clashes] == ["p2.png"] and "p2.png" not in labels(plan)
     assert {f.name for f in plan.layout.stray} >= {"extra.png"} and len(plan.items) == 19
     text = " ".join(map(str, plan.notes))
-    for words in ("3 rows of the table name no picture", "different classes, left out: a/p2.png", "1 row of the table without a label"):
+    for words in ("3 rows of the table name no image", "different classes, left out: a/p2.png", "1 row of the table without a label"):
         assert words in text, text
-    for options, words in (({"fn_col": "fiel"}, "did you mean 'file'"), ({"label_col": "x"}, "is no column"), ({"valid_col": "label", "label_col": "label"}, "'dog'")):
+    for options, words in (({"fn_col": "fiel"}, "did you mean 'file'"), ({"label_col": "x"}, "label_col='x'"), ({"valid_col": "label", "label_col": "label"}, "'dog'")):
         with pytest.raises(ValueError, match=words) as caught:
             plan_data(root / "t.csv", **options)
         assert str(caught.value).isprintable()
@@ -698,7 +698,7 @@ def test_sources_that_say_nothing(tmp_path: Path) -> None:
     flat = write(tmp_path / "flat", *many("IMG_{}.jpg"))
     layouts = "a folder for each class .*train and valid.*file name.*CSV file"
     for root, why in ((flat, "all in one folder"), (write(tmp_path / "one", *many("cat/{}.png")), "all in one folder"),
-                      (write(tmp_path / "none", "a.txt"), "no pictures")):
+                      (write(tmp_path / "none", "a.txt"), "no images")):
         with pytest.raises(ValueError, match=why) as caught:
             plan_data(root)
         assert re.search(layouts, str(caught.value)) and str(caught.value).isprintable()
@@ -726,7 +726,7 @@ def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
                 plan_data(root, **{column: "x"})
     assert plan_data(listed, label_col="kind").classes == ["new", "old"]
     (listed / "sizes.csv").unlink()
-    with pytest.raises(ValueError, match="label_col='kimd' is no column of .*did you mean 'kind'"):
+    with pytest.raises(ValueError, match="label_col='kimd' .*did you mean 'kind'"):
         plan_data(listed, label_col="kimd")
     for pat in ("(", r"(\w+)_\d"):
         with pytest.raises(ValueError, match=r"plan_data: pat=.*the source is a table"):
@@ -752,7 +752,7 @@ def test_a_test_set_beside_train_and_valid(tmp_path: Path, labelled: bool) -> No
     assert len(plan.items) == 30 and not plan.others
     kept = sorted(tmp_path / name for name in tests)
     assert (sorted(plan.layout.tests), plan.layout.stray) == ((kept, []) if labelled else ([], kept))
-    assert ("3 pictures for a test, left alone" if labelled else "3 pictures without a label, left alone") in repr(plan)
+    assert ("3 images for a test, left alone" if labelled else "3 images without a label, left alone") in repr(plan)
     assert {f for f, _ in plan.left_out()} == set(kept)
 
 
@@ -762,13 +762,13 @@ def test_rows_for_a_test_are_no_other_files(tmp_path: Path) -> None:
     (root / "t.csv").write_text("file,label,split\n" + "".join(f"p{i}.png,{'cat' if i % 2 else 'dog'},{s}\n" for i, s in enumerate(sides)))
     plan = plan_data(root)
     assert {f.name for f in plan.layout.tests} == {f"p{i}.png" for i in range(18, 24)} and not plan.others
-    assert "6 pictures for a test, left alone" in repr(plan)
+    assert "6 images for a test, left alone" in repr(plan)
 
 
 def test_a_class_that_is_only_validated(tmp_path: Path) -> None:
     plan = plan_data(write(tmp_path, *LAYOUTS["sides"], *many("valid/cow/v{}.png", 2)))
     notes = [str(n) for n in plan.warnings if "only in validation: cow" in n.text]
-    assert len(notes) == 1 and "move some pictures to the other side" in notes[0]
+    assert len(notes) == 1 and "move some images to the other side" in notes[0]
     dls = plan.dataloaders(size=8, bs=4, num_workers=0, device="cpu")
     assert dls.vocab == ["cat", "cow", "dog"] and 1 not in {int(y) for _, y in dls.train.dataset}
 
@@ -798,13 +798,12 @@ def test_faults_of_a_folder_are_all_named(tmp_path: Path) -> None:
     assert not used & {clash, root / "train/dog/2.png", root / "train/cat/bad.png"}
     text = repr(plan)
     for words in ("1 file cannot be read, left out: train/cat/bad.png is ", "different classes, left out: ", "only in training: Cats, dog",
-                  "only in validation: cow", "'Cats', 'cat'", "fewer than 10 pictures to learn from: dog (2)", "unequal classes: 29 of cat, 2 of dog",
-                  "no pictures in train/ant", "in training and in validation", "1 picture without a label, left alone: loose.png",
+                  "only in validation: cow", "'Cats', 'cat'", "fewer than 10 images to learn from: dog (2)", "unequal classes: 29 of cat, 2 of dog",
+                  "no images in train/ant", "in training and in validation", "1 image without a label, left alone: loose.png",
                   "1 other file: train/cat/notes.txt", "folders train and valid, in each a folder for each class"):
         assert words in text, f"{words!r} is not in\n{text}"
     reasons = {f.name: why for f, why in plan.left_out()}
     assert set(reasons) == {"bad.png", "clash.png", "2.png", "1.png", "loose.png"} | ({"copy.png"} if copy not in used else {"0.png"})
-    assert len(plan.explain().rows) > len(reasons) and plan.to_df().shape == (len(plan.items), 3)
 
 
 def test_clean_data_has_no_warnings(tmp_path: Path) -> None:

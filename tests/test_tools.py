@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+import install
 import notebooks as nbtool
 import pytest
 import readme
@@ -132,6 +133,15 @@ def test_a_notebook_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert nbtool.read(tmp_path / "n.ipynb").cells[4].outputs == [], "the source was changed"
 
 
+def test_a_folder_is_run_with_its_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("nbs/a/n.ipynb", "nbs/b/c/n.ipynb", "nbs/b/_draft.ipynb", "nbs/.ipynb_checkpoints/n.ipynb"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        nbtool.write(notebook(), tmp_path / name)
+    assert nbtool.main(["run", "--out", str(tmp_path / "out"), str(tmp_path / "nbs")]) == 0
+    assert sorted(str(p.relative_to(tmp_path)) for p in (tmp_path / "out").rglob("*.ipynb")) == ["out/nbs/a/n.ipynb", "out/nbs/b/c/n.ipynb"]
+    assert nbtool.main(["check", str(tmp_path / "nbs")]) == 0 and "2 notebooks, 0 problems" in capsys.readouterr().out
+
+
 def test_a_failure_reads_well(tmp_path: Path) -> None:
     nbtool.write(notebook(code("x = 1"), code("y = x / 0"), code("z = 2")), tmp_path / "n.ipynb")
     with pytest.raises(nbtool.NotebookFailed, match=r"code cell 2 of 3") as failure:
@@ -152,6 +162,37 @@ def test_a_missing_notebook_is_named(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         nbtool.main(["run", "nowhere.ipynb"])
     assert "nowhere.ipynb" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------- installing
+
+
+def test_uv_gets_what_pip_is_told() -> None:
+    config = """:env:.cert='/etc/ssl/all.crt'
+:env:.disable-pip-version-check='1'
+global.constraint='/etc/pip/limits.txt'
+global.extra-index-url='file:///a https://b.org/simple'
+site.find-links='/wheels /more'
+user.index-url='https://mirror.org/simple'
+"""
+    assert install.as_uv(config) == {
+        "SSL_CERT_FILE": "/etc/ssl/all.crt", "UV_CONSTRAINT": "/etc/pip/limits.txt", "UV_INDEX": "file:///a https://b.org/simple",
+        "UV_FIND_LINKS": "/wheels,/more", "UV_DEFAULT_INDEX": "https://mirror.org/simple",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("works", "asked"), [("uv", ["uv"]), ("pip", ["uv", "pip"]), ("", ["uv", "pip"])])
+def test_pip_installs_what_uv_cannot(works: str, asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def succeeds(command: list[str], **env: str) -> bool:
+        if command[-2:] != install.WHAT:
+            return True  # uv itself
+        calls.append("uv" if Path(command[0]).stem == "uv" else "pip")
+        return calls[-1] == works
+
+    monkeypatch.setattr(install, "succeeds", succeeds)
+    assert install.main() == (0 if works else 1) and calls == asked
 
 
 # -------------------------------------------------------------------------------------------------------- README

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coursekit.vision import augment as tf
+from coursekit.vision import pixels
+from coursekit.vision import resize as rs
 from coursekit.vision.images import to_uint8_tensor
 from coursekit.vision.augment import Augment, Normalize, ToFloat, aug_transforms, cifar_stats, fuse_tfms, imagenet_stats, mnist_stats
 from coursekit.vision.resize import RandomResizedCrop, Resize
@@ -51,8 +53,8 @@ def by_matrix(x, matrix):
     "Pictures moved by one matrix, through the code that augmentation uses."
     n = len(x)
     none = torch.zeros(n, dtype=torch.float64)
-    draw = tf._Draw(matrix.expand(n, 3, 3), torch.full((n,), 8), none, none + 1, tuple(x.shape[-2:]))
-    return tf._augment_images(x, draw, mode="bilinear", pad_mode="zeros", step=1.0)
+    draw = pixels._Draw(matrix.expand(n, 3, 3), torch.full((n,), 8), none, none + 1, tuple(x.shape[-2:]))
+    return pixels._augment_images(x, draw, mode="bilinear", pad_mode="zeros", step=1.0)
 
 
 # ---- geometry ----
@@ -65,15 +67,15 @@ def degrees(*v):
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_quarter_turns_equal_rot90(quarters):
     x = smooth()
-    assert torch.allclose(by_matrix(x, tf._rotation(degrees(90.0 * quarters))), torch.rot90(x, quarters, (2, 3)), atol=1e-4)
+    assert torch.allclose(by_matrix(x, pixels._rotation(degrees(90.0 * quarters))), torch.rot90(x, quarters, (2, 3)), atol=1e-4)
 
 
 def test_rotation_is_rigid_on_a_picture_that_is_not_square():
     "Pixels that are a distance apart stay that distance apart."
     size, pts = (60, 120), torch.tensor([[[60.0, 30.0], [70.0, 30.0], [60.0, 40.0]]])
-    m = tf._aspect(tf._rotation(degrees(30.0)), size)
-    draw = tf._Draw(m, torch.tensor([8]), degrees(0.0), degrees(1.0), size)
-    p = tf._augment_points(pts, draw, size)[0]
+    m = pixels._aspect(pixels._rotation(degrees(30.0)), size)
+    draw = pixels._Draw(m, torch.tensor([8]), degrees(0.0), degrees(1.0), size)
+    p = pixels._augment_points(pts, draw, size)[0]
     assert torch.allclose((p[1] - p[0]).norm(), torch.tensor(10.0), atol=1e-4)
     assert torch.allclose((p[2] - p[0]).norm(), torch.tensor(10.0), atol=1e-4)
     assert abs((p[1] - p[0]) @ (p[2] - p[0])) < 1e-4
@@ -82,13 +84,13 @@ def test_rotation_is_rigid_on_a_picture_that_is_not_square():
 
 def test_two_half_turns_and_two_flips_are_nothing():
     x = smooth()
-    half = tf._rotation(degrees(180.0))
+    half = pixels._rotation(degrees(180.0))
     assert torch.allclose(by_matrix(by_matrix(x, half), half), x, atol=1e-4)
 
 
 def test_zoom_of_two_is_the_middle_enlarged():
     x = smooth(h=32, w=32)
-    z = by_matrix(x, tf._zoom(degrees(2.0), degrees(0.5), degrees(0.5)))
+    z = by_matrix(x, pixels._zoom(degrees(2.0), degrees(0.5), degrees(0.5)))
     want = torch.nn.functional.interpolate(x[..., 7:25, 7:25], scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
     assert torch.allclose(z, want, atol=1e-4)
 
@@ -113,7 +115,7 @@ def test_flip_vert_gives_all_the_symmetries(h, w, ways):
     y = run(Augment(**{**OFF, "do_flip": True}, flip_vert=True), x)
     found = {}
     for way in range(8 if h == w else 4):
-        same = (y == tf._flipped(x[0], way)).flatten(1).all(1)
+        same = (y == pixels._flipped(x[0], way)).flatten(1).all(1)
         found[way] = int(same.sum())
     assert len(found) == ways and sum(found.values()) == 200
     assert all(200 / ways * 0.4 < n < 200 / ways * 1.8 for n in found.values())
@@ -123,17 +125,17 @@ def test_the_matrix_of_an_exact_flip_agrees_with_the_flip():
     "Points use the matrix and pixels the flip: both must say the same."
     for seed in range(20):
         aug, x = Augment(**{**OFF, "do_flip": True}, flip_vert=True), smooth(8, 24, 24, seed)
-        draw = aug.draw(8, (24, 24), (24, 24), rng(seed))
+        draw = tf._drawn(aug, 8, (24, 24), (24, 24), rng(seed))
         forced = dataclasses.replace(draw, way=torch.full((8,), 8))
-        exact, sampled = (tf._augment_images(x, d, mode="bilinear", pad_mode="zeros", step=1.0) for d in (draw, forced))
+        exact, sampled = (pixels._augment_images(x, d, mode="bilinear", pad_mode="zeros", step=1.0) for d in (draw, forced))
         assert torch.allclose(exact, sampled, atol=1e-4)
 
 
 def test_division_and_no_division_agree():
-    m = tf._matrix(3, {(0, 2): degrees(0.1, 0.2, 0.3)}).float()
+    m = pixels._matrix(3, {(0, 2): degrees(0.1, 0.2, 0.3)}).float()
     tilted = m.clone()
     tilted[2, 2, 0] = 1e-12
-    assert torch.allclose(tf._grid(m, (9, 7)), tf._grid(tilted, (9, 7)), atol=1e-6)
+    assert torch.allclose(pixels._grid(m, (9, 7)), pixels._grid(tilted, (9, 7)), atol=1e-6)
 
 
 # ---- points and masks go with the pixels ----
@@ -218,7 +220,7 @@ def test_lighting_keeps_black_white_and_order():
 
 def test_lighting_closed_form():
     aug = Augment(**{**OFF, "max_lighting": 0.2}, p_lighting=1.0)
-    draw, x = aug.draw(500, (8, 8), (8, 8), rng()), smooth(500, 8, 8)
+    draw, x = tf._drawn(aug, 500, (8, 8), (8, 8), rng()), smooth(500, 8, 8)
     bright, contrast = draw.bright.view(-1, 1, 1, 1), draw.contrast.view(-1, 1, 1, 1)
     z = x.double().clamp(1e-6, 1 - 1e-6)
     want = 1 / (1 + ((1 - z) / z) ** contrast * (-bright).exp())
@@ -242,16 +244,16 @@ def test_bytes_and_floats_agree():
 def test_probabilities_and_ranges():
     n, size = 20_000, (32, 32)
     for p in (0.0, 0.3, 0.75, 1.0):
-        draw = Augment(p_affine=p, p_lighting=p, do_flip=False).draw(n, size, size, rng())
+        draw = tf._drawn(Augment(p_affine=p, p_lighting=p, do_flip=False), n, size, size, rng())
         assert abs((draw.bright != 0).double().mean() - p) < 0.02
         assert abs((draw.contrast != 1).double().mean() - p) < 0.02
         assert abs((draw.way == 8).double().mean() - (1 - (1 - p) ** 3)) < 0.02
-    rotated = Augment(**{**OFF, "max_rotate": 10.0}, p_affine=1.0).draw(n, size, size, rng()).matrix
+    rotated = tf._drawn(Augment(**{**OFF, "max_rotate": 10.0}, p_affine=1.0), n, size, size, rng()).matrix
     angle = torch.rad2deg(torch.atan2(rotated[:, 1, 0], rotated[:, 0, 0]))
     assert angle.abs().max() <= 10 and angle.min() < -9.9 and angle.max() > 9.9 and abs(angle.mean()) < 0.2
-    zoomed = Augment(**{**OFF, "max_zoom": 1.1}, p_affine=1.0).draw(n, size, size, rng()).matrix[:, 0, 0]
+    zoomed = tf._drawn(Augment(**{**OFF, "max_zoom": 1.1}, p_affine=1.0), n, size, size, rng()).matrix[:, 0, 0]
     assert 1 / zoomed.min() <= 1.1 + 1e-9 and 1 / zoomed.max() >= 1 - 1e-9 and abs((1 / zoomed).mean() - 1.05) < 0.002
-    flips = Augment(**{**OFF, "do_flip": True}).draw(n, size, size, rng()).way
+    flips = tf._drawn(Augment(**{**OFF, "do_flip": True}), n, size, size, rng()).way
     assert abs((flips == 1).double().mean() - 0.5) < 0.02
 
 
@@ -274,7 +276,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(monkeypatch):
     assert torch.allclose(run(Augment(**ALWAYS), x[:6]), whole[:6], atol=1e-6)
     floats = run(Augment(**ALWAYS), x / 255)
     asked = []
-    monkeypatch.setattr(tf, "_pieces", lambda x, out: asked.append(len(x)) or 3)
+    monkeypatch.setattr(pixels, "_pieces", lambda x, out: asked.append(len(x)) or 3)
     assert torch.allclose(run(Augment(**ALWAYS), x / 255), floats, atol=1e-6) and asked  # pictures of floats go in pieces
 
 
@@ -341,7 +343,7 @@ ALL = [Resize(224), Resize((120, 160), method="pad", pad_mode="zeros"), RandomRe
 @pytest.mark.parametrize("t", ALL, ids=repr)
 def test_transforms_survive_json(t):
     again = type(t)(**json.loads(json.dumps(dataclasses.asdict(t))))
-    assert again == t and hash(again) == hash(t) and eval(repr(t), vars(tf)) == t
+    assert again == t and hash(again) == hash(t) and eval(repr(t), vars(tf) | vars(rs)) == t
 
 
 def test_names_and_defaults():
@@ -363,15 +365,15 @@ ERRORS = [
     (lambda: aug_transforms(p_lighting=1.5), "p_lighting=1.5 is not a number from 0 to 1"),
     (lambda: aug_transforms(-1.0), "mult=-1.0"),
     (lambda: aug_transforms(min_scale=0.0), "min_scale=0.0"),
-    (lambda: aug_transforms(size=2.5), "size=2.5 is no size"),
+    (lambda: aug_transforms(size=2.5), "size=2.5 is not a size"),
     (lambda: aug_transforms(mode="cubic"), "mode='cubic' is unknown; use 'bilinear', 'nearest' or 'bicubic'"),
     (lambda: Resize((1, 2, 3)), r"size=\(1, 2, 3\)"),
     (lambda: Resize(-4), "size=-4"),
     (lambda: Resize(True), "size=True"),
     (lambda: Resize(9, pad_mode="mirror"), "pad_mode='mirror' is unknown"),
     (lambda: RandomResizedCrop(9, val_xtra=1), "val_xtra=1"),
-    (lambda: RandomResizedCrop(9, ratio=(0, 1)), r"ratio=\(0, 1\) is no range"),
-    (lambda: Normalize([0.5] * 3, [0.5]), "one of each a channel"),
+    (lambda: RandomResizedCrop(9, ratio=(0, 1)), r"ratio=\(0, 1\) is not a range"),
+    (lambda: Normalize([0.5] * 3, [0.5]), "one of each per channel"),
     (lambda: Normalize([0.5], [-1.0]), "deviations over 0"),
     (lambda: Normalize.from_stats(*imagenet_stats).apply([torch.zeros(3, 8, 8)], ["image"]), r"have shape \(3, 8, 8\)"),
 ]
@@ -473,7 +475,7 @@ def test_shrinking_a_picture_is_antialiased():
 
 def test_parts_that_disagree_or_are_no_picture():
     img = ramp(30, 20)
-    with pytest.raises(ValueError, match=r"picture has \(20, 30\) pixels .* its mask \(20, 20\)"):
+    with pytest.raises(ValueError, match=r"image has \(20, 30\) pixels .* its mask \(20, 20\)"):
         Resize(10).run([img, img[0, :20, :20]], ["image", "mask"], rng=random.Random(0), train=True)
     assert Resize(10).run([3.5, "x"], ["regression", "category"], rng=random.Random(0), train=True) == [3.5, "x"]
     before = img.clone()

@@ -8,12 +8,12 @@ import random
 from collections import Counter
 
 import numpy as np
+from contracts import global_rng_untouched
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coursekit.testing import global_rng_untouched
 from coursekit.tuning import Choice, LogUniform, Trials, Uniform, draw_knobs, oob_means, r_squared, trials
 
 SPACE = {"lr": LogUniform(1e-4, 1.0), "drop": Uniform(0.0, 0.9), "act": Choice(["relu", "tanh", "gelu"]), "dummy": Uniform(-1, 1)}

@@ -16,19 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from coursekit.training.callback import Callback
-from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.core import precision_dtype
-from coursekit.data.block import Block
-from coursekit.data.datablock import DataBlock
-from coursekit.data.items import RandomSplitter, get_image_files
+from coursekit.data.items import get_image_files
 from coursekit.data.loader import DataLoaders
 from coursekit.interpret.interpretation import ClassificationInterpretation
 from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner
 from coursekit.training.metrics import error_rate
-from coursekit.vision.data import ImageBlock, ImageDataLoaders
+from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
-from coursekit.vision.models import Views, WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, timm_file, vision_groups, whole_net
+from coursekit.vision.models import VisionModel, WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, timm_file, vision_groups, whole_net
 from coursekit.vision.augment import AugmentNormalize, aug_transforms, imagenet_stats
 from coursekit.vision.resize import Resize
 
@@ -112,9 +109,9 @@ def test_the_body_sees_what_the_network_saw_in_training(arch: str) -> None:
 
 
 def test_a_size_that_a_network_cannot_take_and_a_device_that_is_not_there(photos: Path) -> None:
-    with pytest.raises(ValueError, match=r"vision_learner: alexnet cannot take pictures of 16 x 16 pixels .*Resize\(224\)"):
+    with pytest.raises(ValueError, match=r"vision_learner: alexnet cannot take images of 16 x 16 pixels .*Resize\(224\)"):
         vision_learner(loaders(photos, 16), "alexnet", pretrained=False)
-    with pytest.raises(ValueError, match="timm/vit_tiny_patch16_224 cannot take pictures of 80 x 80 pixels"):
+    with pytest.raises(ValueError, match="timm/vit_tiny_patch16_224 cannot take images of 80 x 80 pixels"):
         vision_learner(loaders(photos, 80), "timm/vit_tiny_patch16_224", pretrained=False)
     plain = [(torch.zeros(2, 3), torch.zeros(2))]
     for make in (lambda: pretrained("cifar10", device="cuda:99"), lambda: loaders(photos).new(device="cuda:99"),
@@ -183,12 +180,12 @@ def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, 
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
     dls = loaders(photos)
     for arch in ("resnet34", "timm/convnext_atto"):
-        with pytest.raises(WeightsError, match=r"not on this machine .* Three ways on: put .*pretrained=False.*coursenet") as e:
+        with pytest.raises(WeightsError, match=r"not on this machine .* copy .*pretrained=False.*coursenet") as e:
             vision_learner(dls, arch)
         assert "\n" not in str(e.value)
     with pytest.raises(FileNotFoundError, match="there is no file weights="):
         vision_learner(dls, "resnet18", weights=tmp_path / "none.pth")
-    with pytest.raises(ValueError, match=r"weights='IMAGENET9' are none of \['IMAGENET1K_V1'\]"):
+    with pytest.raises(ValueError, match=r"weights='IMAGENET9'.*\['IMAGENET1K_V1'\]"):
         vision_learner(dls, "resnet18", weights="IMAGENET9")
     whole_weights("resnet18", tmp_path / "r.safetensors")
     for arch in ("coursenet", "timm/convnext_atto"):
@@ -202,7 +199,7 @@ def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, 
     with pytest.raises(WeightsError, match=r"empty.pth cannot be read \(EOFError"):
         vision_learner(dls, "resnet18", weights=tmp_path / "empty.pth")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    with pytest.raises(WeightsError, match="holds no weights by name"):
+    with pytest.raises(WeightsError, match=r"tensor\.pth .*model\.state_dict"):
         vision_learner(dls, "resnet18", weights=tmp_path / "tensor.pth")
     with pytest.raises(WeightsError, match="does not fit mobilenet_v2: features.0.0.weight should be .* and is not there"):
         vision_learner(dls, "mobilenet_v2", weights=tmp_path / "r.safetensors")
@@ -255,7 +252,7 @@ def test_pretrained_cifar10(mirror: Path, tmp_path: Path) -> None:
     preds, _ = learn.get_preds(learn.dls.test_dl(files, bs=100))
     right = sum(learn.dls.vocab[int(p.argmax())] == f.parent.name for p, f in zip(preds, files)) / len(files)
     assert right > 0.9  # the figure for all ten thousand is in benchmarks/
-    with pytest.raises(ValueError, match="'imagenet' is none of"):
+    with pytest.raises(ValueError, match="'imagenet'.*cifar10"):
         pretrained("imagenet")
     import coursekit
 
@@ -263,95 +260,31 @@ def test_pretrained_cifar10(mirror: Path, tmp_path: Path) -> None:
 
 
 def test_pretrained_takes_the_mean_of_several_looks() -> None:
-    model = pretrained("cifar10", sizes=[64, 96], device="cpu").model
+    model = pretrained("cifar10", device="cpu").model
     one, x = torch.nn.Sequential(*model).eval(), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        looks = [one(v) for size in (64, 96)
+        looks = [one(v) for size in (80, 96, 112, 128)
                  for w in [torch.nn.functional.interpolate(x, size=(size, size), mode="bicubic")] for v in (w, torch.flip(w, (3,)))]
-        torch.testing.assert_close(model.eval()(x), sum(looks) / 4)
+        torch.testing.assert_close(model.eval()(x), sum(looks) / 8)
         assert not torch.allclose(looks[0], looks[1], atol=1e-3)
-        model.training = True  # the first look only, its layers as they were
-        torch.testing.assert_close(model(x), looks[0])
-    with pytest.raises(ValueError, match=re.escape("pretrained: sizes=[96, 8]; pass a list of 1 to 16 sizes, whole numbers from 16")):
-        pretrained(sizes=[96, 8])
 
 
-def test_views_keep_the_shape_of_a_picture_and_reduce_without_aliasing() -> None:
-    checks = (torch.arange(96)[:, None] + torch.arange(120)).remainder(2).float().expand(1, 3, 96, 120)
-    assert Views.sized(checks, 192).shape == (1, 3, 192, 240) and Views.sized(checks, 96) is checks
-    reduced = Views.sized(checks, 40)
-    assert reduced.shape == (1, 3, 40, 50) and float((reduced - 0.5).abs().max()) < 0.1  # a fine chequer is grey from afar
-
-
-def test_a_learner_with_views(photos: Path, tmp_path: Path) -> None:
-    learn = vision_learner(loaders(photos, 48, batch_tfms=aug_transforms()), "coursenet", views=[64, 96], metrics=error_rate, seed=0)
-    learn.progress = False
-    plain = vision_learner(loaders(photos, 48), "coursenet", seed=0)
-    assert len(learn.groups) == 3
-    for (name, one), (other, two) in zip(learn.model.state_dict().items(), plain.model.state_dict().items(), strict=True):
-        assert name == other and torch.equal(one, two)  # views have no weights
-    seen: list[tuple[int, ...]] = []
-    learn.model[0].register_forward_pre_hook(lambda body, args: seen.append((body.training, *args[0].shape[2:])))
-    learn.fine_tune(1)
-    assert {s for s in seen if s[0]} == {(True, 64, 64)} and {s for s in seen if not s[0]} == {(False, 64, 64), (False, 96, 96)}
-    preds, targs = learn.get_preds(learn.dls.valid.new())  # not what the fit's last validation kept
-    assert learn.recorder.final_record[-1] == pytest.approx(float((preds.argmax(1) != targs).float().mean()), abs=1e-6)
-    picture = Image.open(get_image_files(photos)[0]).resize((48, 48))  # as the network gets it
-    assert torch.allclose(learn.predict(picture).probabilities, learn.predict(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).probabilities, atol=1e-4)
-    again = load_learner(learn.export(tmp_path / "views.ck"), device="cpu")
-    assert "sizes=(64, 96), mirror=True" in repr(again.model) and torch.equal(again.predict(picture).probabilities, learn.predict(picture).probabilities)
-
-
-def test_a_checkpoint_of_other_views_is_of_another_fit(photos: Path, tmp_path: Path) -> None:
-    def learner(views: list[int]) -> Learner:
-        made = vision_learner(loaders(photos, 48), "coursenet", views=views, seed=0, path=tmp_path)
-        made.progress = False
-        return made
-
-    learner([48]).fit(1, cbs=Checkpoint("run"))
-    with pytest.raises(ValueError, match=r"is of another fit \(network Views\(sizes=\(48,\), mirror=False\) there and Views\(sizes=\(48, 64\)"):
-        learner([48, 64]).fit(1, cbs=Checkpoint("run"))
-
-
-def test_views_are_mirrored_where_training_pictures_are(photos: Path) -> None:
-    for flip, asked, want in ((True, None, True), (False, None, False), (False, True, True), (True, False, False)):
-        learn = vision_learner(loaders(photos, 48, batch_tfms=aug_transforms(do_flip=flip)), "coursenet", views=[48], mirror=asked, seed=0)
-        net, x = learn.model.eval(), next(iter(learn.dls.valid)).x
-        with torch.no_grad():
-            assert torch.allclose(net(x), net(x.flip(3)), atol=1e-4) == want
-            assert torch.equal(net(x), net[:](x)) != want  # a slice looks once
-    assert "mirror=False" in repr(vision_learner(loaders(photos, 48), "coursenet", views=[48]).model)  # no augmentation, no mirror images
-    with pytest.raises(ValueError, match="mirror='no'; pass True, False"):
-        vision_learner(loaders(photos), "coursenet", views=[48], mirror="no")
-    with pytest.raises(ValueError, match="mirror=False without views"):
-        vision_learner(loaders(photos), "coursenet", mirror=False)
-
-
-def test_the_summary_of_a_learner_with_views_has_each_layer_once(photos: Path) -> None:
-    one, many = (vision_learner(loaders(photos, 64), "coursenet", views=v, mirror=bool(v) or None).summary() for v in ((), [64, 64]))
-    assert "layers run several times: output of the first run" in many.caption and "several" not in one.caption
-    assert [row[0] for row in many.values] == [row[0] for row in one.values]
-    assert [row[5] for row in many.values] == pytest.approx([4 * row[5] for row in one.values])  # arithmetic of all looks
-
-
-def test_views_are_refused_where_they_cannot_be(photos: Path) -> None:
-    for views, said in ((96, "views=96; pass a list of 0 to 16 sizes"), (None, "views=None; pass"), ("96", "views='96'; pass"), ([64] * 17, "pass a list of 0 to 16"),
-                        ([8], "views=[8]; pass"), (["96"], "views=['96']; pass"), ([True], "views=[True]; pass"), ([96.0], "views=[96.0]; pass")):
-        with pytest.raises(ValueError, match=re.escape(said)):
-            vision_learner(loaders(photos), "coursenet", views=views)
-
-    class Places(Block):
-        kind = "points"
-
-        def encode(self, value):
-            return torch.tensor(value)
-
-    block = DataBlock(blocks=(ImageBlock, Places), get_items=get_image_files, get_y=lambda f: [[5.0, 5.0]], splitter=RandomSplitter(0.3, seed=0), item_tfms=Resize(48))
-    dls = block.dataloaders(photos, bs=4, device="cpu")
-    with pytest.raises(ValueError, match="of kind 'points', which would have to be enlarged and mirrored with its picture"):
-        vision_learner(dls, "coursenet", views=[96], n_out=2)
-    with pytest.raises(ValueError, match=r"alexnet cannot take views of \[100, 16\] pixels .*pass others, such as \[224\]"):
-        vision_learner(loaders(photos), "alexnet", pretrained=False, views=[100, 16])
+def test_a_file_with_views_of_its_own_still_loads(photos: Path, tmp_path: Path) -> None:
+    model = VisionModel("coursenet", 2, views=[64, 96], mirror=False).build()
+    learn = Learner(loaders(photos, 48), model, precision="fp32", path=tmp_path)
+    again = load_learner(learn.export("views.ck"), device="cpu")
+    assert (again.model.sizes, again.model.mirror) == ((64, 96), False)
+    file = get_image_files(photos)[0]
+    torch.testing.assert_close(again.predict(file).probabilities, learn.predict(file).probabilities)
+    x = (torch.arange(96)[:, None] + torch.arange(120)).remainder(2).float().expand(1, 3, 96, 120)
+    seen: list[torch.Tensor] = []
+    again.model[0].register_forward_pre_hook(lambda body, args: seen.append(args[0]))
+    again.model.eval()(x)
+    assert [tuple(v.shape[2:]) for v in seen] == [(64, 80), (96, 120)]  # the shape of the image is kept
+    assert float((seen[0] - 0.5).abs().max()) < 0.1 and seen[1] is x  # and reduced without aliasing
+    for views in ([64] * 17, [8], ["96"], [96.0]):
+        with pytest.raises(ValueError, match="VisionModel: views must be at most 16 sizes"):
+            VisionModel("coursenet", 2, views=views)
 
 
 def test_pretrained_can_be_exported(tmp_path: Path) -> None:

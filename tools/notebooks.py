@@ -2,9 +2,9 @@
 """Run, clean and check notebooks.
 
     python tools/notebooks.py run nbs/lessons/01_intro.ipynb --out _run     # the source stays as it is
-    python tools/notebooks.py run nbs/api/*.ipynb --inplace                 # outputs are written back, cleaned
+    python tools/notebooks.py run nbs/api/training --inplace                # outputs are written back, cleaned
     python tools/notebooks.py clean nbs/lessons/*.ipynb
-    python tools/notebooks.py check nbs/lessons/*.ipynb --kind lesson
+    python tools/notebooks.py check nbs
 
 Every notebook gets a kernel of its own and prints one line a code cell while it runs. Cells tagged `results` hold
 a lesson's final numbers; they are printed again at the end. A cell that is meant to fail is tagged `raises-exception`.
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from coursekit.cli.notebooks import (
+    DIRECTIVE,
     NotebookFailed,
     alt_text,
     execute_notebook,
@@ -222,25 +223,44 @@ def check_notebook(path: Path | str, kind: str = "api") -> list[str]:
     import nbformat
 
     path, nb = Path(path), read(path)
-    problems = [*check_outputs(nb), *check_headings(nb)]
+    problems = [*check_outputs(nb), *check_headings(nb), *check_metadata(nb)]
     try:
         nbformat.validate(nb)
     except nbformat.ValidationError as error:
         problems.append(f"is not a valid notebook: {str(error).splitlines()[0]}")
+    if kind == "lesson":
+        problems += check_lesson(path, nb)
+    if kind in ("lesson", "solution"):
+        exports = [c.id for c in nb.cells if c.cell_type == "code"
+                   and {name for name, _ in DIRECTIVE.findall(c.source)} & {"export", "exports", "exporti", "default_exp"}]
+        problems += [f"cells {exports} export; only nbs/api makes modules"] if exports else []
+    if kind in ("lesson", "index") and not any(c.get("outputs") for c in nb.cells):
+        problems.append("is committed without outputs; run `make notebooks`")
+    return problems
+
+
+def check_lesson(path: Path, nb: Any) -> list[str]:
+    problems = []
+    if len(nb.cells) > MAX_LESSON_CELLS:
+        problems.append(f"has {len(nb.cells)} cells; at most {MAX_LESSON_CELLS}")
+    if path.stat().st_size >= MAX_LESSON_BYTES:
+        problems.append(f"is {path.stat().st_size:,} bytes; under {MAX_LESSON_BYTES:,}")
+    if path.parent == ROOT / "nbs" / "lessons" and not (ROOT / "nbs" / "solutions" / path.name).is_file():
+        problems.append(f"nbs/solutions/{path.name} is missing")
+    return problems + [f"cell {c.id}: tagged `results` but shows nothing" for c in nb.cells if has_tag(c, "results") and not c.get("outputs")]
+
+
+def check_metadata(nb: Any) -> list[str]:
+    """Ids of their own, and nothing that changes each time a notebook is run."""
+    problems = []
     ids = [c.get("id") for c in nb.cells]
     if len(set(ids)) != len(ids):
         problems.append("has cells that share an id")
-    if kind == "lesson":
-        if len(nb.cells) > MAX_LESSON_CELLS:
-            problems.append(f"has {len(nb.cells)} cells; at most {MAX_LESSON_CELLS}")
-        if path.stat().st_size >= MAX_LESSON_BYTES:
-            problems.append(f"is {path.stat().st_size:,} bytes; under {MAX_LESSON_BYTES:,}")
-    if kind in ("lesson", "index") and not any(c.get("outputs") for c in nb.cells):
-        problems.append("is committed without outputs; run `make notebooks`")
-    if kind == "lesson":
-        for cell in nb.cells:
-            if has_tag(cell, "results") and not cell.get("outputs"):
-                problems.append(f"cell {cell.id}: tagged `results` but shows nothing")
+    extra = sorted({key for c in nb.cells for key in c.metadata if key not in CELL_METADATA})
+    if extra:
+        problems.append(f"has the cell metadata {', '.join(extra)}; run `python tools/notebooks.py clean` on it")
+    if any(c.get("execution_count") is not None for c in nb.cells):
+        problems.append("has execution counts; run `python tools/notebooks.py clean` on it")
     return problems
 
 
@@ -290,6 +310,11 @@ def check_headings(nb: Any) -> list[str]:
     return problems
 
 
+def find(folder: Path) -> list[Path]:
+    """The notebooks in a folder and the folders in it, without those that an editor keeps for itself."""
+    return [p for p in sorted(folder.rglob("*.ipynb")) if not any(part.startswith((".", "_")) for part in p.relative_to(folder).parts)]
+
+
 def kind_of(path: Path) -> str:
     if path.stem == "index":
         return "index"
@@ -308,8 +333,9 @@ def command_run(args: argparse.Namespace) -> int:
     failed = []
     for path in args.notebooks:
         say_now(f"{relative(path)}\n")
+        out = Path(args.out) / args.inside.get(path, "") if args.out else None
         try:
-            nb, seconds = run_notebook(path, out=args.out, inplace=args.inplace, timeout=args.timeout,
+            nb, seconds = run_notebook(path, out=out, inplace=args.inplace, timeout=args.timeout,
                                        slow=args.slow, say=say_now)
         except NotebookFailed as error:
             failed.append(relative(path))
@@ -319,7 +345,7 @@ def command_run(args: argparse.Namespace) -> int:
             continue
         for line in results(nb):
             say_now(f"  {line}\n")
-        target = path if args.inplace else (Path(args.out) / path.name if args.out else None)
+        target = path if args.inplace else (out / path.name if out else None)
         say_now(f"done in {seconds:.0f} s" + (f"; executed notebook: {relative(target)}" if target else "") + "\n")
     if failed:
         say_now(f"{len(failed)} of {len(args.notebooks)} notebooks failed: {', '.join(failed)}\n")
@@ -362,8 +388,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     check.add_argument("--kind", choices=("api", "lesson", "solution", "index"), help="default: from the folder's name")
     check.set_defaults(act=command_check)
     for command in (run, clean, check):
-        command.add_argument("notebooks", nargs="+", type=Path)
+        command.add_argument("notebooks", nargs="+", type=Path, help="notebooks, or folders with notebooks at any depth")
     args = parser.parse_args(argv)
+    # `run nbs/api --out _run` keeps the folders: nbs/api/data/07_loader.ipynb goes to _run/api/data
+    args.inside = {path: path.parent.relative_to(named.parent) for named in args.notebooks if named.is_dir() for path in find(named)}
+    args.notebooks = [path for named in args.notebooks for path in (find(named) if named.is_dir() else [named])]
     missing = [str(p) for p in args.notebooks if not p.is_file()]
     if missing:
         parser.error(f"no such notebook: {', '.join(missing)}")

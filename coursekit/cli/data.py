@@ -68,7 +68,7 @@ def data_rows() -> list[list[str]]:  # name, real archive, stand-in, on this dis
         size, short = published_check(url).size, archive_name(url)
         real = short + (f", {size_text(size)} to download" if size else ", from a mirror" if url.startswith("mirror:") else "")
         rows.append([name, real, stand_in_title(short) if short in STAND_INS else "", held(parts_of(url))])
-    return [*rows, ["(your own)", "archives that were unpacked, images prepared with cache='disk'", "", held(own_parts())]]
+    return [*rows, ["(your own)", "archives that were unpacked, images that earlier versions prepared", "", held(own_parts())]]
 
 # %% ../../nbs/api/cli/04_data.ipynb #68d0e815
 def get_data(

@@ -263,7 +263,7 @@ def data_clear(name: str | None, yes: bool) -> None:
               help="Share of images for validation, chosen at random if the source does not say which.")
 @click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from pretrained weights or not.")
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True, help="Of the arithmetic.")
-@click.option("--cache", type=click.Choice(["memory", "disk", "device", "none"]), default="memory", show_default=True,
+@click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True,
               help="Where to keep decoded images.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder of the files that a CSV names.  [default: its own]")
 @click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")

@@ -134,7 +134,7 @@ def train_model(
     size: int = 96,  # pixels per side
     bs: int | None = None,  # images per batch; None: 32, or 16 if there are fewer than 500
     precision: str = "auto",  # "auto", "bf16", "fp32"
-    cache: str | None = "memory",  # "memory", "disk", "device", None
+    cache: str | None = "memory",  # "memory", "device", None
     say: Callable[[str], None] = print,  # receives line by line
 ) -> Learner:
     "Train, write the model, say how good it is. After Ctrl-C the model is written too, if a step was done before."

@@ -6,31 +6,25 @@
 __all__ = ['ItemTransform', 'BatchTransform', 'as_transforms']
 
 # %% ../../nbs/api/data/03_transforms.ipynb #98467817
-import dataclasses
 import random
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 # %% ../../nbs/api/data/03_transforms.ipynb #b7af456c
 class ItemTransform:
-    "Base of transforms of one sample, before stacking."
-    order: ClassVar[int] = 0  # transforms of one list run in increasing order
-    size: Any = None  # pixels that it brings pictures to, where it does
-
-    @property
-    def reads(self) -> int | None:
-        "A picture may be read smaller where both sides stay twice as long as this, pixels; None: not smaller."
-        return None
+    "Base class of transforms of one sample, before stacking."
+    order: ClassVar[int] = 0  # the transforms of a list run in increasing order
+    moves: ClassVar[tuple[str, ...]] = ()  # kinds of parts that it moves in space, such as "mask"
 
     def prepare(
         self,
         values: list,  # the sample's parts, inputs first
         kinds: list[str],  # each part's `Block.kind`
     ) -> list:  # the parts, transformed
-        "What is the same every time, in training and validation: a cache keeps its result."
+        "The part of the work that is the same every time, in training and validation, so a cache can keep its result."
         return values
 
     def apply(
@@ -39,31 +33,20 @@ class ItemTransform:
         kinds: list[str],  # each part's `Block.kind`
         *,
         rng: random.Random,  # draw from this and from nothing else
-        train: bool,  # False: validation or prediction, do nothing random
+        train: bool,  # False: validation or prediction, so do nothing random
     ) -> list:  # the parts, transformed
-        "The rest; the values passed in are left alone."
+        "The rest of the work. Leaves the values it is given unchanged."
         return values
 
-    def run(
-        self,
-        values: list,  # the sample's parts, inputs first
-        kinds: list[str],  # each part's `Block.kind`
-        *,
-        rng: random.Random,  # draw from this and from nothing else
-        train: bool,  # False: validation or prediction, do nothing random
-    ) -> list:  # the parts, transformed
-        "Both steps."
+    def run(self, values: list, kinds: list[str], *, rng: random.Random, train: bool) -> list:
+        "`prepare`, then `apply`."
         return self.apply(self.prepare(values, kinds), kinds, rng=rng, train=train)
-
-    def with_size(self, size: int | tuple[int, int]) -> "ItemTransform":
-        "The same transform for another size."
-        return dataclasses.replace(self, size=size)  # type: ignore[type-var]  # what has a size is a dataclass
 
 
 class BatchTransform:
-    "Base of transforms of a batch on the device."
-    order: ClassVar[int] = 0  # transforms of one list run in increasing order
-    size: Any = None  # pixels that it brings pictures to, where it does
+    "Base class of transforms of a batch on the device."
+    order: ClassVar[int] = 0  # the transforms of a list run in increasing order
+    moves: ClassVar[tuple[str, ...]] = ()  # kinds of parts that it moves in space, such as "mask"
 
     def apply(
         self,
@@ -71,36 +54,34 @@ class BatchTransform:
         kinds: list[str],  # each part's `Block.kind`
         *,
         rng: torch.Generator,  # a CPU generator; draw from this and from nothing else
-        train: bool,  # False: validation or prediction, do nothing random
+        train: bool,  # False: validation or prediction, so do nothing random
     ) -> list[Tensor]:  # the parts, transformed
-        "One batch, transformed; the tensors passed in are left alone."
+        "One batch, transformed. Leaves the tensors it is given unchanged."
         return tensors
 
     def decode(self, tensors: list[Tensor], kinds: list[str]) -> list[Tensor]:
-        "Undo what must be undone to show a sample."
+        "Undo what must be undone before a sample is shown."
         return tensors
 
-    def with_size(self, size: int | tuple[int, int]) -> "BatchTransform":
-        "The same transform for another size."
-        return dataclasses.replace(self, size=size)  # type: ignore[type-var]  # what has a size is a dataclass
+    def undo(
+        self,
+        preds: list[Tensor],  # predictions for a batch that `apply` has transformed in training mode, one tensor (N, ...) per target
+        kinds: list[str],  # each target's `Block.kind`
+        shapes: dict[str, tuple[int, ...]],  # shape of each kind of part before `apply`
+        *,
+        rng: torch.Generator,  # in the state in which `apply` got it
+    ) -> list[Tensor]:
+        "Predictions taken back to where the items were before: those that `moves` names, moved the opposite way."
+        return preds
 
     @property
     def of_model(self) -> "BatchTransform | None":
-        "The part of it that belongs to the model rather than to the data, and goes with it to other data: normalisation."
+        "The part of it that belongs to the model and follows it to other data, such as normalization; None: nothing does."
         return None
 
     def after(self, tfms: Sequence["BatchTransform"]) -> tuple:
-        "Itself behind others, in as few passes over the pictures as do the same."
+        "The transforms `tfms` followed by this one; a subclass may merge them."
         return (*tfms, self)
-
-    @property
-    def resizing(self) -> "BatchTransform | None":
-        "The part of it that brings pictures to their size, where it does: it is done before a portable graph."
-        return None
-
-    def traced(self, pictures: Tensor) -> Tensor:
-        "What the rest of it does to pictures outside training, in operations that torch.export can follow."
-        raise NotImplementedError(f"{type(self).__name__} says not how it goes into a portable graph; define traced(pictures).")
 
 # %% ../../nbs/api/data/03_transforms.ipynb #bc614b65
 def as_transforms(
@@ -112,6 +93,6 @@ def as_transforms(
     tfms = () if tfms is None else tuple(tfms) if isinstance(tfms, (list, tuple)) else (tfms,)
     for t in tfms:
         if not isinstance(t, base):
-            what = f"the class {t.__name__}; make one: {t.__name__}(...)" if isinstance(t, type) else f"{t!r}"
-            raise ValueError(f"DataBlock: {name} takes {base.__name__}s, not {what}.")
+            what = f"the class {t.__name__}; create an instance: {t.__name__}(...)" if isinstance(t, type) else repr(t)
+            raise ValueError(f"DataBlock: {name} must hold {base.__name__} objects, got {what}.")
     return tuple(sorted(tfms, key=lambda t: t.order))

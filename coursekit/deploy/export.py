@@ -26,7 +26,8 @@ from ..data.transforms import BatchTransform, ItemTransform
 from .registry import from_spec, to_spec
 from ..training.layers import ModelSpec
 from ..training.learner import Learner, serving_learner
-from ..training.losses import Loss, WrappedLoss
+from ..training.loss_wrappers import WrappedLoss
+from ..training.losses import Loss
 from ..training.weights import load_weights, read_tensors, write_tensors
 
 # %% ../../nbs/api/deploy/01_export.ipynb #f709606c
@@ -72,7 +73,7 @@ def read_export(
         raise ValueError(f"load: {show_path(path)} is malformed ({problem[:300]}); export the model again.")
     return made
 
-# %% ../../nbs/api/deploy/01_export.ipynb #a8225b51
+# %% ../../nbs/api/deploy/01_export.ipynb #609a6d5d
 MAX_SIDE, MAX_AREA = 16_384, 1 << 24  # no transform in a file may ask for more
 
 
@@ -92,11 +93,10 @@ def export_problem(
     for b in e.blocks:
         if b.vocab is not None and not (isinstance(b.vocab, list) and all(isinstance(n, (str, int, float)) for n in b.vocab)):
             return f"the classes of {type(b).__name__} are not a list of names"
-    tfms: list[Any] = [*e.item_tfms, *e.batch_tfms]
-    for t in tfms:
-        sides = t.size if isinstance(t.size, (list, tuple)) else [t.size or 0] * 2
+    for t in [*e.item_tfms, *e.batch_tfms]:
+        sides = size if isinstance(size := getattr(t, "size", None), (list, tuple)) else [size or 0] * 2
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides) or math.prod(sides) > MAX_AREA:
-            return f"{type(t).__name__} has size={t.size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
+            return f"{type(t).__name__} has size={size}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} in all"
     has, needs = getattr(e.model, "n_out", None), [b.n_out for b in e.blocks[e.n_inp:]]
     if needs and None not in (has, *needs) and has != sum(needs):
         return f"the network has {has} outputs and the targets need {sum(needs)}"

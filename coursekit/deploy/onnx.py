@@ -56,8 +56,8 @@ def prepare_images(
     dl = learn.dls.test_dl(items, bs=len(items)).new(device="cpu", batch_tfms=())
     x = next(iter(dl)).x
     for t in learn.dls.batch_tfms:
-        if t.resizing is not None:
-            x = t.resizing.apply([x], ["image"], rng=torch.Generator(), train=False)[0]
+        if (resizing := getattr(t, "resizing", None)) is not None:
+            x = resizing.apply([x], ["image"], rng=torch.Generator(), train=False)[0]
     return x.contiguous()
 
 
@@ -101,7 +101,7 @@ def graph_notes(
     import coursekit
 
     vocabs, kinds = [b.vocab for b in learn.dls.targets], {b.kind for b in learn.dls.targets}
-    resizing = [t.resizing for t in learn.dls.batch_tfms if t.resizing]
+    resizing = [t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None)]
     what = "probabilities" if kinds <= {"category", "multicategory", "mask"} else "numbers"
     return {"coursekit": coursekit.__version__, "classes": json.dumps(vocabs[0] if len(vocabs) == 1 else vocabs),
             "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; red, green, blue; 0 to 255; not normalized",

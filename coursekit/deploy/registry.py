@@ -18,7 +18,7 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "category": "coursekit.data.block:CategoryBlock",
     "multicategory": "coursekit.data.block:MultiCategoryBlock",
     "regression": "coursekit.data.block:RegressionBlock",
-    "image": "coursekit.vision.data:ImageBlock",
+    "image": "coursekit.vision.block:ImageBlock",
     "resize": "coursekit.vision.resize:Resize",
     "random_resized_crop": "coursekit.vision.resize:RandomResizedCrop",
     "to_float": "coursekit.vision.augment:ToFloat",
@@ -32,7 +32,7 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "binary_cross_entropy": "coursekit.training.losses:BCEWithLogitsLossFlat",
     "mse": "coursekit.training.losses:MSELossFlat",
     "l1": "coursekit.training.losses:L1LossFlat",
-    "wrapped": "coursekit.training.losses:WrappedLoss",
+    "wrapped": "coursekit.training.loss_wrappers:WrappedLoss",
     "vision_model": "coursekit.vision.models:VisionModel",
 }
 

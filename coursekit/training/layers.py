@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['norm_types', 'is_norm', 'norm_bias_params', 'trainable_params', 'num_params', 'init_linear', 'apply_init',
-           'init_kaiming', 'AdaptiveConcatPool2d', 'SigmoidRange', 'ConvLayer', 'create_head', 'ModelSpec']
+           'init_kaiming', 'AdaptiveConcatPool2d', 'SigmoidRange', 'create_head', 'ModelSpec']
 
 # %% ../../nbs/api/training/03_layers.ipynb #62067aa0
 from collections.abc import Callable, Sequence
@@ -124,27 +124,6 @@ class SigmoidRange(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.lo}, {self.hi}"
-
-# %% ../../nbs/api/training/03_layers.ipynb #00fd7e44
-class ConvLayer(nn.Sequential):
-    "Convolution, batch norm, ReLU."
-
-    def __init__(
-        self,
-        n_in: int,  # channels in
-        n_out: int,  # channels out
-        ks: int = 3,  # kernel size, pixels
-        *,
-        stride: int = 1,  # step of the kernel, pixels
-        padding: int | None = None,  # pixels added on each side; None: (ks - 1) // 2, which keeps the size at stride 1
-        groups: int = 1,  # channel groups of the convolution
-        norm: bool = True,  # batch norm after it (the convolution then has no bias)
-        act: bool = True,  # ReLU at the end
-    ):
-        padding = (ks - 1) // 2 if padding is None else padding
-        conv = nn.Conv2d(n_in, n_out, ks, stride, padding, groups=groups, bias=not norm)
-        init_linear(conv)
-        super().__init__(conv, *([nn.BatchNorm2d(n_out)] if norm else []), *([nn.ReLU(inplace=True)] if act else []))
 
 # %% ../../nbs/api/training/03_layers.ipynb #cbe2c3a3
 def create_head(

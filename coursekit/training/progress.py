@@ -8,13 +8,10 @@ __all__ = ['ProgressCallback', 'waiting_advice']
 # %% ../../nbs/api/training/08_progress.ipynb #43ae7d36
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from ..display import EpochTable, format_time, progress_bar
-from .callback import Callback
-
-if TYPE_CHECKING:
-    from coursekit.training.learner import Learner
+from .callback import Callback, LearnerLike
 
 # %% ../../nbs/api/training/08_progress.ipynb #1d970520
 class ProgressCallback(Callback):
@@ -24,14 +21,14 @@ class ProgressCallback(Callback):
     def __init__(self) -> None:
         self.bar: Any = None
 
-    def before_fit(self, learn: "Learner") -> None:
+    def before_fit(self, learn: LearnerLike) -> None:
         self.table = EpochTable(["epoch", *learn.recorder.metric_names, "time"])
 
-    def before_train(self, learn: "Learner") -> None:
+    def before_train(self, learn: LearnerLike) -> None:
         self._begin(f"epoch {learn.state.epoch + 1}/{learn.state.n_epoch}", len(learn.dls.train))
-        self.bar.update(learn.state.skip)  # done before the fit was broken off
+        self.bar.update(learn.state.skip)  # done before the fit was interrupted
 
-    def before_validate(self, learn: "Learner") -> None:
+    def before_validate(self, learn: LearnerLike) -> None:
         if learn.dl is not None:
             self._begin("validation", len(learn.dl))
 
@@ -45,7 +42,7 @@ class ProgressCallback(Callback):
             self.bar.close()
             self.bar = None
 
-    def after_batch(self, learn: "Learner") -> None:
+    def after_batch(self, learn: LearnerLike) -> None:
         bar = self.bar
         if bar is None or bar.disable:
             return
@@ -55,37 +52,37 @@ class ProgressCallback(Callback):
             self._drawn = now
         bar.update()
 
-    def after_train(self, learn: "Learner") -> None:
+    def after_train(self, learn: LearnerLike) -> None:
         self._end()
 
-    def after_validate(self, learn: "Learner") -> None:
+    def after_validate(self, learn: LearnerLike) -> None:
         self._end()
 
-    def after_epoch(self, learn: "Learner") -> None:
+    def after_epoch(self, learn: LearnerLike) -> None:
         rec = learn.recorder
         cells = [f"{v:.6f}" for v in rec.values[-1]]
         cells += [""] * (len(rec.metric_names) - len(cells))
         self.table.add([str(learn.state.epoch), *cells, format_time(rec.times[-1])])
 
-    def after_fit(self, learn: "Learner") -> None:
+    def after_fit(self, learn: LearnerLike) -> None:
         self._end()
         advice = waiting_advice(learn.recorder.times, learn.recorder.waits, learn.dls.train)
         if advice:
             print(advice, flush=True)
 
-
+# %% ../../nbs/api/training/08_progress.ipynb #9c326fed
 def waiting_advice(
     times: Sequence[float],  # seconds of each epoch
     waits: Sequence[float],  # seconds of each that the training waited for batches
-    dl,  # the training loader
-) -> str:  # one line; empty where there is nothing to say
-    "What to do where an epoch's time goes into preparing its batches; filling a cache in the first epoch does not count."
+    dl: Any,  # the training loader
+) -> str:  # one line; empty if there is nothing to say
+    "What to do if most of an epoch's time goes into preparing batches. Filling a cache in the first epoch does not count."
     if not times or times[-1] < 5 or waits[-1] < 0.5 * times[-1] or not hasattr(dl, "prepared_by"):
         return ""
     if dl.dataset.cache is None:
-        do = "cache='memory' (or 'disk') decodes each picture only once"
+        do = "cache='memory' decodes each file only once"
     elif len(times) == 1:
         return ""
     else:
-        do = "the pictures are cached already, so it is the augmentation: pictures of fewer pixels, or fewer transforms"
-    return (f"{waits[-1]:.0f} of the {times[-1]:.0f} seconds of an epoch went into waiting for batches ({dl.prepared_by}): {do}.")
+        do = "the items are cached already, so it is the augmentation: try smaller images or fewer transforms"
+    return f"The training waited for batches {waits[-1]:.0f} of the {times[-1]:.0f} seconds of an epoch ({dl.prepared_by}): {do}."

@@ -8,22 +8,19 @@ __all__ = ['smooth', 'Recorder', 'new_axes']
 # %% ../../nbs/api/training/07_recorder.ipynb #692a5c52
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from ..display import finish
-from .callback import Callback
-
-if TYPE_CHECKING:
-    from coursekit.training.learner import Learner
+from .callback import Callback, LearnerLike
 
 # %% ../../nbs/api/training/07_recorder.ipynb #c9bce9c2
 def smooth(
     values: Sequence[float],  # losses batch by batch
     beta: float = 0.98,  # weight of the past, 0..1
 ) -> list[float]:
-    "The exponentially weighted mean, corrected for its start at zero (as Adam corrects its moments; Kingma & Ba 2015)."
+    "The exponentially weighted mean, corrected for its start at zero, as Adam corrects its moments (Kingma & Ba 2015)."
     mean, out = 0.0, []
     for k, v in enumerate(values, start=1):
         mean = beta * mean + (1 - beta) * v
@@ -32,31 +29,31 @@ def smooth(
 
 # %% ../../nbs/api/training/07_recorder.ipynb #ad902a98
 class Recorder(Callback):
-    "Keeps loss, rate and momentum of every training batch and a row of results for every epoch."
+    "Keeps loss, learning rate and momentum of every training batch, and a row of results for every epoch."
     order: ClassVar[int] = 50
     keeps = ("values", "ends", "times", "waits", "lrs", "moms", "group_lrs", "_losses")
 
     def __init__(self) -> None:
-        self.values: list[list[float]] = []  # a row an epoch: train_loss, valid_loss, metrics
+        self.values: list[list[float]] = []  # a row per epoch: train_loss, valid_loss, metrics
         self.ends: list[int] = []  # batches done at the end of each row's epoch
-        self.times: list[float] = []  # seconds an epoch
+        self.times: list[float] = []  # seconds per epoch
         self.waits: list[float] = []  # seconds of each that the training waited for batches
         self.metric_names: list[str] = []
-        self.lrs: list[float] = []  # rate of the last group, batch by batch
+        self.lrs: list[float] = []  # learning rate of the last group, batch by batch
         self.moms: list[float] = []
-        self.group_lrs: list[list[float]] = []  # rates of all of the optimiser's groups, batch by batch
+        self.group_lrs: list[list[float]] = []  # learning rates of all the optimizer's groups, batch by batch
         self.interrupted = ""  # why the last fit ended early
-        self._raw: list[Any] = []  # the newest losses; tensors where they are still on a GPU, as reading one waits for it
+        self._raw: list[Any] = []  # the newest losses; tensors if they are still on a GPU, because reading one waits for it
         self._losses: list[float] = []
 
-    def before_fit(self, learn: "Learner") -> None:
+    def before_fit(self, learn: LearnerLike) -> None:
         self.__init__()
         self.metric_names, self._start = ["train_loss", "valid_loss", *(m.name for m in learn.metrics)], time.perf_counter()
 
-    def before_epoch(self, learn: "Learner") -> None:
+    def before_epoch(self, learn: LearnerLike) -> None:
         self._start = time.perf_counter()
 
-    def after_backward(self, learn: "Learner") -> None:
+    def after_backward(self, learn: LearnerLike) -> None:
         loss = learn.state.loss
         self._raw.append(loss.item() if loss.is_cpu else loss.detach())
         groups = learn.opt.param_groups  # read directly: this runs in every batch
@@ -65,13 +62,13 @@ class Recorder(Callback):
         key = groups[-1]["mom_key"]
         self.moms.append(groups[-1]["betas"][0] if key == "betas" else groups[-1][key] if key else 0.0)
 
-    def after_epoch(self, learn: "Learner") -> None:
+    def after_epoch(self, learn: LearnerLike) -> None:
         self.values.append([self.smooth_losses[-1] if self.losses else float("nan"), *learn.state.metrics])
         self.ends.append(len(self.lrs))
         self.times.append(time.perf_counter() - self._start)
         self.waits.append(learn.state.waited)
 
-    def after_fit(self, learn: "Learner") -> None:
+    def after_fit(self, learn: LearnerLike) -> None:
         self.interrupted = learn.state.interrupted
 
     def kept(self) -> dict[str, Any]:
@@ -98,8 +95,8 @@ class Recorder(Callback):
     def plot_loss(
         self,
         *,
-        skip_start: int = 5,  # leave out so many first batches, which dwarf the rest
-        with_valid: bool = True,  # mark validation losses at the end of each epoch
+        skip_start: int = 5,  # first batches to leave out: their losses dwarf the rest
+        with_valid: bool = True,  # mark the validation loss at the end of each epoch
         log: bool = False,  # logarithmic axis
         ax=None,  # draw into this matplotlib axes
     ) -> None:
@@ -124,13 +121,13 @@ class Recorder(Callback):
         *,
         figsize: tuple[float, float] = (9, 3),  # inches
     ) -> None:
-        "Rate and momentum against batches, as they were set."
+        "Learning rate and momentum against batches, as they were set."
         import matplotlib.pyplot as plt
 
         if not self.lrs:
             raise ValueError("Recorder.plot_sched: nothing is recorded yet; call a fit first.")
         fig, (left, right) = plt.subplots(1, 2, figsize=figsize, layout="constrained")
-        groups = list(dict.fromkeys(zip(*self.group_lrs)))  # of equal rates one line
+        groups = list(dict.fromkeys(zip(*self.group_lrs)))  # one line for equal learning rates
         for g, lrs in enumerate(groups):
             left.plot(lrs, label=f"group {g}")
         if len(groups) > 1:
@@ -141,16 +138,16 @@ class Recorder(Callback):
             ax.set_xlabel("batches")
             ax.set_ylabel(name)
             ax.spines[["top", "right"]].set_visible(False)
-        finish(fig, f"Learning rate and momentum over {len(self.lrs)} batches; the rate peaks at {max(self.lrs):.2g}")
+        finish(fig, f"Learning rate and momentum over {len(self.lrs)} batches; the learning rate peaks at {max(self.lrs):.2g}")
 
     def plot_lr_find(
         self,
         *,
-        suggestions: dict[str, float] | None = None,  # rates to mark, by name
-        skip_end: int = 5,  # leave out so many last batches, where the loss explodes
+        suggestions: dict[str, float] | None = None,  # learning rates to mark, by name
+        skip_end: int = 5,  # last batches to leave out, where the loss explodes
         ax=None,  # draw into this matplotlib axes
     ) -> None:
-        "Smoothed loss against the rate, on a logarithmic axis."
+        "Smoothed loss against the learning rate, on a logarithmic axis."
         losses = self.smooth_losses
         if not losses:
             raise ValueError("Recorder.plot_lr_find: nothing is recorded yet; call lr_find first.")
@@ -169,7 +166,7 @@ class Recorder(Callback):
                    + (f"; marked: {marks}" if marks else ""))
 
     def plot(self, *, skip_end: int = 5) -> None:
-        "The rate finder's curve, under the name that the first version of the course used."
+        "The learning rate finder's curve, under the name in the first version of the course."
         self.plot_lr_find(skip_end=skip_end)
 
     def __repr__(self) -> str:

@@ -22,7 +22,7 @@ from coursekit.training.recorder import Recorder
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.callbacks.ema import EMA
 from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback, TensorBoardLogger
+from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback
 from coursekit.training.callbacks.mixup import CutMix, MixUp
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
@@ -43,15 +43,15 @@ from coursekit.training.hooks import hook_outputs
 from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
 from coursekit.interpret.landscape import Landscape, WeightPath, loss_landscape
-from coursekit.training.layers import AdaptiveConcatPool2d, ConvLayer, create_head, num_params
+from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_params
 from coursekit.training.learner import Learner
 from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.losses import (
     BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
 )
+from coursekit.training.count_metrics import Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
 from coursekit.training.metrics import (
-    Dice, F1Score, FBeta, JaccardCoeff, Metric, Perplexity, Precision, Recall, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate,
-    mae, mse, rmse, top_k_accuracy
+    Metric, Perplexity, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy
 )
 from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp
 from coursekit.training.schedules import (
@@ -60,7 +60,8 @@ from coursekit.training.schedules import (
 from coursekit.display import display_table, finish, show_grid, show_image
 from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
 from coursekit.vision.collect import DownloadReport, download_images, resize_images
-from coursekit.vision.data import ImageBlock, ImageDataLoaders
+from coursekit.vision.block import ImageBlock
+from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups

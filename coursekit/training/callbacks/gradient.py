@@ -44,6 +44,12 @@ class GradientAccumulation(Callback):
         if s.training:
             s.weight = s.batch.size / self.n_acc
             self.batches += 1
+            self.earlier = [(p, p.grad.clone()) for p in learn.model.parameters() if p.grad is not None]
+
+    def after_cancel_batch(self, learn: Learner) -> None:
+        if learn.state.training:
+            for p, grad in self.earlier:  # the loop has dropped all gradients, those of earlier batches as well
+                p.grad = grad
 
     def before_step(self, learn: Learner) -> None:
         if not self.ending:
@@ -60,7 +66,7 @@ class GradientAccumulation(Callback):
     def after_train(self, learn: Learner) -> None:
         if self.count:  # the last batch was cancelled, or the whole part
             self.ending = True
-            learn._step()
+            learn.take_step()
             self.ending = False
 
     def after_epoch(self, learn: Learner) -> None:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from ...core import check_fname, check_range, check_whole, plural, suggest
 from ..callback import Callback, CancelFitException, ParamScheduler
-from .checkpoint import Checkpoint
 from ..learner import Learner
 
 # %% ../../../nbs/api/training/callbacks/00_tracker.ipynb #88388760
@@ -129,14 +128,11 @@ def written_files(
     cb: Callback,  # of a fit
     learn: Learner,  # in this fit
 ) -> set[Path]:
-    "The files of weights or of a whole fit that a callback writes."
-    if isinstance(cb, Checkpoint):
-        names = [cb.name]
-    elif isinstance(cb, SaveModelCallback):
-        names = [f"{cb.fname}_{k}" for k in range(learn.state.n_epoch)] if cb.every_epoch else [str(cb.fname)]
-    else:
-        names = []
-    return {learn._file(name).resolve() for name in names}
+    "The files of weights that a callback writes."
+    if not isinstance(cb, SaveModelCallback):
+        return set()
+    names = [f"{cb.fname}_{k}" for k in range(learn.state.n_epoch)] if cb.every_epoch else [str(cb.fname)]
+    return {learn.file_of(name).resolve() for name in names}
 
 # %% ../../../nbs/api/training/callbacks/00_tracker.ipynb #3aeb32db
 class EarlyStoppingCallback(TrackerCallback):

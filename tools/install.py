@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Install coursekit for development into the environment of the Python that runs this: `python tools/install.py`.
+
+uv does it several times as fast as pip, so pip installs uv first. uv gets what pip's own configuration says (indexes,
+folders of wheels, constraints, certificates); if it cannot be installed or fails, pip does the work.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WHAT = ["-e", ".[dev]"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+# An option of pip -> the same for uv. uv separates several folders of wheels by commas, everything else by spaces.
+SAME = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS", "constraint": "UV_CONSTRAINT",
+        "cert": "SSL_CERT_FILE", "timeout": "UV_HTTP_TIMEOUT", "default-timeout": "UV_HTTP_TIMEOUT"}  # fmt: skip
+
+
+def as_uv(config: str) -> dict[str, str]:
+    """What `pip config list` printed, as the environment variables of uv."""
+    found = {}
+    for line in config.splitlines():
+        name, _, value = line.partition("=")
+        variable = SAME.get(name.rpartition(".")[2])
+        if variable and value:
+            words = str(ast.literal_eval(value)).split()
+            found[variable] = ("," if variable == "UV_FIND_LINKS" else " ").join(words)  # the later line counts, as in pip
+    return found
+
+
+def succeeds(command: list[str], **env: str) -> bool:
+    return subprocess.run(command, cwd=ROOT, env={**env, **os.environ}).returncode == 0
+
+
+def with_uv() -> bool:
+    uv = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
+    if not uv.exists() and not succeeds([*PIP, "install", "-qqq", "uv"]):
+        return False
+    config = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
+    return succeeds([str(uv), "pip", "install", "-q", "--python", sys.executable, *WHAT], **as_uv(config))
+
+
+def main() -> int:
+    if with_uv():
+        return 0
+    print("uv could not do it; installing with pip", flush=True)
+    return 0 if succeeds([*PIP, "install", "-qq", *WHAT]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
