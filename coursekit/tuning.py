@@ -292,25 +292,17 @@ class Trials:
 
         return pd.DataFrame([{"trial": r.number, **r.knobs, "loss": r.loss, "seconds": r.seconds, "failed": r.failed} for r in self.rows])
 
-    def importance(self) -> Table:
-        "Which hyperparameter matters: permutation importances, largest first, and how far they can be believed."
-        found = sorted(self.forest.importances().items(), key=lambda kv: -kv[1].mean())
-        values = [[name, float(f.mean()), float(f.std())] for name, f in found]
-        return Table([[n, f"{m:.3f}", f"{s:.3f}"] for n, m, s in values], ["hyperparameter", "R² lost when shuffled", "± (shuffles)"],
-                     caption=self.verdict, values=values)
-
     def plot_importance(
         self,
         ax=None,  # draw into this matplotlib axes; None makes and finishes a figure
     ) -> None:
-        "The importances as bars, with whiskers of one standard deviation over the shuffles."
-        table, r2 = self.importance(), self.forest.r2
+        "Which hyperparameter matters: the importances as bars, largest first, with whiskers of one standard deviation over the shuffles."
+        found, r2 = sorted(self.forest.importances().items(), key=lambda kv: kv[1].mean()), self.forest.r2
         fig, ax = new_axes(ax, xlabel="R² lost when the hyperparameter is shuffled")
-        names, means, spreads = zip(*reversed(table.values))
-        ax.barh(names, means, xerr=spreads, color="#0072B2" if r2 >= Forest.LOW else "#BBBBBB", ecolor="#555555", capsize=3)
+        ax.barh([name for name, _ in found], [f.mean() for _, f in found], xerr=[f.std() for _, f in found], color="#0072B2" if r2 >= Forest.LOW else "#BBBBBB", ecolor="#555555", capsize=3)
         ax.axvline(0, color="black", lw=0.8)
         ax.set_title(f"out-of-bag R² {r2:.2f}" + (": too low, the bars mean nothing" if r2 < Forest.LOW else ""), fontsize=10)
-        finish(fig, "Importance of the hyperparameters: " + ", ".join(f"{n} {m:.2f}" for n, m, _ in table.values) + f". {table.caption}")
+        finish(fig, "Importance of the hyperparameters: " + ", ".join(f"{n} {f.mean():.2f}" for n, f in reversed(found)) + f". {self.verdict}")
 
     def plot_dependence(
         self,

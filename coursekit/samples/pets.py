@@ -16,7 +16,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from .animals import BREEDS, INK, Breed, Pet, draw_pet_on, foot_of, make_pet
+from .animals import BREEDS, INK, Pet, draw_pet_on, foot_of, make_pet
 from .sprites import Affine, Canvas, Light, Mark, Pen, develop, draw_many, fringed, mix, oval, rgb, ribbon, smooth
 
 # %% ../../nbs/api/samples/02_pets.ipynb #4ab345a4
