@@ -160,9 +160,7 @@ class Check:
             seen._md5 = hashlib.md5(usedforsecurity=False)
         return seen
 
-    def problem(
-        self, seen: Digest, *, final: bool = True
-    ) -> str:  # "" or what is wrong; final: all the bytes were seen
+    def problem(self, seen: Digest, *, final: bool = True) -> str:  # "" or what is wrong; final: all the bytes were seen
         "What is wrong with the bytes seen"
         if self.size is not None and (seen.size > self.size or final and seen.size != self.size):
             return f"it has {'' if final else 'more than '}{seen.size if final else self.size:,} bytes instead of {self.size:,}"
@@ -284,12 +282,7 @@ class _Transfer:
             headers["If-Range"] = mark
         with _open(self.url, headers, self.timeout) as answer:
             given = answer.headers.get("Content-Range", "")
-            if (
-                answer.status == 416
-                and given != f"bytes */{have}"
-                or answer.status == 206
-                and not given.startswith(f"bytes {have}-")
-            ):
+            if answer.status == 416 and given != f"bytes */{have}" or answer.status == 206 and not given.startswith(f"bytes {have}-"):
                 self.forget()
                 raise _Broken("the server could not go on where the last transfer broke off")
             self.resumed = answer.status in (206, 416)
@@ -303,11 +296,7 @@ class _Transfer:
 
     def _receive(self, answer, seen: Digest) -> None:
         "Read, check and write until the end"
-        total = (
-            int(answer.headers["Content-Length"]) + seen.size
-            if answer.headers.get("Content-Length", "").isdigit()
-            else None
-        )
+        total = int(answer.headers["Content-Length"]) + seen.size if answer.headers.get("Content-Length", "").isdigit() else None
         if None not in (total, self.check.size) and total != self.check.size:
             raise DownloadError(f"the server offers {total:,} bytes instead of {self.check.size:,}")
         if total is not None and self.check.max_bytes is not None and total > self.check.max_bytes:
@@ -345,9 +334,7 @@ class _Transfer:
                 seen = self.attempt()
             except _Broken as e:
                 grown = (self.part.stat().st_size if self.part.exists() else 0) - before
-                failures = (
-                    1 if grown > 1 << 20 else failures + 1
-                )  # a poor line may break as often as it likes while it brings something
+                failures = 1 if grown > 1 << 20 else failures + 1  # a poor line may break as often as it likes while it brings something
                 if failures > retries:
                     raise DownloadError(str(e)) from e
                 time.sleep(min(30.0, pause * 2 ** (failures - 1)) * random.Random().uniform(0.75, 1.25))
@@ -454,9 +441,7 @@ def _cached(url: str, folder: Path, check: Check, *, refresh: bool = False) -> t
         record = _read_json(note)
         known = record.get("sha256") if record.get("url") == url else None
         if known and not check.sha256:
-            why = (
-                f" (recorded in {show_path(note)} when it first came; delete that file if the publisher has changed it)"
-            )
+            why = f" (recorded in {show_path(note)} when it first came; delete that file if the publisher has changed it)"
             check = replace(check, sha256=known, why=why)
         seen = None
         if dest.exists() and not refresh:
@@ -470,9 +455,7 @@ def _cached(url: str, folder: Path, check: Check, *, refresh: bool = False) -> t
         if known != sha256:
             _write_json(note, url=url, size=seen.size, sha256=sha256)
         if not check.has_hash:
-            print(
-                f"{dest.name}: no hash is published; recorded its sha256, {sha256[:16]}..., to compare with next time."
-            )
+            print(f"{dest.name}: no hash is published; recorded its sha256, {sha256[:16]}..., to compare with next time.")
     return dest, sha256
 
 # %% ../../nbs/api/data/01_download.ipynb #47de0fda
@@ -501,9 +484,7 @@ def _mirror_sums(root: str | Path) -> dict[str, str]:  # file name -> sha256
             with _open(where, {}, timeout=20) as answer:
                 text = answer.read(1 << 22).decode("utf-8")
     except (OSError, http.client.HTTPException, UnicodeDecodeError, _Broken) as e:
-        raise MirrorError(
-            f"COURSEKIT_MIRROR: {where} cannot be read ({e}); make it with `sha256sum * > SHA256SUMS`."
-        ) from e
+        raise MirrorError(f"COURSEKIT_MIRROR: {where} cannot be read ({e}); make it with `sha256sum * > SHA256SUMS`.") from e
     sums = {}
     for line in filter(str.strip, text.splitlines()):
         found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+?)\s*", line)
@@ -521,21 +502,15 @@ def _from_mirror(url: str, folder: Path, check: Check) -> tuple[Path, str] | Non
     sums = _mirror_sums(root)
     if name not in sums:
         if isinstance(root, Path) and (root / name).exists():
-            raise MirrorError(
-                f"COURSEKIT_MIRROR: {name} is in {show_path(root)} but not in its SHA256SUMS; add it there."
-            )
+            raise MirrorError(f"COURSEKIT_MIRROR: {name} is in {show_path(root)} but not in its SHA256SUMS; add it there.")
         return None
     if isinstance(root, str):
         return _cached(f"{root}/{quote(name)}", folder / "mirror", replace(check, sha256=sums[name]))
     if not (root / name).is_file():
-        raise MirrorError(
-            f"COURSEKIT_MIRROR: SHA256SUMS in {show_path(root)} lists {name}, but the file is not there; copy it again."
-        )
+        raise MirrorError(f"COURSEKIT_MIRROR: SHA256SUMS in {show_path(root)} lists {name}, but the file is not there; copy it again.")
     check = replace(check, sha256=sums[name], why=" in SHA256SUMS")
     if problem := check.problem(Digest.of(root / name, check)):
-        raise MirrorError(
-            f"COURSEKIT_MIRROR: {show_path(root / name)} is damaged or another file: {problem}; copy it again."
-        )
+        raise MirrorError(f"COURSEKIT_MIRROR: {show_path(root / name)} is damaged or another file: {problem}; copy it again.")
     return root / name, sums[name]
 
 
@@ -544,9 +519,7 @@ def _obtain(url: str, folder: Path, *, mirrored: Check, public: Check, refresh: 
     if found := _from_mirror(url, folder, mirrored):
         return *found, "mirror"
     if url.startswith("mirror:"):
-        raise DownloadError(
-            f"{_file_name(url)} has no public address; set COURSEKIT_MIRROR to a folder or https address that has it."
-        )
+        raise DownloadError(f"{_file_name(url)} has no public address; set COURSEKIT_MIRROR to a folder or https address that has it.")
     return *_cached(url, folder, public, refresh=refresh), "network"
 
 # %% ../../nbs/api/data/01_download.ipynb #9fe576a5
@@ -557,16 +530,13 @@ def fetch_file(
     size: int | None = None,  # bytes, if known
     md5: str | None = None,  # of the whole file, if known
     sha256: str | None = None,  # of the whole file, if known
-    sha256_prefix: str
-    | None = None,  # how it begins; None: read from the name where PyTorch's server puts it, "": none
+    sha256_prefix: str | None = None,  # how it begins; None: read from the name where PyTorch's server puts it, "": none
     max_bytes: int | None = None,  # refuse a larger file, before or while it arrives; None: any size
     mirror: bool = True,  # False: never from the mirror, which knows its files by their names only
 ) -> Path:  # the file, checked; in a mirror folder it is used where it lies
     "A file from the mirror or the network, fetched once"
     if Path(subdir).is_absolute() or ".." in Path(subdir).parts:
-        raise ValueError(
-            f"fetch_file: subdir={subdir!r} leads out of {show_path(coursekit_home())}; pass a name such as 'models'."
-        )
+        raise ValueError(f"fetch_file: subdir={subdir!r} leads out of {show_path(coursekit_home())}; pass a name such as 'models'.")
     if sha256_prefix is None and urlsplit(url).hostname == "download.pytorch.org":
         found = re.search(r"-([0-9a-f]{8,64})\.\w+$", url)
         sha256_prefix = found[1] if found else None
@@ -580,9 +550,7 @@ def archive_name(url: str) -> str:
     name = _file_name(url)
     short = re.sub(r"\.(tgz|zip|tar|tar\.(gz|bz2|xz))$", "", name)
     if short == name:
-        raise ValueError(
-            f"untar_data: {url!r} is no archive (.tgz, .tar.gz, .tar, .zip); for a single file there is fetch_file."
-        )
+        raise ValueError(f"untar_data: {url!r} is no archive (.tgz, .tar.gz, .tar, .zip); for a single file there is fetch_file.")
     return short
 
 
@@ -600,9 +568,7 @@ def _usable(url: str, dest: Path, note: Path) -> bool:
     record = _read_json(note)
     if record.get("url") != url:
         what = f"was made from {record['url']}" if "url" in record else "was not made by untar_data"
-        raise FileExistsError(
-            f"untar_data: {show_path(dest)} {what}; move it away, or pass force_download=True to replace it."
-        )
+        raise FileExistsError(f"untar_data: {show_path(dest)} {what}; move it away, or pass force_download=True to replace it.")
     if record.get("source") == "mirror" and not os.environ.get("COURSEKIT_MIRROR"):
         print(f"{show_path(dest)} came from a mirror; force_download=True gets the public archive.")
     return True
@@ -624,9 +590,7 @@ def untar_data(
         if not force_download and _usable(url, dest, note):
             return dest
         _clean(dest.parent, name)
-        archive, sha256, source = _obtain(
-            url, base / "archive", mirrored=Check(), public=published_check(url), refresh=force_download
-        )
+        archive, sha256, source = _obtain(url, base / "archive", mirrored=Check(), public=published_check(url), refresh=force_download)
         new = extract_archive(archive, dest.parent / f".{name}.new", strip_top=True)
         if dest.exists():
             os.rename(dest, dest.parent / f".{name}.old")
@@ -649,9 +613,7 @@ def data_mode() -> str:  # "sample" or "full"
     mode = os.environ.get("COURSEKIT_DATA") or "sample"
     if mode not in ("sample", "full"):
         near = suggest(mode, ("sample", "full"))
-        raise ValueError(
-            f"COURSEKIT_DATA={mode!r} is unknown; use 'sample' (made on this machine) or 'full' (the real archive){near or '.'}"
-        )
+        raise ValueError(f"COURSEKIT_DATA={mode!r} is unknown; use 'sample' (made on this machine) or 'full' (the real archive){near or '.'}")
     return mode
 
 
@@ -678,9 +640,7 @@ def course_data(
     module, _, function = STAND_INS[name].partition(":")
     maker = importlib.import_module(module)
     dest = coursekit_home() / "samples" / f"{name}-v{getattr(maker, 'VERSION', 1)}"
-    print(
-        f"{stand_in_title(name)}, generated on this machine in place of {name} (COURSEKIT_DATA=full gets the real one): {show_path(dest)}"
-    )
+    print(f"{stand_in_title(name)}, generated on this machine in place of {name} (COURSEKIT_DATA=full gets the real one): {show_path(dest)}")
     if not dest.is_dir():
         with _locked(dest):
             if not dest.is_dir():

@@ -11,6 +11,7 @@ __all__ = ['Split', 'get_files', 'get_image_files', 'RandomSplitter', 'RandomSub
 import mimetypes
 import operator
 import os
+import random
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +25,7 @@ from ..core import check_range, plural, show_path, suggest
 
 # %% ../../nbs/api/data/02_items.ipynb #fcdd1019
 def _walk(root: Path, recurse: bool) -> list[str]:
-    "The files below `root` without hidden ones, each folder entered once even where links make a loop"
+    "The files below `root` without hidden ones; each folder is entered once, even if links form a loop"
     found, seen = [], set()
     for folder, folders, names in os.walk(root, followlinks=True):
         stat = os.stat(folder)
@@ -38,30 +39,23 @@ def _walk(root: Path, recurse: bool) -> list[str]:
 
 
 def get_files(
-    path: str | os.PathLike,  # the folder to look in
+    path: str | os.PathLike,  # the folder to search
     *,
     extensions: str | Iterable[str] | None = None,  # such as ".txt" or [".txt", ".md"], any case; None: every file
-    recurse: bool = True,  # look in folders of folders too
+    recurse: bool = True,  # search subfolders, too
     folders: str | Iterable[str] | None = None,  # only these folders directly below `path`
 ) -> list[Path]:  # sorted, so that a seed means the same split on every machine
-    "The files under `path`; names that begin with a dot are left out"
+    "The files under `path`, without those whose name begins with a dot"
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(
-            f"get_files: there is no folder {show_path(path)}; check the spelling or download it first."
-        )
+        raise FileNotFoundError(f"get_files: there is no folder {show_path(path)}; check the spelling or download it first.")
     if not path.is_dir():
-        raise NotADirectoryError(f"get_files: {show_path(path)} is a file; pass the folder that holds it.")
-    roots = [path]
-    if folders is not None:
-        roots = [path / f for f in ([folders] if isinstance(folders, str) else folders)]
-        for r in roots:
-            if not r.is_dir():
-                there = sorted(p.name for p in path.iterdir() if p.is_dir())
-                raise FileNotFoundError(
-                    f"get_files: folders={r.name!r} is not in {show_path(path)}, which has "
-                    f"{there[:10]}{suggest(r.name, there) or '.'}"
-                )
+        raise NotADirectoryError(f"get_files: {show_path(path)} is a file; pass the folder that contains it.")
+    roots = [path] if folders is None else [path / f for f in ([folders] if isinstance(folders, str) else folders)]
+    for r in roots:
+        if not r.is_dir():
+            there = sorted(p.name for p in path.iterdir() if p.is_dir())
+            raise FileNotFoundError(f"get_files: folders={r.name!r} is not in {show_path(path)}, which has {there[:10]}{suggest(r.name, there) or '.'}")
     found = [f for r in roots for f in _walk(r, recurse)]
     if extensions is not None:
         ends = tuple(e.lower() for e in ([extensions] if isinstance(extensions, str) else extensions))
@@ -74,26 +68,26 @@ _image_extensions += (".webp",)  # missing from the tables of Python 3.10 to 3.1
 
 
 def get_image_files(
-    path: str | os.PathLike,  # the folder to look in
+    path: str | os.PathLike,  # the folder to search
     *,
-    recurse: bool = True,  # look in folders of folders too
+    recurse: bool = True,  # search subfolders, too
     folders: str | Iterable[str] | None = None,  # only these folders directly below `path`
-) -> list[Path]:  # sorted; empty where there is no picture (`DataBlock` then raises)
-    "The files under `path` whose extension is that of a picture"
+) -> list[Path]:  # sorted; empty if there is no image (`DataBlock` then raises an error)
+    "The files under `path` whose extension is that of an image"
     return get_files(path, extensions=_image_extensions, recurse=recurse, folders=folders)
 
 # %% ../../nbs/api/data/02_items.ipynb #fb40a188
 Split = tuple[list[int], list[int]]  # positions to train on, positions to validate on
 
 
-def _generator(seed: int | None) -> torch.Generator:
-    "A generator of its own: from `seed`, or from the machine's entropy"
+def _shuffled(n: int, seed: int | None) -> list[int]:
+    "The positions 0 to n - 1 in random order, from a generator of their own"
     g = torch.Generator()
     if seed is None:
-        g.seed()
+        g.seed()  # the machine's entropy
     else:
         g.manual_seed(seed)
-    return g
+    return torch.randperm(n, generator=g).tolist()
 
 
 def _name(f) -> str:
@@ -110,43 +104,41 @@ def _by_mask(mask: Sequence[bool]) -> Split:
 class RandomSplitter:
     "A random `valid_pct` of the items for validation; the same ones for the same `seed` and number of items"
 
-    valid_pct: float = 0.2  # share of the items kept for validation, 0 to 1; rounded down to whole items
+    valid_pct: float = 0.2  # share of the items held out for validation, 0 to 1; rounded down to whole items
     seed: int | None = None  # None: another split every time
 
     def __post_init__(self):
         check_range("RandomSplitter", "valid_pct", self.valid_pct, 0, 1)
 
     def __call__(self, items: Sequence) -> Split:
-        order = torch.randperm(len(items), generator=_generator(self.seed)).tolist()
-        cut = int(self.valid_pct * len(items))
+        order, cut = _shuffled(len(items), self.seed), int(self.valid_pct * len(items))
         return order[cut:], order[:cut]
 
 # %% ../../nbs/api/data/02_items.ipynb #19e77b5f
 @dataclass(frozen=True)
 class RandomSubsetSplitter:
-    "A random part of the items, for a quick look: `train_sz` of them to train on and `valid_sz` to validate on"
+    "A random part of the items, for a quick trial: `train_sz` of them for training and `valid_sz` for validation"
 
-    train_sz: float  # share to train on, 0 to 1
-    valid_sz: float  # share to validate on, 0 to 1; both together at most 1
+    train_sz: float  # share for training, 0 to 1
+    valid_sz: float  # share for validation, 0 to 1; both together at most 1
     seed: int | None = None  # None: another split every time
 
     def __post_init__(self):
-        check_range("RandomSubsetSplitter", "train_sz", self.train_sz, 0, 1)
-        check_range("RandomSubsetSplitter", "valid_sz", self.valid_sz, 0, 1)
-        check_range("RandomSubsetSplitter", "train_sz + valid_sz", self.train_sz + self.valid_sz, 0, 1)
+        for name, value in (("train_sz", self.train_sz), ("valid_sz", self.valid_sz), ("train_sz + valid_sz", self.train_sz + self.valid_sz)):
+            check_range("RandomSubsetSplitter", name, value, 0, 1)
 
     def __call__(self, items: Sequence) -> Split:
         n_train, n_valid = int(self.train_sz * len(items)), int(self.valid_sz * len(items))
-        order = torch.randperm(len(items), generator=_generator(self.seed)).tolist()
-        return order[:n_train], order[n_train : n_train + n_valid]
+        order = _shuffled(len(items), self.seed)
+        return order[:n_train], order[n_train:n_train + n_valid]
 
 # %% ../../nbs/api/data/02_items.ipynb #8fa437e0
 @dataclass(frozen=True)
 class EndSplitter:
     "The last `valid_pct` of the items for validation, for data in order of time"
 
-    valid_pct: float = 0.2  # share of the items kept for validation, 0 to 1
-    valid_last: bool = True  # False: the first ones validate
+    valid_pct: float = 0.2  # share of the items held out for validation, 0 to 1
+    valid_last: bool = True  # False: the first ones are held out
 
     def __post_init__(self):
         check_range("EndSplitter", "valid_pct", self.valid_pct, 0, 1)
@@ -162,8 +154,8 @@ class EndSplitter:
 class GrandparentSplitter:
     "By the name of the folder above the label's folder, as in `train/cats/1.jpg`; files in other folders are left out"
 
-    train_name: str | Sequence[str] = "train"  # folder(s) to train on
-    valid_name: str | Sequence[str] = "valid"  # folder(s) to validate on
+    train_name: str | Sequence[str] = "train"  # folder(s) with training items
+    valid_name: str | Sequence[str] = "valid"  # folder(s) with validation items
 
     def __call__(self, items: Sequence) -> Split:
         above = [Path(o).parent.parent.name for o in items]
@@ -173,18 +165,15 @@ class GrandparentSplitter:
             names = {names} if isinstance(names, str) else set(names)
             side = [i for i, a in enumerate(above) if a in names]
             if not side:
-                there = sorted(set(above))
-                raise ValueError(
-                    f"GrandparentSplitter: {arg}={getattr(self, arg)!r} is above none of the "
-                    f"{plural(len(above), 'item')}; the folders there are {there[:10]}."
-                )
+                raise ValueError(f"GrandparentSplitter: {arg}={getattr(self, arg)!r} is above none of the {plural(len(above), 'item')}; "
+                                 f"the folders there are {sorted(set(above))[:10]}.")
             sides.append(side)
         return sides[0], sides[1]
 
 # %% ../../nbs/api/data/02_items.ipynb #a72f95af
 @dataclass(frozen=True)
 class FuncSplitter:
-    "Items for which `func` is true validate"
+    "Items for which `func` is true are held out for validation"
 
     func: Callable[[Any], bool]  # called with one item
 
@@ -197,7 +186,7 @@ class FuncSplitter:
 # %% ../../nbs/api/data/02_items.ipynb #68fb89f9
 @dataclass(frozen=True)
 class FileSplitter:
-    "Files whose names are listed in a text file, one a line, validate"
+    "Files whose names are listed in a text file, one per line, are held out for validation"
 
     fname: str | os.PathLike  # the text file
 
@@ -205,44 +194,31 @@ class FileSplitter:
         listed = {line.strip() for line in Path(self.fname).read_text(encoding="utf-8").splitlines() if line.strip()}
         split = _by_mask([Path(o).name in listed for o in items])
         if listed and not split[1]:
-            raise ValueError(
-                f"FileSplitter: none of the {plural(len(listed), 'name')} in {show_path(self.fname)} is the name "
-                f"of an item; it begins with {min(listed)!r}."
-            )
+            raise ValueError(f"FileSplitter: none of the {plural(len(listed), 'name')} in {show_path(self.fname)} is the name of an item; "
+                             f"list file names without folders, not {min(listed)!r}.")
         return split
 
 # %% ../../nbs/api/data/02_items.ipynb #6d8fcd4e
-def _integers(who: str, values: Iterable) -> tuple[int, ...]:
-    "`values` as plain integers; anything that is none, a bool included, raises"
-    out = []
-    for v in values:
-        if isinstance(v, (bool, str, float)) or not hasattr(v, "__index__"):
-            raise TypeError(
-                f"{who}: {v!r} is not a position; pass integers (for a list of True and False: MaskSplitter)."
-            )
-        out.append(operator.index(v))
-    return tuple(out)
-
-
 @dataclass(frozen=True)
 class IndexSplitter:
-    "The items at `valid_idx` validate, in the order given"
+    "The items at `valid_idx` are held out for validation, in that order"
 
     valid_idx: Iterable[int]  # positions, 0 to number of items - 1
 
     def __post_init__(self):
-        object.__setattr__(self, "valid_idx", _integers("IndexSplitter", self.valid_idx))
+        values = list(self.valid_idx)
+        for v in values:
+            if isinstance(v, (bool, str, float)) or not hasattr(v, "__index__"):
+                raise TypeError(f"IndexSplitter: {v!r} is not a position; pass integers (for a list of True and False: MaskSplitter).")
+        object.__setattr__(self, "valid_idx", tuple(map(operator.index, values)))
 
     def __call__(self, items: Sequence) -> Split:
         valid = set(self.valid_idx)
         if len(valid) < len(self.valid_idx):
-            raise ValueError("IndexSplitter: valid_idx names some positions twice; pass each once.")
+            raise ValueError("IndexSplitter: valid_idx has some positions twice; pass each once.")
         outside = [i for i in self.valid_idx if not 0 <= i < len(items)]
         if outside:
-            raise ValueError(
-                f"IndexSplitter: valid_idx has {outside[0]}, but there are {plural(len(items), 'item')}: "
-                f"positions 0 to {len(items) - 1}."
-            )
+            raise ValueError(f"IndexSplitter: valid_idx has {outside[0]}, but there are {plural(len(items), 'item')}: positions 0 to {len(items) - 1}.")
         return [i for i in range(len(items)) if i not in valid], list(self.valid_idx)
 
     def __repr__(self) -> str:
@@ -251,18 +227,16 @@ class IndexSplitter:
 # %% ../../nbs/api/data/02_items.ipynb #03af41f2
 @dataclass(frozen=True)
 class MaskSplitter:
-    "Items whose entry in `mask` is true validate"
+    "Items whose entry in `mask` is true are held out for validation"
 
-    mask: Iterable[bool]  # one for each item
+    mask: Iterable[bool]  # one per item
 
     def __post_init__(self):
         object.__setattr__(self, "mask", tuple(bool(m) for m in self.mask))
 
     def __call__(self, items: Sequence) -> Split:
         if len(self.mask) != len(items):
-            raise ValueError(
-                f"MaskSplitter: mask has {len(self.mask)} entries for {plural(len(items), 'item')}; pass one for each."
-            )
+            raise ValueError(f"MaskSplitter: mask has {len(self.mask)} entries for {plural(len(items), 'item')}; pass one per item.")
         return _by_mask(self.mask)
 
     def __repr__(self) -> str:
@@ -287,41 +261,31 @@ def _cell(who: str, row, col: str | int):
         row, names = row[1:], names[1:]  # itertuples puts the index first
     at = names.index(col) if col in names else col if isinstance(col, int) and 0 <= col < len(names) else None
     if at is None:
-        raise ValueError(
-            f"{who}: there is no column {col!r}; the columns are {reprlib.repr(names)}"
-            f"{suggest(str(col), [str(n) for n in names]) or '.'}"
-        )
+        raise ValueError(f"{who}: there is no column {col!r}; the columns are {reprlib.repr(names)}{suggest(str(col), map(str, names)) or '.'}")
     return row[at] if isinstance(row, tuple) else row.iloc[at] if hasattr(row, "iloc") else row[names[at]]
 
 
 @dataclass(frozen=True)
 class ColSplitter:
-    "Rows whose column `col` is true (or 1) validate"
+    "Rows whose column `col` is true (or 1) are held out for validation"
 
     col: str | int = "is_valid"  # name or position of the column
-    on: Any = None  # validate where the column has this value (or one of this list) instead
+    on: Any = None  # hold out the rows where the column has this value (or one of this list) instead
 
     def __call__(self, items) -> Split:
-        if hasattr(items, "columns"):
-            names = list(items.columns)
-            at = names.index(self.col) if self.col in names else self.col
-            if isinstance(at, str) or not 0 <= at < len(names):
-                _cell("ColSplitter", dict.fromkeys(names), self.col)
-            column = items.iloc[:, at].tolist()
+        if hasattr(items, "columns"):  # a table
+            column = _cell("ColSplitter", {name: items.iloc[:, i] for i, name in enumerate(items.columns)}, self.col).tolist()
         else:
             column = [_cell("ColSplitter", row, self.col) for row in items]
-        if any(map(_is_missing, column)):
-            i = next(i for i, v in enumerate(column) if _is_missing(v))
-            raise ValueError(f"ColSplitter: column {self.col!r} is empty in row {i}; fill it in or drop the row.")
+        empty = next((i for i, v in enumerate(column) if _is_missing(v)), None)
+        if empty is not None:
+            raise ValueError(f"ColSplitter: column {self.col!r} is empty in row {empty}; fill it in or drop the row.")
         if self.on is not None:
             wanted = [self.on] if isinstance(self.on, str) or not isinstance(self.on, Iterable) else list(self.on)
             return _by_mask([v in wanted for v in column])
         odd = next((v for v in column if v not in (0, 1)), None)
         if odd is not None:
-            raise ValueError(
-                f"ColSplitter: column {self.col!r} has {odd!r}, which is neither true nor false; pass on={odd!r} "
-                "to validate on the rows that have it."
-            )
+            raise ValueError(f"ColSplitter: column {self.col!r} has {odd!r}, which is neither true nor false; pass on={odd!r} to hold out the rows that have it.")
         return _by_mask(column)
 
 # %% ../../nbs/api/data/02_items.ipynb #045f9dde
@@ -331,23 +295,17 @@ class TrainTestSplitter:
 
     test_size: float | int = 0.2  # share of the items, or their number
     random_state: int | None = None  # None: another split every time
-    stratify: Sequence | Callable[[Any], Any] | None = None  # the items' classes, or a labeller that gives them
+    stratify: Sequence | Callable[[Any], Any] | None = None  # the items' classes, or a labeller that returns them
     train_size: float | int | None = None  # None: all the others
     shuffle: bool = True  # False: keep the order; not with stratify
 
     def __call__(self, items: Sequence) -> Split:
         from sklearn.model_selection import train_test_split
 
-        seed = _generator(None).initial_seed() % 2**32 if self.random_state is None else self.random_state
+        seed = random.SystemRandom().randrange(2**32) if self.random_state is None else self.random_state
         classes = [self.stratify(o) for o in items] if callable(self.stratify) else self.stratify
-        train, valid = train_test_split(
-            range(len(items)),
-            test_size=self.test_size,
-            train_size=self.train_size,
-            random_state=seed if self.shuffle else None,
-            shuffle=self.shuffle,
-            stratify=classes,
-        )
+        train, valid = train_test_split(range(len(items)), test_size=self.test_size, train_size=self.train_size, shuffle=self.shuffle,
+                                        random_state=seed if self.shuffle else None, stratify=classes)
         return list(train), list(valid)
 
     def __repr__(self) -> str:
@@ -357,17 +315,17 @@ class TrainTestSplitter:
 # %% ../../nbs/api/data/02_items.ipynb #112348d9
 def parent_label(
     o: str | os.PathLike,  # a file
-) -> str:  # the name of the folder it lies in
-    "The label of a file that lies in a folder named after its class"
+) -> str:  # the name of its folder
+    "The label of a file whose folder is named after its class"
     return Path(o).parent.name
 
 # %% ../../nbs/api/data/02_items.ipynb #9e723c9f
 @dataclass(frozen=True)
 class RegexLabeller:
-    "The first group of a pattern, looked for in the item's path (with / between folders on every system)"
+    "The first group of a pattern, searched in the item's path (with / between folders on every system)"
 
     pat: str  # a regular expression with a group (in parentheses) around the label
-    match: bool = False  # the pattern must hold from the first character on, as in re.match
+    match: bool = False  # True: the pattern must fit from the first character on, as in re.match
 
     def __post_init__(self):
         try:
@@ -375,16 +333,14 @@ class RegexLabeller:
         except re.error as e:
             raise ValueError(f"RegexLabeller: pat={self.pat!r} is not a regular expression: {e}.") from None
         if not groups:
-            raise ValueError(
-                f"RegexLabeller: pat={self.pat!r} has no group; put ( ) around the part that is the label."
-            )
+            raise ValueError(f"RegexLabeller: pat={self.pat!r} has no group; put ( ) around the part that is the label.")
 
     def __call__(self, o: str | os.PathLike) -> str:
         text = o if isinstance(o, str) else Path(o).as_posix()
         found = (re.match if self.match else re.search)(self.pat, text)
         if found is None or found.group(1) is None:
             shown = show_path(text) if os.path.isabs(text) else text
-            raise ValueError(f"RegexLabeller: pat={self.pat!r} does not fit {shown!r}; try it on that name alone.")
+            raise ValueError(f"RegexLabeller: pat={self.pat!r} does not fit {shown!r}; change it until it fits that name.")
         return found.group(1)
 
 # %% ../../nbs/api/data/02_items.ipynb #91319255
@@ -412,12 +368,12 @@ def using_attr(
 # %% ../../nbs/api/data/02_items.ipynb #792e3f04
 @dataclass(frozen=True)
 class ColReader:
-    "What stands in column(s) `cols` of a row"
+    "The value of column(s) `cols` of a row"
 
-    cols: str | int | Sequence[str | int]  # name(s) or position(s); several give a list
+    cols: str | int | Sequence[str | int]  # name(s) or position(s); several make a list
     pref: str | os.PathLike = ""  # put in front; a folder is joined with /
-    suff: str = ""  # put behind, such as ".jpg"
-    label_delim: str | None = None  # split the text at this: several labels
+    suff: str = ""  # put at the end, such as ".jpg"
+    label_delim: str | None = None  # split the text here, because a cell has several labels
 
     def __call__(self, row):
         if isinstance(self.cols, (str, int)):
@@ -433,21 +389,16 @@ class ColReader:
         if not pref and not self.suff:
             return value
         if _is_missing(value):
-            raise ValueError(f"ColReader: column {col!r} is empty in {reprlib.repr(row)}.")
+            raise ValueError(f"ColReader: column {col!r} is empty in {reprlib.repr(row)}; fill it in or drop the row.")
         return f"{pref}{value}{self.suff}"
 
 # %% ../../nbs/api/data/02_items.ipynb #ee57c2a8
-def _kind(who: str, v) -> str:
+def _kind(v) -> str:
     "`text`, `bool` or `number`; anything else raises"
-    if isinstance(v, str):
-        return "text"
-    if isinstance(v, bool):
-        return "bool"
-    if isinstance(v, (int, float)):
-        return "number"
-    raise TypeError(
-        f"{who}: {v!r} is a {type(v).__name__}; a label is text, a number or a bool. Let get_y return one of these."
-    )
+    for kind, name in ((str, "text"), (bool, "bool"), ((int, float), "number")):
+        if isinstance(v, kind):
+            return name
+    raise TypeError(f"CategoryMap: {v!r} is a {type(v).__name__}, but a label must be text, a number or a bool; return one of these from get_y.")
 
 
 class CategoryMap:
@@ -460,26 +411,20 @@ class CategoryMap:
         sort: bool = True,  # False: in the order of first appearance
     ):
         if isinstance(values, str):
-            raise TypeError(f"CategoryMap: values={values!r} is one text; pass a list of labels.")
+            raise TypeError(f"CategoryMap: values={values!r} is a single text; pass a list of labels.")
         if hasattr(values, "cat") and not values.isna().any():  # a pandas column with categories brings its own order
             values, sort = values.cat.categories, False
-        values = (
-            values.tolist() if hasattr(values, "tolist") else [v.item() if hasattr(v, "item") else v for v in values]
-        )
+        values = values.tolist() if hasattr(values, "tolist") else [v.item() if hasattr(v, "item") else v for v in values]
         missing = sum(map(_is_missing, values))
         if missing:
-            raise ValueError(
-                f"CategoryMap: {plural(missing, 'label')} of {len(values)} missing (None or NaN); drop those "
-                "items or give them a label of their own, such as 'unknown'."
-            )
+            raise ValueError(f"CategoryMap: {plural(missing, 'label')} of {len(values)} missing (None or NaN); drop those items or give them "
+                             "a label of their own, such as 'unknown'.")
         if not values:
             raise ValueError("CategoryMap: there are no labels; pass at least one.")
-        kinds = {_kind("CategoryMap", v): v for v in values}
+        kinds = {_kind(v): v for v in values}
         if len(kinds) > 1:
-            raise TypeError(
-                f"CategoryMap: the labels mix {' and '.join(sorted(kinds))} (such as "
-                f"{' and '.join(repr(kinds[k]) for k in sorted(kinds))}); make them all of one kind, e.g. with str()."
-            )
+            examples = " and ".join(repr(kinds[k]) for k in sorted(kinds))
+            raise TypeError(f"CategoryMap: the labels mix {' and '.join(sorted(kinds))} (such as {examples}); make them all the same kind, e.g. with str().")
         unique = [str(v) if isinstance(v, str) else v for v in dict.fromkeys(values)]
         self._vocab = sorted(unique) if sort else unique
         self._o2i = {v: i for i, v in enumerate(self._vocab)}
@@ -493,10 +438,8 @@ class CategoryMap:
         "The number of a label"
         if value in self:
             return self._o2i[value]
-        near = suggest(str(value), [str(v) for v in self._vocab]) or "."
-        raise ValueError(
-            f"CategoryMap: {value!r} is not one of the {plural(len(self), 'label')} {reprlib.repr(self._vocab)}{near}"
-        )
+        raise ValueError(f"CategoryMap: {value!r} is not one of the {plural(len(self), 'label')} {reprlib.repr(self._vocab)}"
+                         f"{suggest(str(value), map(str, self._vocab)) or '.'}")
 
     def decode(self, i: int):
         "The label of a number"
@@ -505,14 +448,19 @@ class CategoryMap:
             raise IndexError(f"CategoryMap: there is no label number {i}; they are 0 to {len(self) - 1}.")
         return self._vocab[i]
 
-    def __getitem__(self, i: int):
-        return self.decode(i)
+    __getitem__ = decode
 
     def __len__(self) -> int:
         return len(self._vocab)
 
     def __iter__(self):
         return iter(self._vocab)
+
+    def __contains__(self, value) -> bool:
+        try:
+            return value in self._o2i
+        except TypeError:
+            return False  # not hashable, so not a label
 
     def __eq__(self, other) -> bool:
         return isinstance(other, CategoryMap) and self._vocab == other._vocab
@@ -522,9 +470,3 @@ class CategoryMap:
 
     def __repr__(self) -> str:
         return f"CategoryMap({reprlib.repr(self._vocab)})"
-
-    def __contains__(self, value) -> bool:
-        try:
-            return value in self._o2i
-        except TypeError:
-            return False  # not hashable, so no label
