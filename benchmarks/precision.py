@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from coursekit.cli.doctor import processor
-from coursekit.core import precision_dtype, reuse_memory
+from coursekit.core import precision_dtype
 from coursekit.vision.models import whole_net
 
 ARCHS = ["coursenet", "resnet18", "densenet121", "squeezenet1_1", "regnet_y_400mf", "convnext_tiny", "mobilenet_v3_small", "efficientnet_b0",
@@ -36,7 +36,6 @@ def main():
     ap.add_argument("--bs", type=int, default=32)
     ap.add_argument("--steps", type=int, default=6)
     args = ap.parse_args()
-    reuse_memory()
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(args.bs, 3, args.size, args.size, generator=rng).contiguous(memory_format=torch.channels_last)
     y = torch.randint(1000, (args.bs,), generator=rng)

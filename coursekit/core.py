@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['coursekit_home', 'state_folder', 'show_path', 'printable', 'suggest', 'takes_options', 'check_range', 'check_whole',
            'check_fname', 'plural', 'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype',
-           'has_small_depthwise', 'cpu_cores', 'atomic_file', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
+           'has_small_depthwise', 'cpu_cores', 'atomic_file', 'RngState', 'seeded', 'lazy_module']
 
 # %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
-import ctypes
 import difflib
 import functools
 import hashlib
@@ -18,7 +17,6 @@ import inspect
 import os
 import re
 import secrets
-import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -232,19 +230,6 @@ def atomic_file(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-# %% ../nbs/api/00_core.ipynb #164c11dd
-@functools.cache
-def reuse_memory() -> bool:  # whether it is so now
-    "Let this process keep the memory it frees, for the next batch (Linux with glibc; not where COURSEKIT_MALLOC is 'system')."
-    if sys.platform != "linux" or os.environ.get("COURSEKIT_MALLOC") == "system":
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return False
-    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
-    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 # %% ../nbs/api/00_core.ipynb #5697d6e7
 class RngState:

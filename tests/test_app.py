@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from browser import FLAGS, free_port
-from helpers import real_photo, tool
+from helpers import real_photo
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -35,7 +36,7 @@ def app_server(model: str, folder: Path, *, timeout: float = 300) -> Iterator[Ap
     (folder / "tmp").mkdir(exist_ok=True)
     env = {**{k: v for k, v in os.environ.items() if k != "MPLBACKEND"}, "TMPDIR": str(folder / "tmp"), "JUPYTER_RUNTIME_DIR": str(folder / "run")}
     with log.open("w") as out:
-        command = [tool("coursekit"), "app", model, "--port", str(port), "--no-browser", "--max-visitors", "1"]
+        command = [sys.executable, "-m", "coursekit", "app", model, "--port", str(port), "--no-browser", "--max-visitors", "1"]
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
     try:
         end = time.monotonic() + timeout

@@ -74,6 +74,8 @@ def test_global_random_states_are_left_alone(case):
 @relaxed
 @given(st.integers(2, 100), seeds.map(lambda s: None if s is None else s % 2**32))
 def test_train_test_splitter_leaves_them_alone_too(n, seed):
+    import sklearn.model_selection  # noqa: F401  # importing it draws from Python's generator
+
     before = global_states()
     train, valid = TrainTestSplitter(0.5, random_state=seed)(range(n))
     assert global_states() == before and sorted(train + valid) == list(range(n))

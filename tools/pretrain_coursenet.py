@@ -281,7 +281,7 @@ def main():
     opt = partial(SGD, mom=0.9) if args.opt == "sgd" else AdamW
     learn = Learner(make_dls(data, plan[0], args, every=4), model.to(memory_format=torch.channels_last), joint_loss, opt_func=opt,
                     metrics=metrics, wd=args.wd, path=args.work, precision=args.precision, seed=args.seed)
-    learn.channels_last, learn.progress = True, False
+    learn.progress = False
     if done or saved:
         learn.load(state["file"] if done else args.start.resolve(), with_opt=bool(done))
     if args.blend and not done:
@@ -342,7 +342,7 @@ def publish(model, data, args):
     atomic_write(WEIGHTS, save(state, made))
     model.load_state_dict({**{k: v.float() for k, v in state.items() if not k.startswith("heads.")}, "fc.weight": weight.half().float(), "fc.bias": bias}, strict=False)
     learn = Learner(make_dls(data, [64], args), model, joint_loss, metrics=[SetAccuracy("tiny_imagenet", 0, TINY), SetAccuracy("cifar10", TINY, TINY + CIFAR)])
-    learn.channels_last, tests = True, {}
+    tests = {}
     with learn.no_bar():
         for size in (64, 96, 128):
             learn.dls = make_dls(data, [size], args)

@@ -47,7 +47,7 @@ def hub_errors(
     except Exception as e:
         said, library = " ".join((str(e) or type(e).__name__).split())[:300], type(e).__module__.partition(".")[0]
         offline = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError, hf.LocalEntryNotFoundError)
-        if isinstance(e, offline) or library in ("httpx", "httpcore", "requests", "urllib3"):
+        if isinstance(e, offline) or library.startswith(("httpx", "httpcore", "requests", "urllib3")):
             hint = f"Check the connection to {endpoint or 'huggingface.co'}, or pass a file to load_learner."
         elif isinstance(e, (hf.HfHubHTTPError, hf.HFValidationError)):
             hint = "Check the names of repository, file and revision; a private repository needs token=, or run 'hf auth login'."

@@ -43,8 +43,7 @@ class ImageGraph(nn.Module):
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:  # (N, 3, H, W) uint8 -> (N, ...) float32 per target, as `get_preds`
         for t in self.tfms:
             images = t.traced(images)
-        out = self.net(images)
-        return self.loss.activation(as_float(out))
+        return self.loss.activation(self.loss.takes(as_float(self.net(images))))
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #b56cc013
 @torch.no_grad()

@@ -33,6 +33,7 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "mse": "coursekit.training.losses:MSELossFlat",
     "l1": "coursekit.training.losses:L1LossFlat",
     "wrapped": "coursekit.training.loss_wrappers:WrappedLoss",
+    "multi_target": "coursekit.training.losses:MultiTargetLoss",
     "vision_model": "coursekit.vision.models:VisionModel",
 }
 

@@ -73,13 +73,8 @@ def pca(
     return nn.functional.pad(points[:, :n], (0, missing)), nn.functional.pad(shares[:n], (0, missing))
 
 # %% ../../nbs/api/interpret/03_embeddings.ipynb #a2c151a3
-def spread(
-    points: Tensor,  # (N, 2)
-    n: int = 30,  # at most so many
-    *,
-    gap: float = 0.09,  # as a share of the map's width and height
-) -> list[int]:  # their positions
-    "Points that lie far from each other, so that their thumbnails don't overlap."
+def spread(points: Tensor, n: int = 30, *, gap: float = 0.09) -> list[int]:  # positions of at most n of them
+    "Points that lie far from each other, at least `gap` of the map's width or height, so that their thumbnails don't overlap."
     unit = (points - points.min(0).values) / (points.max(0).values - points.min(0).values).clamp(min=1e-12)
     picks, distance = [0], (unit - unit[0]).norm(dim=1)
     while len(picks) < n and distance.max() > gap:
@@ -92,7 +87,7 @@ def plain(text: Any, width: int = 24) -> str:
     "A name from outside as matplotlib should draw it: on one line, at most `width` characters, and no formula."
     return printable(text, width=width).replace("$", r"\$").lstrip("_")  # matplotlib hides labels that begin with _
 
-# %% ../../nbs/api/interpret/03_embeddings.ipynb #a114c54c
+# %% ../../nbs/api/interpret/03_embeddings.ipynb #e56b72fe
 class MapItems:
     "Items as points of a plane, near each other if the model takes them for similar."
 
@@ -138,17 +133,14 @@ class MapItems:
         by = f"; the axes hold {sum(self.shares):.0%} of the variance" if self.shares else ""
         return f"Map of {shown}, {sum(map(self.wrong, range(n)))} predicted wrongly{by}"
 
-# %% ../../nbs/api/interpret/03_embeddings.ipynb #11ba0758
-def draw_map(
-    items: MapItems,  # what to draw
-    ax: Any,  # matplotlib axes
-) -> None:
+# %% ../../nbs/api/interpret/03_embeddings.ipynb #fc6a21df
+def draw_map(items: MapItems, ax: Any) -> None:
     "Points by class, crosses for wrong predictions, and some thumbnails."
     from matplotlib import colormaps
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
     n, points = len(items.groups), items.points
-    palette = colormaps["tab10"].colors if n <= 10 else colormaps["tab20"].colors if n <= 20 else colormaps["turbo"](np.linspace(0, 1, n))
+    palette = colormaps["tab10" if n <= 10 else "tab20"](np.arange(n)) if n <= 20 else colormaps["turbo"](np.linspace(0, 1, n))
     colors = dict(zip(items.groups, palette))
     group = [str(a) if str(a) in colors else None for a in items.actual]
     for g in [*items.groups, None]:
@@ -167,11 +159,8 @@ def draw_map(
         ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + n // 20)
 
 
-def draw_neighbors(
-    items: MapItems,  # what to draw
-    i: int,  # the item picked
-) -> tuple[Any, str]:  # a figure and its alternative text
-    "The map with one item ringed, and below it that item and its nearest neighbors."
+def draw_neighbors(items: MapItems, i: int) -> tuple[Any, str]:  # a figure and its alternative text
+    "The map with item i ringed, and below it that item and its nearest neighbors."
     import matplotlib.pyplot as plt
 
     near = items.neighbors(i)
@@ -222,12 +211,8 @@ class EmbeddingMap(MapItems):
         return cls(points[picks], names, [s[ds.n_inp] if labelled else None for s in samples], predicted, thumbs=thumbs,
                    features=features[picks], shares=shares.tolist(), of=len(points))
 
-    def plot(
-        self,
-        *,
-        figsize: tuple[float, float] = (7, 4.5),  # inches
-    ) -> None:
-        "The map as a figure. Crosses are wrong predictions."
+    def plot(self, *, figsize: tuple[float, float] = (7, 4.5)) -> None:
+        "The map as a figure of so many inches. Crosses are wrong predictions."
         import matplotlib.pyplot as plt
 
         fig, ax = plt.subplots(figsize=figsize, dpi=110, layout="constrained")

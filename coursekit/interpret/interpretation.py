@@ -45,7 +45,7 @@ def slice_of(
 ) -> list:  # the slice of each item; "missing" for None and NaN
     "Which slice each item belongs to."
     if callable(by) and items is None:
-        raise ValueError("Interpretation.slices: plain loaders do not name their items, so by cannot be a function; pass a list with one value per item.")
+        raise ValueError("Interpretation.slices: plain loaders do not name their items; pass by as a list with one value per item.")
     found = [by(file_of(item)) for item in items] if callable(by) else list(by)
     if len(found) != n:
         raise ValueError(f"Interpretation.slices: by has {plural(len(found), 'value')} for {plural(n, 'item')}; pass one per item, in their order.")
@@ -175,7 +175,7 @@ class Interpretation:
         "The items with the highest losses, each with target, prediction, loss and the probability of the prediction."
         ds = getattr(self.dl, "dataset", None)
         if not hasattr(ds, "blocks"):
-            raise ValueError("Interpretation.plot_top_losses: plain loaders do not know how to show their tensors; use DataLoaders made by a DataBlock.")
+            raise ValueError("Interpretation.plot_top_losses: plain loaders cannot show their tensors; use DataLoaders made by a DataBlock.")
         losses, order = self.top_losses(k, largest=largest)
         batch, block = self.dl.samples(order.tolist(), order.tolist()), ds.blocks[ds.n_inp + self.target]
         names = readable(self.decoded[order], "classes", self.vocab) if self.kind == "classes" else None
@@ -190,8 +190,8 @@ class Interpretation:
         for ax, heat in zip(axes, maps):
             ax.imshow(heat.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
         fig.suptitle("actual / predicted / loss", fontsize=9)
-        finish(fig, f"{plural(len(axes), 'item')} with the {'highest' if largest else 'lowest'} losses{', with heat maps of the predictions' if maps else ''}: "
-               + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
+        finish(fig, f"{plural(len(axes), 'item')} with the {'highest' if largest else 'lowest'} losses"
+               f"{', with heat maps of the predictions' if maps else ''}: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 
     def to_df(self) -> Any:  # pandas.DataFrame
         """One row per item, in the order of the set: item, actual, predicted, loss; for classes the probabilities of both, for one number the
@@ -226,13 +226,14 @@ class Interpretation:
     ) -> ThresholdCurve:
         "Precision, recall and F1 of one class against the rest, or of labels, at every threshold."
         if self.kind not in ("classes", "labels"):
-            raise ValueError(f"Interpretation.threshold_curve: the model predicts {self.kind}, which have no threshold; use it with classes or labels.")
+            raise ValueError(f"Interpretation.threshold_curve: {self.kind} have no threshold; use it with classes or labels.")
         c = self.preds.shape[1]
         truth = torch.nn.functional.one_hot(self.targs.long(), c) if self.kind == "classes" else self.targs.reshape(self.preds.shape)
         if target is None and self.kind == "labels":
             return threshold_curve(self.preds.flatten(), truth.flatten(), name="any label")
         if target is None and c != 2:
-            raise ValueError(f"Interpretation.threshold_curve: which of the {c} classes counts as positive? Pass target, such as {self.vocab[0] if self.vocab else 0!r}.")
+            raise ValueError(f"Interpretation.threshold_curve: target=None, but there are {c} classes; pass the one that counts as positive, "
+                             f"such as {self.vocab[0] if self.vocab else 0!r}.")
         i = 1 if target is None else target_index(self.vocab, target, c, who="Interpretation.threshold_curve")
         return threshold_curve(self.preds[:, i], truth[:, i], name=str(i if self.vocab is None else self.vocab[i]))
 

@@ -231,7 +231,8 @@ def _ear(pen: Pen, pet: Pet, side: int, rng: Generator) -> Extent | None:
 # %% ../../nbs/api/samples/01_animals.ipynb #180f940c
 def _eyes(pen: Pen, pet: Pet, x: float, y: float, r: float, lid: np.ndarray) -> None:
     cat, look = pet.breed.species == "cat", 0.3 * pet.turn * r
-    almond = smooth([(-r * 1.12, r * 0.22), (-r * 0.5, -r * 0.72), (r * 0.45, -r * 0.9), (r * 1.16, -r * 0.2), (r * 0.5, r * 0.75), (-r * 0.5, r * 0.8)])
+    almond = smooth([(-r * 1.12, r * 0.22), (-r * 0.5, -r * 0.72), (r * 0.45, -r * 0.9), (r * 1.16, -r * 0.2), (r * 0.5, r * 0.75),
+                     (-r * 0.5, r * 0.8)])
     lidded = np.minimum(almond * 1.24, (np.inf, r * (1.6 * pet.sleepy - 0.85)))  # the eye's upper part, down to a line
     both = [Affine.place(side * x, y, flip=side < 0) for side in (-1, 1)]
     pen.paint([at(almond * 1.22) for at in both], mix(INK, pet.dark, 0.2), soft=0.015)

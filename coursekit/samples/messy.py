@@ -17,23 +17,8 @@ from PIL import Image, ImageDraw
 from numpy.random import Generator
 
 # %% ../../nbs/api/samples/03_messy.ipynb #381dbd3f
-KINDS = {  # what happened to a file of a messy folder
-    "fine": "nothing is wrong with it",
-    "wrong label": "it shows another class than its folder says",
-    "copy": "the bytes of another file in the same folder",
-    "copy elsewhere": "the bytes of a file in another class's folder, so one of the two labels is wrong",
-    "saved again": "another file's image, saved again: it looks the same, but the bytes differ",
-    "turned": "stored lying on its side, with an EXIF note on how to turn it",
-    "camera size": "about 12 million pixels",
-    "unsorted": "in a folder that is not a class",
-    "pocket": "taken in a pocket: it shows nothing",
-    "screenshot": "an image of a chat",
-    "cut off": "the second half of the file is missing",
-    "web page": "HTML, named .jpg",
-    "drawing": "SVG, named .jpg",
-    "empty": "no bytes",
-    "not a picture": "a text file, or a file that a program left behind",
-}
+KINDS = ("fine", "wrong label", "copy", "copy elsewhere", "saved again", "turned", "camera size", "unsorted", "pocket", "screenshot", "cut off",
+         "web page", "drawing", "empty", "not a picture")  # what happened to a file of a messy folder
 UNSORTED = "not sure"  # the folder that is not a class
 
 

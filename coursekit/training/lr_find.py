@@ -76,16 +76,8 @@ class OneBar(Callback):
         self.bar.close()
 
 # %% ../../nbs/api/training/12_lr_find.ipynb #23b05cbb
-def lr_find(
-    learn: LearnerLike,  # put back as it was
-    start_lr: float,  # as for `Learner.lr_find`
-    end_lr: float,  # as for `Learner.lr_find`
-    num_it: int,  # as for `Learner.lr_find`
-    *,
-    stop_div: bool,  # as for `Learner.lr_find`
-    show_plot: bool,  # as for `Learner.lr_find`
-    suggest_funcs: Callable | Sequence[Callable],  # as for `Learner.lr_find`
-) -> tuple[float, ...]:  # a named tuple
+def lr_find(learn: LearnerLike, start_lr: float, end_lr: float, num_it: int, *, stop_div: bool, show_plot: bool,
+            suggest_funcs: Callable | Sequence[Callable]) -> tuple[float, ...]:  # a named tuple
     "What `Learner.lr_find` does."
     check_whole("Learner.lr_find", "num_it", num_it, 10)
     if not 0 < start_lr < end_lr:

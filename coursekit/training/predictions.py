@@ -131,12 +131,8 @@ def joined(
 
 # %% ../../nbs/api/training/11_predictions.ipynb #6e1eb74a
 @torch.no_grad()
-def raw_preds(
-    learn: LearnerLike,  # is not changed
-    dl: Any,  # a loader in order
-    *,
-    progress: bool = True,  # show a bar
-) -> tuple[Any, tuple[Tensor, ...]]:  # outputs as the model gives them, and the targets: both for all items, on the CPU
+def raw_preds(learn: LearnerLike, dl: Any, *,
+              progress: bool = True) -> tuple[Any, tuple[Tensor, ...]]:  # outputs as the model gives them, and the targets: both for all items, on the CPU
     "The model's outputs for every batch of a loader. Right after a validation they are there already."
     if learn.kept.fit(dl, learn.model):
         rows = learn.kept.rows
@@ -154,14 +150,7 @@ def to_cpu(x: Any) -> Any:
     return joined([x])
 
 # %% ../../nbs/api/training/11_predictions.ipynb #20fc3c9c
-def get_preds(
-    learn: LearnerLike,  # is not changed
-    dl: Any,  # a loader in order
-    *,
-    with_loss: bool = False,  # each item's loss, too
-    with_decoded: bool = False,  # decoded predictions, too
-    progress: bool = True,  # show a bar
-) -> Preds:
+def get_preds(learn: LearnerLike, dl: Any, *, with_loss: bool = False, with_decoded: bool = False, progress: bool = True) -> Preds:
     "What `Learner.get_preds` does."
     raw, targs = raw_preds(learn, dl, progress=progress)
     if with_loss and not targs:
@@ -177,10 +166,7 @@ def alone(parts: tuple) -> Any:
     return parts[0] if len(parts) == 1 else parts or None
 
 # %% ../../nbs/api/training/11_predictions.ipynb #66c25d14
-def predict(
-    learn: LearnerLike,  # is not changed
-    item: Any,  # as `Learner.predict` takes it
-) -> Prediction:
+def predict(learn: LearnerLike, item: Any) -> Prediction:
     "What `Learner.predict` does."
     blocks = learn.dls.targets
     if not blocks:
@@ -195,15 +181,8 @@ def predict(
     return Prediction(tuple(b.decode(i) for b, i in zip(blocks, index)), index, tuple(p[0] for p in found.preds))
 
 # %% ../../nbs/api/training/11_predictions.ipynb #20533817
-def show_results(
-    learn: LearnerLike,  # is not changed
-    dl: Any,  # a loader in order
-    *,
-    max_n: int = 9,  # items at most
-    ncols: int | None = None,  # columns of the grid
-    figsize: tuple[float, float] | None = None,  # inches
-    seed: int | None = None,  # which items; None: the first ones
-) -> None:
+def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | None = None, figsize: tuple[float, float] | None = None,
+                 seed: int | None = None) -> None:
     "What `Learner.show_results` does."
     if not dl.targets:
         raise ValueError("Learner.show_results: plain loaders do not say how to show their tensors; build the data with a DataBlock.")
@@ -224,14 +203,7 @@ def show_results(
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52
 @torch.no_grad()
-def tta(
-    learn: LearnerLike,  # is not changed
-    dl: Any,  # a loader in order
-    *,
-    n: int = 4,  # augmented passes
-    beta: float = 0.25,  # weight of the plain prediction, 0..1
-    progress: bool = True,  # show a bar
-) -> Preds:
+def tta(learn: LearnerLike, dl: Any, *, n: int = 4, beta: float = 0.25, progress: bool = True) -> Preds:
     "What `Learner.tta` does."
     if not dl.targets:
         raise ValueError("Learner.tta: plain loaders cannot be augmented; build the data with a DataBlock.")
@@ -242,13 +214,7 @@ def tta(
     return Preds(alone(tuple(torch.lerp(m, p, beta) for m, p in zip(means, first))), plain.targs)
 
 # %% ../../nbs/api/training/11_predictions.ipynb #8f4352d6
-def augmented_preds(
-    learn: LearnerLike,  # is not changed
-    dl: Any,  # a loader in order
-    *,
-    seed: int,  # of the augmentation
-    progress: bool,  # show a bar
-) -> tuple[Tensor, ...]:  # for each target (N, ...), after the loss's activation
+def augmented_preds(learn: LearnerLike, dl: Any, *, seed: int, progress: bool) -> tuple[Tensor, ...]:  # for each target (N, ...), after the loss's activation
     """Predictions for augmented items. What lives in image space (masks, points) is brought back to where the item was; random item transforms
     cannot be undone, so for such targets they do what they do in validation."""
     kinds, tfms = [b.kind for b in dl.targets], learn.dls.batch_tfms

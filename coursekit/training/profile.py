@@ -141,10 +141,7 @@ class _AfterAll(Callback):
             raise CancelFitException
 
 # %% ../../nbs/api/training/13_profile.ipynb #58aa3d67
-def profile(
-    learn: LearnerLike,  # put back as it was
-    n_batches: int,  # training batches to measure, from 1
-) -> Table:
+def profile(learn: LearnerLike, n_batches: int) -> Table:
     "What `Learner.profile` does."
     check_whole("Learner.profile", "n_batches", n_batches, 1)
     watch = StopWatch(n_batches, warm_up=3)

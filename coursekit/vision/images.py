@@ -140,15 +140,9 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs goes to your handlers, but not to the terminal by itself
 
 # %% ../../nbs/api/vision/00_images.ipynb #2b082b91
-_TURNS = {  # EXIF orientation -> what undoes it
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_Turn = Image.Transpose
+_TURNS = {2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM, 5: _Turn.TRANSPOSE, 6: _Turn.ROTATE_270,
+          7: _Turn.TRANSVERSE, 8: _Turn.ROTATE_90}  # EXIF orientation -> what undoes it
 
 
 def _upright(img: Image.Image) -> Image.Image:

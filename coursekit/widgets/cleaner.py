@@ -63,10 +63,7 @@ class Choices:
 class LabelledFiles:
     "The files of the training and validation set and their classes. Both change when edits are applied."
 
-    def __init__(
-        self,
-        learn: Learner,  # for images with one class each
-    ):
+    def __init__(self, learn: Learner) -> None:
         kinds = getattr(learn.dls.train_ds, "kinds", None) if isinstance(learn, Learner) else None
         if kinds != ["image", "category"]:
             raise ValueError(f"ImageClassifierCleaner: learn is a {type(learn).__name__}{f' of {kinds}' if kinds else ''}; pass a Learner for images "
@@ -84,13 +81,8 @@ class LabelledFiles:
         self.about: dict[int, tuple[Any, float, float]] = {}  # position -> predicted class, its probability 0..1, loss
         self.scored: set[int] = set()  # 0 and 1, if that set's files are in `about`
 
-    def follow(
-        self,
-        outcomes: Sequence[Outcome],  # of a round of edits
-        *,
-        back: bool = False,  # the edits were taken back
-    ) -> list[int]:  # positions of the files concerned
-        "Bring names and labels up to date after a round."
+    def follow(self, outcomes: Sequence[Outcome], *, back: bool = False) -> list[int]:  # positions of the files concerned
+        "Bring names and labels up to date after a round of edits that were applied, or taken back."
         done, by_name = {real_path(o.file): o for o in outcomes if o.edit is not None}, {str(v): v for v in self.learn.dls.vocab}
         found = [(i, done[real]) for i, f in enumerate(self.fns) if (real := real_path(f)) in done]
         for i, o in found:
@@ -101,15 +93,13 @@ class LabelledFiles:
                 self.labels[i] = by_name.get(to, to)
         return [i for i, _ in found]
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #bcb40fc6
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #a23c2673
 class ScoredFiles(LabelledFiles):
     "Files with the model's predictions and losses, which are computed when you first ask for them."
 
-    def score(
-        self,
-        part: int,  # 0: training set, not augmented; 1: validation set
-    ) -> None:
-        "Fill `about` for a set as it is now, because its files may have moved since the data was made. A file that is missing gets no entry."
+    def score(self, part: int) -> None:
+        """Fill `about` for set 0 (training, not augmented) or 1 (validation) as it is now, because its files may have moved since the data was
+        made. A file that is missing gets no entry."""
         dl, start = self.sets[part], self.n_train * part
         ds, every = dl.dataset, list(range(len(dl.dataset)))
         fns = self.fns[start:start + len(every)]
@@ -135,14 +125,11 @@ class ScoredFiles(LabelledFiles):
         found = [i for i in self.about if (i >= self.n_train) == part and i not in self.gone and (label is None or self.labels[i] == label)]
         return sorted(found, key=lambda i: -self.about[i][2])
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #cbb04543
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #c23ff0d5
 class Selection:
     "The files of a learner and what was chosen for each of them."
 
-    def __init__(
-        self,
-        learn: Learner,  # trained on files with one class each
-    ):
+    def __init__(self, learn: Learner) -> None:
         self.files, self.choices, self.vocab = ScoredFiles(learn), Choices(), list(learn.dls.vocab)
 
     @property
@@ -240,14 +227,11 @@ class ImageClassifierCleaner(Selection, Shown):
     def __repr__(self) -> str:
         return f"ImageClassifierCleaner({plural(len(self.fns), 'file')}, {self.choices!r})"
 
-# %% ../../nbs/api/widgets/04_cleaner.ipynb #bb17ee15
+# %% ../../nbs/api/widgets/04_cleaner.ipynb #8ce3699b
 class CleanerPages:
     "The upper part of a cleaner: set and class, and one page of images."
 
-    def __init__(
-        self,
-        cleaner: ImageClassifierCleaner,  # keeps the choices
-    ):
+    def __init__(self, cleaner: ImageClassifierCleaner) -> None:
         import ipywidgets as w
 
         self.cleaner, self.cards, self.shown, self.first = cleaner, [], [], 0
@@ -257,16 +241,13 @@ class CleanerPages:
         self.part = w.Dropdown(options=[("Training", 0), ("Validation", 1)], value=1, description="Set", layout=wide)
         self.label = w.Dropdown(options=self.labels, index=0, description="Class", layout=wide)
         self.back, self.on = (w.Button(description=n, layout=w.Layout(width="auto")) for n in ("Previous", "Next"))
-        self.range, self.voice = w.HTML(), voice()
+        self.range, self.said, self.voice = w.HTML(), w.HTML(), voice()
         self.grid = w.Box([], layout=w.Layout(display="flex", flex_flow="row wrap", width="100%"))
         self.top = w.VBox([w.Box([self.part, self.label], layout=row), w.Box([self.back, self.on, self.range], layout=row), self.grid])
 
-    def show_page(
-        self,
-        first: int,  # where in the order the page begins
-    ) -> None:
-        """Bring the images up to date. A card belongs to one image for good: a choice made in the browser just before the page was turned
-        arrives after it, and must not land on another image. So the old cards live for one more page."""
+    def show_page(self, first: int) -> None:
+        """Show the page that begins at a place in the order. A card belongs to one image for good: a choice made in the browser just before the
+        page was turned arrives after it, and must not land on another image. So the old cards live for one more page."""
         c = self.cleaner
         if self.part.value not in c.files.scored:
             self.grid.children = ()  # so that nobody chooses in the meantime
@@ -291,20 +272,28 @@ class CleanerPages:
             line.value = status_html(text)
             self.voice.say(text)
 
+    def guarded(self, action: Callable[[], Any]) -> Callable[..., None]:  # ignores its arguments
+        "An action whose exceptions become a line, because a traceback in the middle of a widget helps nobody."
+        def run(*event: Any) -> None:
+            try:
+                action()
+            except Exception as e:
+                self.said.value = message_html(f"{e or type(e).__name__}")
+                self.voice.say(f"{e or type(e).__name__}", alert=True)
+
+        return run
+
 # %% ../../nbs/api/widgets/04_cleaner.ipynb #d9b8e488
 class CleanerView(CleanerPages):
     "What a cleaner looks like: pages of images, and the buttons below them."
 
-    def __init__(
-        self,
-        cleaner: ImageClassifierCleaner,  # keeps the choices
-    ):
+    def __init__(self, cleaner: ImageClassifierCleaner) -> None:
         import ipywidgets as w
 
         super().__init__(cleaner)
         names = ("Undo", "Apply ...", "Yes, apply", "No", "Undo what was applied")
         self.undo, self.ask, self.yes, self.no, self.restore = (w.Button(description=n, layout=w.Layout(width="auto")) for n in names)
-        self.status, self.said, self.question = w.HTML(), w.HTML(), w.HTML()
+        self.status, self.question = w.HTML(), w.HTML()
         self.confirm = w.Box([self.question, self.yes, self.no], layout=w.Layout(display="none", flex_flow="row wrap"))
         buttons = w.Box([self.undo, self.ask, self.restore], layout=w.Layout(display="flex", flex_flow="row wrap"))
         self.widget = w.VBox([style_sheet(), self.top, self.status, buttons, self.confirm, self.said, self.voice])
@@ -317,17 +306,6 @@ class CleanerView(CleanerPages):
         for menu in (self.part, self.label):
             menu.observe(self.guarded(lambda: self.show_page(0)), names="index")
         self.guarded(self.show)()
-
-    def guarded(self, action: Callable[[], Any]) -> Callable[..., None]:  # ignores its arguments
-        "An action whose exceptions become a line, because a traceback in the middle of a widget helps nobody."
-        def run(*event: Any) -> None:
-            try:
-                action()
-            except Exception as e:
-                self.said.value = message_html(f"{e or type(e).__name__}")
-                self.voice.say(f"{e or type(e).__name__}", alert=True)
-
-        return run
 
     def show(self) -> None:
         "Bring everything up to date."
@@ -363,11 +341,7 @@ class CleanerView(CleanerPages):
 class Card:
     "One image of the page, and the list under it."
 
-    def __init__(
-        self,
-        view: CleanerPages,  # the page
-        i: int,  # position of the image
-    ):
+    def __init__(self, view: CleanerPages, i: int) -> None:
         import ipywidgets as w
 
         self.view, self.i, self.key, self.busy = view, i, None, False

@@ -93,7 +93,7 @@ def dropzone(
     "A place to drop, choose or photograph images."
     return dropzone_class()(Collector(on_file, on_refused, max_bytes=max_bytes))
 
-# %% ../../nbs/api/widgets/01_dropzone.ipynb #20f35bbc
+# %% ../../nbs/api/widgets/01_dropzone.ipynb #c3c8626a
 def file_button(
     on_file: Callable[[str, bytes], None],  # called with name and content of each file
     on_refused: Callable[[str, str], None],  # called with name and reason for every file that is too large

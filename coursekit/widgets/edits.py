@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BIN', 'FIELDS', 'Edit', 'Outcome', 'real_path', 'EditLog', 'free_path', 'move_file', 'target_of', 'plan_edits',
-           'apply_edits', 'put_back', 'undo_edits', 'read_edits']
+           'apply_edits', 'undo_edits', 'read_edits']
 
 # %% ../../nbs/api/widgets/03_edits.ipynb #b7432e3c
 import csv
@@ -42,9 +42,7 @@ class Outcome:
     edit: Edit | None = None  # what was carried out or taken back; None: nothing
 
 
-def real_path(
-    path: Path,  # of a file
-) -> Path:
+def real_path(path: Path) -> Path:
     "Where a file really is, whatever links lead there. If the file itself is a link, the link is meant, because that is what would be moved."
     return path.parent.resolve() / path.name
 
@@ -65,8 +63,8 @@ class EditLog:
             return ""
         real, top = real_path(path), self.root.resolve()
         if path.name in ("", "..") or not real.is_relative_to(top) or real == top:
-            raise ValueError(f"{show_path(path)} is not inside the dataset's folder {show_path(top)}, so nothing was moved. Pass the folder that holds "
-                             f"all its files. If the name is from the log, {show_path(self.file)}, coursekit didn't write it: delete the log.")
+            raise ValueError(f"{show_path(path)} is not inside the dataset's folder {show_path(top)}, so nothing was moved. Pass the folder that "
+                             f"holds all files. If the name is from the log, {show_path(self.file)}, coursekit didn't write it: delete the log.")
         return real.relative_to(top).as_posix()
 
     def path(self, name: str) -> Path | None:  # None for ""
@@ -187,10 +185,7 @@ def apply_edits(
         return outcomes
 
 # %% ../../nbs/api/widgets/03_edits.ipynb #ee137b18
-def put_back(
-    book: EditLog,  # of the dataset
-    row: dict[str, str],  # an edit that was carried out, or was about to be
-) -> Outcome:
+def _put_back(book: EditLog, row: dict[str, str]) -> Outcome:
     "Move one file to where it came from."
     home, away = book.path(row["file"]), book.path(row["target"])
     back = home
@@ -211,7 +206,7 @@ def undo_edits(
     with book.lock():
         rows = book.rows()
         last = [r for r in reversed(rows) if r["time"] == rows[-1]["time"]]
-        outcomes = [put_back(book, r) for r in last]
+        outcomes = [_put_back(book, r) for r in last]
         back = [r for r, o in zip(last, outcomes) if not o.problem]
         if back:
             book.write([r for r in rows if r not in back])

@@ -27,9 +27,7 @@ FAR = 1e6  # further out the path is not followed
 RATES = (1e-4, 1.0)  # the slider's ends
 
 
-def limit_rate(
-    momentum: float,  # 0..1
-) -> float:
+def limit_rate(momentum: float) -> float:
     "The learning rate from which on SGD with momentum diverges in the valley."
     return 2 * (1 + momentum) / max(CURVATURES)
 
@@ -52,28 +50,19 @@ def descend(
     return np.stack(path)
 
 
-def losses_of(
-    path: np.ndarray,  # (..., 2) points
-) -> np.ndarray:  # (...)
-    "The loss at each point."
+def losses_of(path: np.ndarray) -> np.ndarray:
+    "The loss at each point of a path (..., 2)."
     return (np.array(CURVATURES) * path**2).sum(-1) / 2
 
 
 @functools.lru_cache(8)
-def final_losses(
-    momentum: float,  # 0..1
-    steps: int,  # how many
-) -> tuple[np.ndarray, np.ndarray]:  # (60,) learning rates and the loss after all steps with each
+def final_losses(momentum: float, steps: int) -> tuple[np.ndarray, np.ndarray]:  # (60,) learning rates and the loss after all steps with each
     "How far one gets with each learning rate."
     rates = np.geomspace(*RATES, 60)
     return rates, np.array([losses_of(descend(r, momentum, steps=steps)[-1]) for r in rates])
 
 # %% ../../nbs/api/widgets/05_explorer.ipynb #fc1d5384
-def valley_figure(
-    lr: float,  # learning rate
-    momentum: float,  # 0..1
-    steps: int,  # how many
-) -> tuple[Any, str]:  # a figure and its alternative text
+def valley_figure(lr: float, momentum: float, steps: int) -> tuple[Any, str]:  # a figure and its alternative text
     "The valley with one learning rate: the path, the loss after each step, and the final loss of all learning rates."
     import matplotlib.pyplot as plt
 
@@ -99,11 +88,7 @@ def valley_figure(
     return fig, f"With a learning rate of {lr:.4g} and momentum {momentum:.2g}, the loss is {losses[0]:.3g} at first and {after}. {why}{slow}."
 
 # %% ../../nbs/api/widgets/05_explorer.ipynb #2e2d1227
-def curve_figure(
-    rates: Sequence[float],  # learning rate of each batch, rising
-    losses: Sequence[float],  # smoothed
-    lr: float,  # the learning rate chosen
-) -> tuple[Any, str]:  # a figure and its alternative text
+def curve_figure(rates: Sequence[float], losses: Sequence[float], lr: float) -> tuple[Any, str]:  # a figure and its alternative text
     "The learning rate finder's curve, with the chosen learning rate, a tenth and ten times of it."
     import matplotlib.pyplot as plt
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['static_text', 'style_sheet', 'Shown', 'jpeg', 'img_tag', 'message_html', 'status_html', 'thumbnail', 'other_widgets',
-           'voice_class', 'voice', 'percent', 'bars_html', 'prediction_html', 'overlay']
+           'voice_class', 'voice', 'percent', 'bars_html', 'prediction_html']
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #38a6829e
 import base64
@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -101,10 +100,8 @@ def other_widgets() -> bool:
 
 
 @functools.cache
-def voice_class(
-    custom: bool,  # two lasting regions; False: on top of ipywidgets alone
-) -> type:  # made when first needed, because it imports ipywidgets
-    "The class of a voice."
+def voice_class(custom: bool) -> type:  # made when first needed, because it imports ipywidgets
+    "The class of a voice: custom, with two lasting regions, or on top of ipywidgets alone."
     import ipywidgets
 
     base: Any = ipywidgets.HTML
@@ -139,10 +136,8 @@ def voice() -> Any:  # a widget to put on the page; `say(text, alert=False)` spe
     return voice_class(other_widgets())()
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #6fa2c7c5
-def percent(
-    p: float,  # 0..1
-) -> str:  # with one digit; never 100.0% or 0.0% unless it is exactly that
-    "A probability as people read it."
+def percent(p: float) -> str:  # with one digit; never 100.0% or 0.0% unless it is exactly that
+    "A probability 0..1 as people read it."
     if not math.isfinite(p):
         return "not a number"
     if 0.9995 <= p < 1:
@@ -179,22 +174,3 @@ def prediction_html(
     n = len(order)
     caption = f"The {n} most probable of {len(vocab)} classes" if n < len(vocab) else f"The probabilities of all {n} classes"
     return bars_html([(vocab[i], float(p[i])) for i in order], caption=caption)
-
-# %% ../../nbs/api/widgets/00_parts.ipynb #916bccee
-def overlay(
-    img: Any,  # a PIL image, or an array or tensor as `load_image` takes it
-    heat: Any,  # (h, w) numbers 0..1, tensor or array
-    *,
-    alpha: float = 0.5,  # opacity of the map, 0..1
-) -> Image.Image:  # mode RGB, the size of img
-    "A heat map on top of its image."
-    from matplotlib import colormaps
-
-    img = load_image(img)
-    values = heat.detach().float().cpu().numpy() if isinstance(heat, torch.Tensor) else np.asarray(heat, dtype=np.float32)
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"overlay: the heat map has shape {values.shape}; pass one of shape (height, width).")
-    values = np.nan_to_num(values, nan=0.0).clip(0, 1)
-    gray = Image.fromarray((values * 255 + 0.5).astype(np.uint8)).resize(img.size, Image.Resampling.BICUBIC)
-    color = Image.fromarray((colormaps["inferno"](np.asarray(gray))[..., :3] * 255).astype(np.uint8))
-    return Image.blend(img, color, alpha)

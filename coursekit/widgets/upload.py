@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..core import check_whole, printable
@@ -20,7 +21,7 @@ from ..training.predictions import Prediction
 from ..vision.images import MAX_BYTES, ImageError, load_image
 from .dropzone import dropzone, file_button
 from coursekit.widgets.parts import (
-    Shown, img_tag, jpeg, message_html, other_widgets, overlay, percent, prediction_html, status_html, style_sheet, voice,
+    Shown, img_tag, jpeg, message_html, other_widgets, percent, prediction_html, status_html, style_sheet, voice,
 )
 
 # %% ../../nbs/api/widgets/02_upload.ipynb #82c002e0
@@ -64,14 +65,20 @@ def heat_picture(
     img: Image.Image,  # an image
 ) -> Image.Image:  # what the network saw of it, with the map on top
     "An image with Grad-CAM on top: bright where it pushed the network towards the predicted class."
+    from matplotlib import colormaps
+
     from coursekit.interpret.heatmaps import grad_cam
 
     heat = grad_cam(learn, img)
-    seen = img if heat.image is None else load_image(heat.image)
+    seen = load_image(img if heat.image is None else heat.image)
     large = max(1.0, HEATED / max(seen.size))  # what a network sees is small
-    return overlay(seen.resize([round(side * large) for side in seen.size], Image.Resampling.BICUBIC), heat.map)
+    size = [round(side * large) for side in seen.size]
+    values = np.nan_to_num(np.asarray(heat.map, dtype=np.float32)).clip(0, 1)
+    gray = np.asarray(Image.fromarray((values * 255 + 0.5).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC))
+    color = Image.fromarray((colormaps["inferno"](gray)[..., :3] * 255).astype(np.uint8))
+    return Image.blend(seen.resize(size, Image.Resampling.BICUBIC), color, 0.5)
 
-# %% ../../nbs/api/widgets/02_upload.ipynb #f1b0e4f8
+# %% ../../nbs/api/widgets/02_upload.ipynb #b7227a88
 class UploadPage(Shown):
     "An uploader, two buttons and the list of results. A subclass says what happens to a file and how a result is drawn."
     take: Callable[[str, bytes], None]
