@@ -57,9 +57,7 @@ class Loss(nn.Module):
         return ", ".join(f"{k}={v}" for k, v in self.options().items())
 
 # %% ../../nbs/api/training/01_losses.ipynb #92f20fb1
-def full_precision(
-    preds: Tensor,  # raw outputs
-) -> Tensor:
+def full_precision(preds: Tensor) -> Tensor:
     "Half precision as float32: 8 bits of mantissa are too few to compute a loss in."
     return preds.float() if preds.dtype in (torch.bfloat16, torch.float16) else preds
 

@@ -19,11 +19,7 @@ from typing import Protocol, runtime_checkable
 class Schedule(Protocol):
     "Anything that maps progress (0 at the first batch, 1 at the end) to a value."
 
-    def __call__(
-        self,
-        pct: float,  # share of the training that is done, 0..1
-    ) -> float:  # the value to use for the next batch
-        ...
+    def __call__(self, pct: float) -> float: ...
 
 # %% ../../nbs/api/training/00_schedules.ipynb #f4f4f83a
 def _check_pct(who: str, pct: float) -> None:
@@ -157,7 +153,7 @@ def one_cycle(
 ) -> tuple[Schedule, Schedule]:  # learning rate and momentum, for one parameter group
     "The one-cycle policy: the learning rate goes up and down in two half cosine waves, momentum the opposite way."
     if len(moms) != 3:
-        raise ValueError(f"one_cycle: moms={tuple(moms)} has {len(moms)} values; pass three: start, peak and end.")
+        raise ValueError(f"one_cycle: moms={tuple(moms)}; pass three values: start, peak and end.")
     for name, value in (("lr_max", lr_max), ("div", div), ("div_final", div_final)):
         if not 0 < value < math.inf:
             raise ValueError(f"one_cycle: {name}={value!r} is not a number above 0.")
