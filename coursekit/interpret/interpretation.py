@@ -110,6 +110,10 @@ class Interpretation:
     ):
         self.learn, self.dl, self.preds, self.targs, self.decoded, self.losses = learn, dl, preds, targs, decoded, losses
         self.target, self.vocab = target, vocab_of(learn, target)
+        self._check()
+
+    def _check(self) -> None:
+        "Refuse predictions that this class cannot interpret."
 
     @classmethod
     def from_learner(
@@ -244,8 +248,7 @@ class Interpretation:
 class ClassificationInterpretation(Interpretation):
     "Interpretation of a classifier with one class per item."
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
+    def _check(self) -> None:
         if self.decoded.ndim != 1 or self.preds.ndim != 2:
             raise ValueError("ClassificationInterpretation: the targets are not one class per item; use Interpretation.")
         self.vocab = self.vocab or list(range(self.preds.shape[1]))

@@ -288,7 +288,7 @@ class Landscape:
         finite = z[z.isfinite()]
         for k, (name, p) in enumerate(self.paths.items()):
             draw_path(ax, (*p.T, high(self.loss_at(p).nan_to_num(float(finite.max())).clamp(finite.min(), finite.max()))), self._legend(name), k)
-        ax.zaxis.set_major_formatter(lambda v, _: f"{10**v if log else v:.2g}")
+        ax.zaxis.set_major_formatter(lambda v, _: f"{10**v if log else v:.3g}")
         ax.set_zlabel("loss")
         ax.view_init(35, -60)
         finish(fig, self.alt)
