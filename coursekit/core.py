@@ -97,7 +97,8 @@ def takes_options(
             raise TypeError(f"{func.__qualname__}: there is no option {name!r}{suggest(name, [*signature.parameters, *hints]) or '.'}")
         return func(*args, **kwargs)
 
-    shown = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=h) for n, h in hints.items()]
+    shown = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=h)
+             for n, h in hints.items() if n not in signature.parameters]
     checked.__signature__ = signature.replace(parameters=[*others, *shown])  # type: ignore[attr-defined]
     return checked
 

@@ -19,7 +19,6 @@ from coursekit.data.items import (
     IndexSplitter,
     MaskSplitter,
     RandomSplitter,
-    RandomSubsetSplitter,
     RegexLabeller,
     TrainTestSplitter,
     get_files,
@@ -101,15 +100,6 @@ def test_random_splitter_is_what_the_global_generator_gives():
 
 def test_no_seed_means_another_split():
     assert len({tuple(RandomSplitter()(range(50))[1]) for _ in range(5)}) == 5
-
-
-@relaxed
-@given(sizes, shares, shares, st.integers(0, 1000))
-def test_random_subset(n, train_sz, valid_sz, seed):
-    assume(train_sz + valid_sz <= 1)
-    train, valid = RandomSubsetSplitter(train_sz, valid_sz, seed)(range(n))
-    assert (len(train), len(valid)) == (int(train_sz * n), int(valid_sz * n))
-    assert len({*train, *valid}) == len(train) + len(valid)
 
 
 @relaxed

@@ -123,18 +123,12 @@ class DataLoader(Loader):
         if self.cache and self.cache.kind == "device" and self.num_workers:
             raise ValueError(f"DataLoader: with cache='device', batches are cut on the {self.device.type} and not in other processes; "
                              f"leave out num_workers={num_workers}.")
-        self._prepare()
-
-    def _prepare(self) -> None:
-        "What one pass after another needs."
-        batches = self.batch_sampler
-        if batches is None:
-            batches = EpochSampler(len(self.dataset), bs=self.bs, shuffle=self.shuffle, drop_last=self.drop_last, seed=self.seed)
-        self.keys = Keys(self.dataset, batches, self.seed)
-        stack = Collate(self.blocks, self.n_inp) if self.blocks else torch.utils.data.default_collate
-        self.to_batch = ToBatch(self.collate or stack)
+        if batch_sampler is None:
+            batch_sampler = EpochSampler(len(dataset), bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
+        self.keys = Keys(dataset, batch_sampler, seed)
+        self.to_batch = ToBatch(collate or (Collate(self.blocks, self.n_inp) if self.blocks else torch.utils.data.default_collate))
         self.loader = None if self.num_workers == 0 else torch.utils.data.DataLoader(
-            self.dataset, batch_sampler=self.keys, collate_fn=self.to_batch, num_workers=self.num_workers,
+            dataset, batch_sampler=self.keys, collate_fn=self.to_batch, num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=True, worker_init_fn=ignore_interrupts,
             generator=torch.Generator())  # its own: torch draws a base seed for each pass, which must not move the global state
 
@@ -186,8 +180,7 @@ class DataLoader(Loader):
         seed: int,  # of every draw
     ) -> Batch:
         "The batch transforms, applied."
-        rng, parts = torch.Generator().manual_seed(seed), list(batch)
-        kinds = self.kinds or ["any"] * len(parts)
+        rng, parts, kinds = torch.Generator().manual_seed(seed), list(batch), self.kinds or ["any"] * len([*batch])
         for t in self.batch_tfms:
             parts = t.apply(parts, kinds, rng=rng, train=self.train)
         return Batch(tuple(parts[:len(batch.xs)]), tuple(parts[len(batch.xs):]))
@@ -217,9 +210,8 @@ class DataLoader(Loader):
         return DataLoader(**(now | changes))
 
     def __repr__(self) -> str:
-        size = f"of {self.bs} " if self.bs else ""
-        return (f"DataLoader({plural(len(self), 'batch', 'batches')} {size}from {plural(len(self.dataset), 'item')}, "
-                f"{self.device}, {self.prepared_by})")
+        batches = plural(len(self), "batch", "batches") + (f" of {self.bs}" if self.bs else "")
+        return f"DataLoader({batches} from {plural(len(self.dataset), 'item')}, {self.device}, {self.prepared_by})"
 
     @property
     def prepared_by(self) -> str:
