@@ -81,5 +81,5 @@ wheel: $(STAMP)  ## the wheel, in dist/
 	@ls -l dist/*.whl
 
 clean:  ## delete everything that was made, except .venv
-	@rm -rf $(RUN) build dist *.egg-info _docs _proc .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	@rm -rf $(RUN) build dist *.egg-info _docs _proc .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	@find coursekit nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

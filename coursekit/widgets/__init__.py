@@ -1,4 +1,4 @@
-"""Widgets for notebooks and small applications: upload and predict, clean a data set, explore learning rates."""
+"""Widgets for notebooks and small applications: upload and predict, clean a dataset, explore learning rates."""
 
 from coursekit.widgets.cleaner import ImageClassifierCleaner
 from coursekit.widgets.edits import read_edits
