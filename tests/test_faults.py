@@ -170,14 +170,14 @@ def test_a_checkpoint_is_whole_or_refused(tmp_path: Path) -> None:
         return learn
 
     learner().fit(2, 0.1, cbs=Checkpoint("run", every=1))
-    file = tmp_path / "models" / "run.safetensors"
+    file = Checkpoint("run").file_of(learner())
     data = file.read_bytes()
     for damaged in (data[:-1], data[: len(data) // 2], b"", data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]):
         file.write_bytes(damaged)
         with raises(ValueError, "run.safetensors"):
             learner().fit(2, 0.1, cbs=Checkpoint("run"))
     learner().fit(2, 0.1, cbs=Checkpoint("run", resume=False))  # written over
-    with pytest.raises(ValueError, match="rate"):
+    with raises(ValueError, "learning rates", 0.1, 0.2):
         learner().fit(2, 0.2, cbs=Checkpoint("run"))
 
 

@@ -67,12 +67,8 @@ def _as_tensor(value: Any) -> Tensor | None:
     return value if value is None else torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
 
 # %% ../../nbs/api/training/01_losses.ipynb #d0ef122b
-def matching_targets(
-    who: str,  # name of the loss or metric, for the error
-    preds: Tensor,  # (N, ...) raw outputs
-    targs: Tensor,  # (N, ...) as many targets in the same order
-) -> Tensor:  # targets in the shape of preds
-    "Reshape targets to their outputs. Shapes may differ only by dimensions of length 1, or because each item's targets are flattened."
+def matching_targets(who: str, preds: Tensor, targs: Tensor) -> Tensor:
+    "Targets in the shape of their outputs. The shapes may differ by dimensions of length 1, or because each item is flattened; `who` starts an error."
     if targs.shape == preds.shape:
         return targs
     squeezed = [n for n in preds.shape if n != 1] == [n for n in targs.shape if n != 1]
@@ -82,15 +78,9 @@ def matching_targets(
     return targs.reshape(preds.shape)
 
 # %% ../../nbs/api/training/01_losses.ipynb #55950643
-def class_targets(
-    who: str,  # name of the loss or metric, for the error
-    preds: Tensor,  # raw scores, classes in dimension `axis`
-    targs: Tensor,  # class numbers shaped like preds without `axis`, or probabilities shaped like preds
-    axis: int,  # dimension of the classes, 0 or above
-    *,
-    multi: str = "BCEWithLogitsLossFlat",  # what the error suggests for several labels per item
-) -> Tensor:  # class numbers as int64 in the shape of preds without `axis`; probabilities as they are
-    "Check the targets of a classification against the shape of the scores."
+def class_targets(who: str, preds: Tensor, targs: Tensor, axis: int, *, multi: str = "BCEWithLogitsLossFlat") -> Tensor:
+    """Class numbers as int64 in the shape of the scores without dimension `axis` (0 or above), or probabilities in the shape of the scores.
+    An error starts with `who` and suggests `multi` for several labels per item."""
     rest = preds.shape[:axis] + preds.shape[axis + 1:]
     if targs.is_floating_point():
         if targs.shape != preds.shape:

@@ -125,13 +125,8 @@ def direction(
     return mark
 
 # %% ../../nbs/api/training/02_metrics.ipynb #e01f972b
-def class_answers(
-    who: str,  # name of the metric, for the error
-    preds: Tensor,  # raw scores, classes in dimension `axis`
-    targs: Tensor,  # class numbers, shaped like preds without `axis`
-    axis: int,  # dimension of the classes
-) -> tuple[Tensor, Tensor]:
-    "The class with the highest score and the true class, as two tensors of one shape."
+def class_answers(who: str, preds: Tensor, targs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    "The class with the highest score along `axis` and the true class, as two tensors of one shape; `who` starts an error."
     if preds.ndim < 2 or preds.shape[axis] < 2:
         raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} hold no scores of two or more classes in dimension {axis}; "
                          "if there is one score per item, for yes or no, use accuracy_multi.")

@@ -165,38 +165,27 @@ def get_hyper(
     return hypers
 
 # %% ../../nbs/api/training/04_optimizers.ipynb #ba0a1b2a
-def moved_state(
-    old: torch.optim.Optimizer,  # of an earlier fit
-    new: torch.optim.Optimizer,  # of the model as it is now
-) -> torch.optim.Optimizer:  # new
-    "Give a new optimizer the old one's state, for the parameters that both have."
+def moved_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    "Give a new optimizer the old one's state, for the parameters that both have. Returns the new one."
     params = {p for group in new.param_groups for p in group["params"]}
     new.state.update({p: state for p, state in old.state.items() if p in params})
     return new
 
 
-def laid_out_like(
-    t: torch.Tensor,  # values
-    like: torch.Tensor,  # a parameter
-) -> torch.Tensor:  # on the parameter's device; a copy with its memory layout if the shapes are equal
-    "A tensor that can be read side by side with another."
+def laid_out_like(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    "A copy of `t` with the device and memory layout of the parameter `like`, if their shapes are equal; otherwise `t` itself."
     if t.shape != like.shape:
         return t
     return torch.empty_like(like, dtype=t.dtype, requires_grad=False, memory_format=torch.preserve_format).copy_(t)
 
 # %% ../../nbs/api/training/04_optimizers.ipynb #c0b92496
-def opt_tensors(
-    opt: torch.optim.Optimizer,  # any
-) -> dict[str, torch.Tensor]:  # "number of the parameter.name" -> tensor
-    "The optimizer's state."
+def opt_tensors(opt: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    "The optimizer's state, by number of the parameter and name, such as '0.exp_avg'."
     return {f"{i}.{k}": v for i, state in opt.state_dict()["state"].items() for k, v in state.items() if isinstance(v, torch.Tensor)}
 
 
-def load_opt_tensors(
-    opt: torch.optim.Optimizer,  # of the same kind, for the same parameters
-    tensors: dict[str, torch.Tensor],  # from `opt_tensors`
-) -> None:
-    "Put the state back."
+def load_opt_tensors(opt: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    "Put back what `opt_tensors` returned for an optimizer of the same kind and the same parameters."
     params = [p for group in opt.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, t in tensors.items():
@@ -205,11 +194,8 @@ def load_opt_tensors(
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
 
 # %% ../../nbs/api/training/04_optimizers.ipynb #36b3eee1
-def describe_groups(
-    opt: torch.optim.Optimizer,  # from `make_optimizer`
-    model: nn.Module,  # the model it trains
-) -> Table:  # a row for each of the optimizer's param_groups
-    "Which parameters are in which group, and with which settings."
+def describe_groups(opt: torch.optim.Optimizer, model: nn.Module) -> Table:
+    "Which of the model's parameters are in which group, and with which settings: one row for each of the optimizer's param_groups."
     names, hypers, rows = {id(p): name for name, p in model.named_parameters()}, get_hyper(opt), []
     for group in opt.param_groups:
         params = group["params"]

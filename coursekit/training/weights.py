@@ -27,10 +27,8 @@ def atomic_write(
     return Path(path)
 
 
-def tensors_hash(
-    tensors: dict[str, Tensor],  # contiguous, on the CPU
-) -> str:  # hexadecimal SHA-256
-    "One hash of names, dtypes, shapes and values."
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    "One SHA-256 over names, dtypes, shapes and values of contiguous tensors on the CPU."
     h = hashlib.sha256()
     for name, t in sorted(tensors.items()):
         h.update(f"{name} {t.dtype} {list(t.shape)}\n".encode())

@@ -74,18 +74,18 @@ class Checkpoint(Callback):
         if not isinstance(resume, bool):
             raise ValueError(f"Checkpoint: resume={resume!r}; pass True or False.")
         self.name, self.every, self.resume, self.fit, self.active = name, every, resume, -1, False
+        self.resumed: dict[str, Tensor] = {}  # random states of an epoch to resume in the middle
 
     def file_of(self, learn: Learner) -> Path:
         "The file for the fits of this learner."
         return state_folder(learn.path) / "checkpoints" / f"{self.name}.safetensors"
 
     def before_fit(self, learn: Learner) -> None:
-        self.active = False
+        self.active, self.resumed = False, {}
         if learn.state.trial:
             return
         self.fit += 1
         self.file, self.about, self.in_epoch = self.file_of(learn), _describe_fit(learn), 0
-        self.resumed: dict[str, Tensor] = {}  # random states of an epoch to resume in the middle
         if any(isinstance(cb, Checkpoint) and cb is not self and cb.file_of(learn) == self.file for cb in learn.running):
             raise ValueError(f"Checkpoint: name={str(self.name)!r}: another Checkpoint of this fit writes to the same file; pass another name.")
         if self.resume and self.file.is_file():
