@@ -551,7 +551,7 @@ def test_damaged_archive_in_the_cache_is_fetched_again(server, tmp_path, capsys)
     (tmp_path / "base" / "archive" / "pets.tgz").write_bytes(b"damaged")
     os.rename(tmp_path / "base" / "data", tmp_path / "base" / "old")
     assert untar_data(url, base=tmp_path / "base").is_dir()
-    assert "fetching it again" in capsys.readouterr().out and len(server.log) == 2
+    assert "downloading it again" in capsys.readouterr().out and len(server.log) == 2
 
 
 def test_published_check_is_applied(server, tmp_path, monkeypatch):
@@ -629,7 +629,7 @@ def test_mirror_with_wrong_sums(small_mirror):
 
 
 @pytest.mark.parametrize(
-    "text, match", [("hello", "no sha256 and file name"), (None, "cannot be read"), ("", "not in its SHA256SUMS")]
+    "text, match", [("hello", "not a sha256 and a file name"), (None, "cannot be read"), ("", "not in its SHA256SUMS")]
 )
 def test_mirror_without_proper_sums(small_mirror, text, match):
     (small_mirror / "SHA256SUMS").unlink()
