@@ -531,7 +531,7 @@ def test_nothing_to_learn_from(tmp_path: Path, spoilt: Path) -> None:
     (tmp_path / "empty").mkdir()
     out = tmp_path / "m.ck"
     assert_one_line(invoke("train", tmp_path / "nowhere", "--out", out), code=2, says="does not exist")
-    assert_one_line(invoke("train", tmp_path / "empty", "--out", out), says="picture")
+    assert_one_line(invoke("train", tmp_path / "empty", "--out", out), says="no images")
     assert_one_line(invoke("train", spoilt / "paper.jpg", "--out", out), says="paper.jpg")
     one = tmp_path / "one" / "only"
     one.mkdir(parents=True)
