@@ -95,7 +95,7 @@ def main(debug: bool) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Report what this machine has, how coursekit uses it, and what you can improve.
+    """Report what this machine has and what you can improve.
 
     Example: coursekit doctor
     """
@@ -170,7 +170,7 @@ def run(lesson: str, out: str | None, timeout: int) -> None:
 # %% ../../nbs/api/cli/09_main.ipynb #497de248
 @main.group()
 def data() -> None:
-    """List, get or clear the data of the course, or switch to the real archives.
+    """List, get or clear the data of the course.
 
     Example: coursekit data get PETS
     """
@@ -304,7 +304,7 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
 @click.option("--json", "how", flag_value="json", help="One JSON object per line.")
 @click.option("--csv", "how", flag_value="csv", help="Rows for a spreadsheet.")
 def predict(model: str, files: tuple[str, ...], top: int, how: str | None) -> None:
-    """Print what MODEL sees in FILES: images, folders of them, or patterns.
+    """Predict FILES with MODEL: images, folders of them, or patterns.
 
     MODEL is a file that `coursekit train` or learn.export wrote, its https address, or "cifar10", which is always there. A file that
     is not an image is named on the error channel, the others are predicted, and the exit code is 1.
@@ -348,7 +348,7 @@ def predict(model: str, files: tuple[str, ...], top: int, how: str | None) -> No
 @click.option("--idle-minutes", type=Number(0.1, 10**6), default=30, show_default=True, help="Free the memory of an unused page after so long.")
 @click.option("--max-visitors", type=click.IntRange(1, 1000), default=8, show_default=True, help="At a time; each takes about 500 MB of memory.")
 def app(model: str, port: int, ip: str, no_browser: bool, idle_minutes: float, max_visitors: int) -> None:
-    """Serve a page where people upload images and read what MODEL sees in them.
+    """Serve a page that predicts the images people upload to it.
 
     MODEL is as in `coursekit predict`. The page is served on this machine until Ctrl-C.
 
@@ -368,7 +368,7 @@ def app(model: str, port: int, ip: str, no_browser: bool, idle_minutes: float, m
 @click.option("--copies", is_flag=True, help="With --move-to: move spare copies, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def clean(folder: str, move_to: str | None, copies: bool, as_json: bool) -> None:
-    """Check the images in FOLDER: list the bad files and the exact copies.
+    """Check the images in FOLDER for bad files and exact copies.
 
     Nothing is deleted, and nothing is moved without --move-to. The exit code is 1 if bad files remain in the folder.
 
