@@ -12,9 +12,10 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,13 +76,10 @@ def _one_upload(source) -> tuple[bytes | memoryview, str] | None:  # content and
         source = source.value
     if isinstance(source, (tuple, list)):
         if len(source) != 1:
-            fix = "choose a file first" if not source else "pass one of them, such as upload.value[0]"
-            raise _bad("The upload", f"holds {plural(len(source), 'file')}", fix)
+            raise _bad("The upload", f"holds {plural(len(source), 'file')}", "choose one file, or pass one entry, such as upload.value[0]")
         source = source[0]
-    if not isinstance(source, dict):
+    if not isinstance(source, dict) or "content" not in source:
         return None
-    if "content" not in source:
-        raise _bad("The upload", f"has no 'content' but {sorted(map(str, source))}", "pass upload.value[0]")
     return source["content"], str(source.get("name") or "the upload")
 
 # %% ../../nbs/api/vision/00_images.ipynb #5249e159
@@ -182,30 +180,24 @@ def _to_rgb(img: Image.Image, name: str | Path) -> Image.Image:  # any mode -> R
     return img
 
 # %% ../../nbs/api/vision/00_images.ipynb #1de851b0
-def _to_indices(img: Image.Image, name: str | Path) -> Image.Image:  # palette, gray, bilevel, or RGB with equal channels -> mode L
+def _to_indices(a: np.ndarray, name: str | Path) -> Image.Image:  # (H, W), (1, H, W), or (H, W, C) with equal channels
     "A mask's class numbers, as an image of mode L."
-    fix = "save masks as gray or palette PNG with class numbers 0 to 255"
-    a = np.asarray(img)
+    fix = "masks have whole class numbers from 0 to 255; save them as gray or palette PNG"
+    a = a[0] if a.ndim == 3 and a.shape[0] == 1 else a
     if a.ndim == 3:
-        if img.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
-            raise _bad(name, f"is a {img.mode} image, not a mask", fix)
-        colors = a[..., :3] if img.mode in ("RGB", "RGBA", "RGBX") else a[..., :1]
-        if not (colors == colors[..., :1]).all():
+        if not (a[..., :3] == a[..., :1]).all():
             raise _bad(name, "is a color image, not a mask of class numbers", fix)
         a = a[..., 0]
-    if a.dtype != np.uint8 and a.dtype != bool and (a.min() < 0 or a.max() > 255 or (a != a.astype(np.int64)).any()):
-        raise _bad(name, f"holds values from {a.min():g} to {a.max():g}", fix)
-    return Image.fromarray(np.ascontiguousarray(a).astype(np.uint8))
+    if a.dtype not in (np.uint8, bool) and not (a.min() >= 0 and a.max() <= 255 and (a == a.astype(np.uint8)).all()):
+        raise _bad(name, f"has values from {a.min():g} to {a.max():g}", fix)
+    return Image.fromarray(np.ascontiguousarray(a, dtype=np.uint8))
 
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
 def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> None:
     "Raise unless an image has a reasonable number of pixels; nothing is decoded."
     w, h = img.size
-    if w < 1 or h < 1:
-        raise _bad(name, f"has a size of {w} x {h} pixels")
     if w * h > max_pixels:
-        reason = f"has {w:,} x {h:,} pixels, more than the {max_pixels / 1e6:g} million allowed"
-        raise _bad(name, reason, "make it smaller, or pass a larger max_pixels")
+        raise _bad(name, f"has {w:,} x {h:,} pixels, more than the {max_pixels / 1e6:g} million allowed", "make it smaller, or pass a larger max_pixels")
 
 
 def _open(data: bytes, name: str | Path) -> Image.Image:
@@ -223,7 +215,7 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
 
 
 def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, draft_size: int | tuple[int, int] | None) -> Image.Image:
-    "Decode an opened image and convert it to mode RGB or L."
+    "Decode an opened image and convert it to RGB, or a mask to mode L."
     _check_size(img, name, max_pixels)
     if draft_size is not None and mode != "mask" and img.format in ("JPEG", "MPO"):
         side = 2 * (draft_size if isinstance(draft_size, int) else max(draft_size))
@@ -231,40 +223,28 @@ def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, d
     img.load()
     img = _upright(img)
     if mode == "mask":
-        return _to_indices(img, name)
-    return _to_rgb(img, name) if mode == "RGB" else _to_rgb(img, name).convert("L")
+        return _to_indices(np.asarray(img), name)
+    return _to_rgb(img, name)
 
 # %% ../../nbs/api/vision/00_images.ipynb #42fe3089
 def _array_to_pil(a: np.ndarray, name: str | Path = "The array") -> Image.Image:  # (H, W[, C]), C 1, 3 or 4 -> mode L, RGB or RGBA
-    "An array as an image of 8 bits: bool, floats in 0..1, integers in 0..255."
-    if a.ndim == 3 and a.shape[2] == 1:
-        a = a[..., 0]
-    if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (3, 4)):
-        more = "; a tensor has the channels first" if a.ndim == 3 and a.shape[0] in (1, 3, 4) else ""
-        raise _bad(name, f"has shape {tuple(a.shape)}", f"pass one image as (height, width) or (height, width, 3){more}")
-    if a.size == 0:
-        raise _bad(name, f"has shape {tuple(a.shape)}, no pixels", "pass an image of at least 1 x 1")
-    return Image.fromarray(np.ascontiguousarray(a if a.dtype == np.uint8 else _array_to_uint8(a, name)))
-
-
-def _array_to_uint8(a: np.ndarray, name: str | Path) -> np.ndarray:
-    "Numbers as 0..255: bool and floats from 0..1, integers as they are."
-    is_float = a.dtype == bool or np.issubdtype(a.dtype, np.floating)
-    if not is_float and not np.issubdtype(a.dtype, np.integer):
-        raise _bad(name, f"has dtype {a.dtype}", "pass uint8, or float from 0 to 1")
-    low, high = float(a.min()), float(a.max())
-    if not (low >= -1e-3 and high <= (1.001 if is_float else 255)):
-        want = "floats from 0 to 1 (was it normalized? undo that first)" if is_float else "integers from 0 to 255"
+    "An array as an image of 8 bits: bool and floats in 0..1, integers in 0..255."
+    a = a[..., 0] if a.ndim == 3 and a.shape[2] == 1 else a
+    if a.ndim not in (2, 3) or (a.ndim == 3 and a.shape[2] not in (3, 4)) or a.size == 0:
+        raise _bad(name, f"has shape {tuple(a.shape)}", "pass one image as (height, width) or (height, width, 3); a tensor has the channels first")
+    if a.dtype == np.uint8:
+        return Image.fromarray(np.ascontiguousarray(a))
+    whole, low, high = np.issubdtype(a.dtype, np.integer), float(a.min()), float(a.max())
+    if not (low >= -1e-3 and high <= (255 if whole else 1.001)):
+        want = "integers from 0 to 255" if whole else "floats from 0 to 1 (was it normalized? undo that first)"
         raise _bad(name, f"has values from {low:.4g} to {high:.4g}", f"pass {want}")
-    return (np.clip(a, 0, 1) * 255 + 0.5).astype(np.uint8) if is_float else a.astype(np.uint8)
+    return Image.fromarray(a.astype(np.uint8) if whole else (np.clip(a, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 # %% ../../nbs/api/vision/00_images.ipynb #cdbe968a
 def to_uint8_tensor(
     img: Image.Image,  # mode RGB or L
 ) -> torch.Tensor:  # (3, H, W) or (1, H, W), uint8, its own memory, where the channels of a pixel lie together
     "An image's pixels as a tensor, channels first."
-    if img.mode not in ("RGB", "L"):
-        raise ValueError(f"to_uint8_tensor: an image of mode {img.mode!r} was passed; convert it with load_image(img).")
     return torch.from_numpy(np.array(img)).view(img.height, img.width, -1).permute(2, 0, 1)
 
 
@@ -272,45 +252,30 @@ def to_pil(
     x: torch.Tensor,  # (3, H, W), (1, H, W) or (H, W); uint8, or float in 0..1; any device
 ) -> Image.Image:  # mode RGB or L
     "A tensor as an image: the opposite of `to_uint8_tensor`."
-    if not isinstance(x, torch.Tensor):
-        raise ValueError(f"to_pil: got a {type(x).__name__}, not a tensor; pass it to load_image instead.")
     x = x.detach().cpu()
-    if x.dtype in (torch.bfloat16, torch.float16):
-        x = x.float()
-    if x.ndim == 3 and x.shape[0] in (1, 3, 4):
-        x = x.permute(1, 2, 0)
-    elif x.ndim != 2:
-        fix = "pass one image of a batch, such as x[0]" if x.ndim == 4 else "pass (3, height, width) or (height, width)"
-        raise _bad("The tensor", f"has shape {tuple(x.shape)}", fix)
-    return _array_to_pil(x.numpy(), "The tensor")
-
-# %% ../../nbs/api/vision/00_images.ipynb #81ef17dd
-def _mask_numbers(x: np.ndarray | torch.Tensor) -> np.ndarray:
-    "Class numbers of any dtype as uint8, or an error if a number does not fit."
-    a = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
-    if a.size and not (a.min() >= 0 and a.max() <= 255 and (a == a.astype(np.uint8)).all()):
-        fix = "pass whole class numbers from 0 to 255"
-        raise _bad("The mask", f"has values from {float(a.min()):g} to {float(a.max()):g}", fix)
-    a = a.astype(np.uint8)
-    return a[0] if a.ndim == 3 and a.shape[0] == 1 else a
+    x = x.float() if x.is_floating_point() else x
+    if x.ndim not in (2, 3):
+        raise _bad("The tensor", f"has shape {tuple(x.shape)}", "pass (3, height, width) or (height, width); of a batch one image, such as x[0]")
+    return _array_to_pil((x.permute(1, 2, 0) if x.ndim == 3 else x).numpy(), "The tensor")
 
 # %% ../../nbs/api/vision/00_images.ipynb #8e1d6cfa
 def load_image(
     source,  # path, bytes, memoryview, file object, array (H, W[, C]), tensor ([C,] H, W), PIL image, or FileUpload (value)
     *,
-    mode: str = "RGB",  # "RGB"; "L" for gray; "mask" for the raw class numbers of a mask, as mode L
+    mode: str = "RGB",  # "RGB"; "mask" for the raw class numbers of a mask, as mode L
     max_bytes: int = MAX_BYTES,  # larger files are refused before they are read
     max_pixels: int = MAX_PIXELS,  # larger images are refused before they are decoded
     draft_size: int | tuple[int, int] | None = None,  # pixels needed in the end: JPEGs over twice that are decoded smaller, faster
 ) -> Image.Image:  # upright, 8 bits, mode RGB or L; without metadata
     "An image from anywhere, or an `ImageError` that says what is wrong with it."
-    if mode not in ("RGB", "L", "mask"):
-        raise ValueError(f"load_image: mode={mode!r} is unknown; use 'RGB', 'L' or 'mask'.")
+    if mode not in ("RGB", "mask"):
+        raise ValueError(f"load_image: mode={mode!r} is unknown; use 'RGB' or 'mask'.")
     name: str | Path = f"The {type(source).__name__}"
-    if isinstance(source, (torch.Tensor, np.ndarray)):
-        source = _mask_numbers(source) if mode == "mask" else source
-        source = to_pil(source) if isinstance(source, torch.Tensor) else _array_to_pil(source)
     try:
+        if isinstance(source, (torch.Tensor, np.ndarray)):
+            if mode == "mask":
+                return _to_indices(source.cpu().numpy() if isinstance(source, torch.Tensor) else source, name)
+            source = to_pil(source) if isinstance(source, torch.Tensor) else _array_to_pil(source)
         if isinstance(source, Image.Image):
             draft_size = None  # it would make the caller's own image smaller
         else:
@@ -351,32 +316,34 @@ class PILMask:
         return load_image(source, mode="mask")
 
 # %% ../../nbs/api/vision/00_images.ipynb #7ebf7152
-def check_images(
-    files: Iterable[str | os.PathLike],  # the image files
-    *,
-    n_workers: int | None = None,  # threads; None: one per core, at most 8
-) -> list[tuple[Path, str]]:  # the bad ones and what is wrong with each, in the order of `files`
-    "Decode every file, and say which cannot be read and why."
-    if isinstance(files, (str, os.PathLike)):
-        raise ValueError(f"check_images: files={os.fspath(files)!r} is one path; pass a list, such as get_image_files(folder).")
+def _refused(func: Callable[[Path], Any], files: Iterable[str | os.PathLike], desc: str) -> list[tuple[Path, str]]:
+    "Call a function with each file, in threads: those for which it raises `ImageError`, and why, in their order."
     files = [Path(f) for f in files]
 
     def reason(file: Path) -> str | None:
         try:
-            load_image(file, draft_size=1)  # an eighth of the size: all of the file is still read, most of the arithmetic is left out
+            func(file)
         except ImageError as e:
             return e.reason
         return None
 
-    with ThreadPoolExecutor(n_workers or min(cpu_cores(), 8)) as pool:
-        reasons = progress_bar(pool.map(reason, files), total=len(files), desc="checking images", unit="image", above=200)
+    with ThreadPoolExecutor(min(cpu_cores(), 8)) as pool:
+        reasons = progress_bar(pool.map(reason, files), total=len(files), desc=desc, unit="image", above=200)
         return [(file, why) for file, why in zip(files, reasons, strict=True) if why is not None]
+
+
+def check_images(
+    files: Iterable[str | os.PathLike],  # the image files
+) -> list[tuple[Path, str]]:  # the bad ones and what is wrong with each, in the order of `files`
+    "Decode every file, and say which cannot be read and why."
+    if isinstance(files, (str, os.PathLike)):
+        raise ValueError(f"check_images: files={os.fspath(files)!r} is one path; pass a list, such as get_image_files(folder).")
+    # an eighth of the size: all of the file is still read, most of the arithmetic is left out
+    return _refused(lambda file: load_image(file, draft_size=1), files, "checking images")
 
 
 def verify_images(
     files: Iterable[str | os.PathLike],  # the image files
-    *,
-    n_workers: int | None = None,  # threads; None: one per core, at most 8
 ) -> list[Path]:  # those that cannot be read
     "The files that are not readable images; `check_images` says why."
-    return [path for path, _ in check_images(files, n_workers=n_workers)]
+    return [path for path, _ in check_images(files)]
