@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['coursekit_home', 'state_folder', 'show_path', 'printable', 'suggest', 'takes_options', 'check_range', 'check_whole',
-           'check_fname', 'plural', 'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype',
-           'has_small_depthwise', 'cpu_cores', 'atomic_file', 'RngState', 'seeded', 'lazy_module']
+           'check_fname', 'plural', 'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype', 'cpu_cores',
+           'atomic_file', 'RngState', 'seeded', 'lazy_module']
 
 # %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
@@ -25,14 +25,9 @@ from typing import Any, BinaryIO, get_type_hints
 import torch
 
 # %% ../nbs/api/00_core.ipynb #476cf7fa
-def _home() -> Path:
-    "Where `coursekit_home` is or will be."
-    return Path(os.environ.get("COURSEKIT_HOME") or "~/.coursekit").expanduser().absolute()
-
-
 def coursekit_home() -> Path:  # folder for downloads, generated data and caches; made when missing
     "The folder that coursekit keeps files in: `$COURSEKIT_HOME`, or `~/.coursekit`."
-    home = _home()
+    home = Path(os.environ.get("COURSEKIT_HOME") or "~/.coursekit").expanduser().absolute()
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -40,10 +35,8 @@ def coursekit_home() -> Path:  # folder for downloads, generated data and caches
     return home
 
 # %% ../nbs/api/00_core.ipynb #ea067dc4
-def state_folder(
-    root: str | os.PathLike,  # a dataset's folder or file; it need not exist
-) -> Path:  # `coursekit_home()/state/<name>-<hash of the resolved path>`; made when missing
-    "The folder of yours where coursekit keeps what it writes for itself about a dataset."
+def state_folder(root: str | os.PathLike) -> Path:  # `coursekit_home()/state/<name>-<hash of the resolved path>`; made when missing
+    "The folder where coursekit keeps what it writes for itself about a dataset, which need not exist. It is made when missing."
     root = Path(root).expanduser().resolve()
     name = re.sub(r"[^\w.-]", "_", root.name)[:40] or "root"
     folder = coursekit_home() / "state" / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
@@ -59,33 +52,22 @@ def show_path(
     return str(Path("~") / path.relative_to(Path.home())) if path.is_relative_to(Path.home()) else str(path)
 
 # %% ../nbs/api/00_core.ipynb #2bd17992
-def printable(
-    text: object,  # a file name, a class name, or an error that holds one
-    *,
-    width: int = 160,  # characters at most, from 5
-) -> str:  # one line; "?" for each control, format and line-breaking character, "..." for the middle of what is longer
-    "Text that neither breaks a line nor steers a terminal or turns the writing round, whoever wrote it."
+def printable(text: object, *, width: int = 160) -> str:
+    "At most `width` characters that neither break a line nor steer a terminal nor turn the writing around, whoever wrote them."
     text = "".join(c if c.isprintable() else "?" for c in str(text))
     head = (width - 3) // 2
     return text if len(text) <= width else text[:head] + "..." + text[len(text) - (width - 3 - head):]
 
 # %% ../nbs/api/00_core.ipynb #0a54ebb1
-def suggest(
-    name: str,  # what was asked for
-    options: Iterable[str],  # what there is
-    *,
-    n: int = 3,  # at most so many suggestions
-) -> str:  # "; did you mean 'a' or 'b'?", or "" when nothing is near
+def suggest(name: str, options: Iterable[str], *, n: int = 3) -> str:  # "; did you mean 'a' or 'b'?", or "" when nothing is near
     "The end of an error message about a misspelt name: the nearest names there are."
     lowered = {str(o).lower(): str(o) for o in options}
     near = difflib.get_close_matches(str(name).lower(), list(lowered), n=n, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(lowered[o]) for o in near)}?" if near else ""
 
 # %% ../nbs/api/00_core.ipynb #e6977f63
-def takes_options(
-    func: Callable,  # its last parameter is `**options: Unpack[T]`, T a TypedDict
-) -> Callable:  # the same function; unknown options raise a TypeError, and its signature lists the options
-    "Let a function take the options of a `TypedDict`."
+def takes_options(func: Callable) -> Callable:  # the same function; unknown options raise a TypeError, and its signature lists the options
+    "Let a function whose last parameter is `**options: Unpack[T]` take the options of the `TypedDict` T."
     signature = inspect.signature(func)
     *others, last = signature.parameters.values()
     known = last.annotation.__args__[0]
@@ -103,83 +85,51 @@ def takes_options(
     return checked
 
 # %% ../nbs/api/00_core.ipynb #4ea0380b
-def check_range(
-    who: str,  # the caller's name, first word of the message
-    name: str,  # the argument's name
-    value: float,  # what was passed
-    low: float,  # smallest value allowed
-    high: float,  # largest value allowed
-) -> None:
+def check_range(who: str, name: str, value: float, low: float, high: float) -> None:
     "Raise a `ValueError` that names argument, value and range unless low <= value <= high."
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not ok:
         raise ValueError(f"{who}: {name}={value!r} is not a number from {low:g} to {high:g}; pass one in that range.")
 
 # %% ../nbs/api/00_core.ipynb #30ca1ea7
-def check_whole(
-    who: str,  # the caller's name, first word of the message
-    name: str,  # the argument's name
-    value: int,  # what was passed
-    low: int,  # smallest value allowed
-    *,
-    high: int = 10**9,  # largest value allowed
-) -> None:
+def check_whole(who: str, name: str, value: int, low: int, *, high: int = 10**9) -> None:
     "Raise a `ValueError` that names argument, value and range unless `value` is a whole number from low to high."
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{who}: {name}={value!r} is not a whole number from {low:,} to {high:,}; pass one in that range.")
 
 # %% ../nbs/api/00_core.ipynb #dcfc26b2
-def check_fname(
-    who: str,  # the caller's name, first word of the message
-    name: str,  # the argument's name
-    value: str | os.PathLike,  # what was passed
-) -> None:
+def check_fname(who: str, name: str, value: str | os.PathLike) -> None:
     "Raise a `ValueError` unless `value` is a file's name or path, whose last part is a name."
     if not isinstance(value, (str, os.PathLike)) or Path(value).name in ("", ".."):
         raise ValueError(f"{who}: {name}={value!r} is no name of a file; pass one, as a text or a path.")
 
 # %% ../nbs/api/00_core.ipynb #3779678f
-def plural(
-    n: int,  # how many
-    noun: str,  # singular
-    nouns: str | None = None,  # plural where it is not noun + "s"
-) -> str:
+def plural(n: int, noun: str, nouns: str | None = None) -> str:
     "`1 picture`, `2 pictures`, `1,200 pictures`."
     return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
 
 # %% ../nbs/api/00_core.ipynb #18d758f1
 def default_device() -> torch.device:  # "cuda", "mps" or "cpu"
     "The device models run on unless told otherwise: `$COURSEKIT_DEVICE`, else CUDA, else MPS, else the CPU."
-    name = os.environ.get("COURSEKIT_DEVICE", "")
+    name = os.environ.get("COURSEKIT_DEVICE")
     if name:
-        try:
-            device = torch.device(name)
-        except RuntimeError as e:
-            raise ValueError(f"COURSEKIT_DEVICE={name!r} is no device; unset it, or use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from e
-        count = {"cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}.get(device.type)
-        if count is not None and (device.index or 0) >= count():
-            raise ValueError(f"COURSEKIT_DEVICE={name!r} is not on this machine, or its driver is missing; unset COURSEKIT_DEVICE, or use 'cpu'.")
-        return device
+        check_device(name, "COURSEKIT_DEVICE", fix="unset COURSEKIT_DEVICE, or use 'cpu'")
+        return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def check_device(
-    device: torch.device | str | None,  # asked for; None: none
-    who: str,  # first words of the error
-) -> None:
-    "Refuse a device that this machine does not have."
+def check_device(device: torch.device | str | None, who: str, *, fix: str = "leave it out, or pass 'cpu'") -> None:
+    "Raise a `ValueError` if this machine does not have a device; `who` is the first word of the message, `fix` its last."
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as e:
         reason = str(e).strip().partition("\n")[0][:200]
-        raise ValueError(f"{who}: device={str(device)!r} cannot be used here ({reason}); leave it out, or pass 'cpu'.") from e
+        raise ValueError(f"{who}: device={str(device)!r} cannot be used here ({reason}); {fix}.") from e
 
 # %% ../nbs/api/00_core.ipynb #acdc687c
-def has_fast_bf16(
-    device: torch.device,  # the device in question
-) -> bool:  # True where matrix products in bfloat16 are done by the hardware
+def has_fast_bf16(device: torch.device) -> bool:  # True where matrix products in bfloat16 are done by the hardware
     "Whether a device multiplies bfloat16 natively: AVX512-BF16 or AMX on x86 CPUs, compute capability 8.0 on NVIDIA GPUs."
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -189,22 +139,15 @@ def has_fast_bf16(
     return False
 
 # %% ../nbs/api/00_core.ipynb #63229732
-def precision_dtype(
-    device: torch.device,  # where the model trains
-    precision: str = "auto",  # "auto": bf16 where that is faster; "bf16"; "fp32"
-    *,
-    model: torch.nn.Module | None = None,  # what "auto" looks at on a CPU
-) -> torch.dtype | None:  # the autocast dtype, or None for plain float32
-    "The precision policy: the dtype that training runs in under autocast, or None for float32."
+def precision_dtype(device: torch.device, precision: str = "auto", *, model: torch.nn.Module | None = None) -> torch.dtype | None:
+    "The dtype that training runs in under autocast, or None for float32. 'auto' is bf16 where that is faster; on a CPU that depends on the model."
     if precision not in ("auto", "bf16", "fp32"):
         raise ValueError(f"precision={precision!r} is unknown; use 'auto', 'bf16' or 'fp32'.")
-    slow = not has_fast_bf16(device) or (device.type == "cpu" and model is not None and has_small_depthwise(model))
+    slow = not has_fast_bf16(device) or (device.type == "cpu" and model is not None and _has_small_depthwise(model))
     return None if precision == "fp32" or (precision == "auto" and slow) else torch.bfloat16
 
 
-def has_small_depthwise(
-    model: torch.nn.Module,  # any
-) -> bool:
+def _has_small_depthwise(model: torch.nn.Module) -> bool:
     "Whether a network has depthwise convolutions of up to 5x5. ConvNeXt's are larger, and its matrix products gain more than they lose."
     return any(isinstance(m, torch.nn.Conv2d) and 1 < m.groups == m.in_channels and max(m.kernel_size) <= 5 for m in model.modules())
 
@@ -215,9 +158,7 @@ def cpu_cores() -> int:
 
 # %% ../nbs/api/00_core.ipynb #c328215f
 @contextlib.contextmanager
-def atomic_file(
-    path: str | os.PathLike,  # where to; its folder is made when missing
-) -> Iterator[BinaryIO]:  # open for writing
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:  # open for writing
     "Inside, write to a file that gets its name at the end: it is there whole or not at all, also after a crash."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -236,19 +177,13 @@ def atomic_file(
 class RngState:
     "A stream of PyTorch's random numbers that continues from scope to scope and leaves the global one alone."
 
-    def __init__(
-        self,
-        seed: int | None = None,  # start of the stream; None draws one from the global state
-    ):
+    def __init__(self, seed: int | None = None):  # None draws one from the global state
         self.seed = int(torch.randint(2**31, (1,))) if seed is None else int(seed)
         self.states: dict[str, torch.Tensor] = {}  # device name -> saved state; empty before the first scope
 
     @contextlib.contextmanager
-    def scope(
-        self,
-        device: torch.device | None = None,  # the GPU whose generator is swapped as well, if any
-    ) -> Iterator[None]:
-        "Inside, torch's global generators continue this stream; afterwards they are as they were."
+    def scope(self, device: torch.device | None = None) -> Iterator[None]:
+        "Inside, torch's global generators (a GPU's too, if it is the device) continue this stream; afterwards they are as they were."
         cuda = device is not None and device.type == "cuda"
         with torch.random.fork_rng(devices=[device] if cuda else [], enabled=True):
             if self.states:
@@ -267,9 +202,6 @@ class RngState:
                 self.states["cpu"] = torch.get_rng_state()
                 if cuda:
                     self.states["cuda"] = torch.cuda.get_rng_state(device)
-
-    def __repr__(self) -> str:
-        return f"RngState(seed={self.seed})"
 
 # %% ../nbs/api/00_core.ipynb #c134e2f7
 def seeded(
@@ -292,9 +224,6 @@ class _LazyModule(types.ModuleType):
 
     def __dir__(self) -> list[str]:
         return dir(importlib.import_module(self.__name__))
-
-    def __repr__(self) -> str:
-        return f"<module {self.__name__!r}, imported on first use>"
 
 
 def lazy_module(

@@ -43,9 +43,7 @@ def finish(
         display(Image(data=data, format=kind, alt=alt))
 
 # %% ../nbs/api/01_display.ipynb #60b53969
-def encode_figure(
-    fig,  # a matplotlib figure that is drawn
-) -> tuple[str, bytes]:  # "png" or "jpeg", and the file's bytes
+def encode_figure(fig) -> tuple[str, bytes]:  # "png" or "jpeg", and the file's bytes
     "A figure as a file: JPEG if it holds color images, else PNG, which keeps lines and letters sharp."
     photos = any(np.ndim(img.get_array()) == 3 for ax in fig.axes for img in ax.images)
     kind, options = ("jpeg", {"quality": 80}) if photos else ("png", {})
@@ -54,10 +52,7 @@ def encode_figure(
     return kind, buffer.getvalue()
 
 # %% ../nbs/api/01_display.ipynb #1ecad5b3
-def figure_output(
-    fig,  # a matplotlib figure that is drawn; it gets closed
-    alt: str,  # one sentence that says what the figure shows
-) -> dict:  # an output as notebooks store it, to be put into `ipywidgets.Output().outputs`
+def figure_output(fig, alt: str) -> dict:  # an output as notebooks store it, to be put into `ipywidgets.Output().outputs`
     "A finished figure with alternative text, for widgets that draw again and again."
     import base64
 
@@ -69,15 +64,8 @@ def figure_output(
     return {"output_type": "display_data", "data": picture, "metadata": {f"image/{kind}": {"alt": alt}}}
 
 # %% ../nbs/api/01_display.ipynb #6df0874d
-def new_axes(
-    ax=None,  # axes to draw into; None makes a figure
-    *,
-    xlabel: str = "",  # what the horizontal axis shows
-    ylabel: str = "",  # what the vertical axis shows
-    figsize: tuple[float, float] = (5.5, 3.4),  # inches, for a new figure
-    projection: str | None = None,  # "3d" for three dimensions
-):  # (figure, axes): the figure is None if axes were passed, which is what `finish` expects
-    "The axes that a plot draws into, without the upper and right frame."
+def new_axes(ax=None, *, xlabel: str = "", ylabel: str = "", figsize: tuple[float, float] = (5.5, 3.4), projection: str | None = None):
+    "(figure, axes) to draw a plot into, without the upper and right frame. The figure is None if axes were passed, as `finish` expects."
     import matplotlib.pyplot as plt
 
     fig = None
@@ -89,21 +77,13 @@ def new_axes(
     return fig, ax
 
 
-def as_label(
-    text: object,  # a class name, a file name
-) -> str:
+def as_label(text: object) -> str:
     "Text that matplotlib shows as it is: a dollar sign doesn't start a formula."
     return str(text).replace("$", r"\$")
 
 # %% ../nbs/api/01_display.ipynb #c44f72c1
-def figure_grid(
-    n: int,  # how many panels
-    *,
-    ncols: int | None = None,  # None: as square as possible, at most 6 wide
-    imsize: float = 2.2,  # a panel's side in inches
-    figsize: tuple[float, float] | None = None,  # whole figure in inches; overrides imsize
-):  # the figure and a flat list of its n axes, frames off
-    "A figure of n panels without frames, for images."
+def figure_grid(n: int, *, ncols: int | None = None, imsize: float = 2.2, figsize: tuple[float, float] | None = None):
+    "(figure, list of its n axes) without frames, for images. As square as possible, at most 6 wide, unless `ncols` says otherwise."
     import matplotlib.pyplot as plt
 
     if n < 1:
@@ -116,10 +96,8 @@ def figure_grid(
     return fig, list(axes.flat)[:n]
 
 # %% ../nbs/api/01_display.ipynb #2e94fd62
-def to_array(
-    img,  # PIL image; array or tensor (H,W), (H,W,C) or (C,H,W), uint8 or float 0..1
-) -> np.ndarray:  # (H,W) or (H,W,3|4), uint8 or float 0..1
-    "Any image as the array that matplotlib draws."
+def to_array(img) -> np.ndarray:  # (H,W) or (H,W,3|4), uint8 or float 0..1
+    "A PIL image, or an array or tensor (H,W), (H,W,C) or (C,H,W), as the array that matplotlib draws."
     if hasattr(img, "detach"):  # a tensor; NumPy knows no bfloat16
         img = img.detach().cpu()
         img = img.float() if img.is_floating_point() else img
@@ -160,26 +138,20 @@ def show_grid(
     *,
     ncols: int | None = None,  # images per row
     imsize: float = 2.2,  # an image's side in inches
-    figsize: tuple[float, float] | None = None,  # whole figure in inches
     cmap: str | None = None,  # color map of one-channel images
     alt: str = "",  # alternative text; made from the titles if empty
 ) -> None:
     "Draw images in a grid."
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"show_grid: {len(titles)} titles for {len(images)} images; pass one title per image.")
-    fig, axes = figure_grid(len(images), ncols=ncols, imsize=imsize, figsize=figsize)
+    fig, axes = figure_grid(len(images), ncols=ncols, imsize=imsize)
     for i, ax in enumerate(axes):
         show_image(images[i], ax=ax, title=None if titles is None else titles[i], cmap=cmap)
     named = f": {', '.join(map(str, titles))}" if titles is not None else ""
     finish(fig, alt or f"{len(images)} images{named}")
 
 # %% ../nbs/api/01_display.ipynb #a4a19ca9
-def html_table(
-    rows: Sequence[Sequence],  # cells, row by row
-    headers: Sequence[str],  # column names
-    *,
-    caption: str = "",  # above the table
-) -> str:  # HTML, every cell escaped
+def html_table(rows: Sequence[Sequence], headers: Sequence[str], *, caption: str = "") -> str:  # HTML, every cell escaped
     "An HTML table of anything that has a `str`."
     def cells(tag: str, values: Sequence) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(v))}</{tag}>" for v in values) + "</tr>"
@@ -189,10 +161,7 @@ def html_table(
     return f'<table class="dataframe">{head}<thead>{cells("th", headers)}</thead><tbody>{body}</tbody></table>'
 
 # %% ../nbs/api/01_display.ipynb #bb33838e
-def text_table(
-    rows: Sequence[Sequence],  # cells, row by row
-    headers: Sequence[str],  # column names
-) -> str:  # aligned lines; text to the left, numbers to the right
+def text_table(rows: Sequence[Sequence], headers: Sequence[str]) -> str:  # aligned lines; text to the left, numbers to the right
     "The same table for a terminal or a log."
     table = [[str(c) for c in r] for r in [headers, *rows]]
     widths = [max(len(r[i]) for r in table) for i in range(len(headers))]
@@ -202,16 +171,9 @@ def text_table(
 
 # %% ../nbs/api/01_display.ipynb #1941c0e1
 class Table:
-    "Rows and headers that show as an HTML table in a notebook and as aligned text elsewhere."
+    "Rows that show as an HTML table in a notebook and as aligned text elsewhere. `values` are the unrounded numbers behind the cells."
 
-    def __init__(
-        self,
-        rows: Sequence[Sequence],  # cells, row by row
-        headers: Sequence[str],  # column names
-        *,
-        caption: str = "",  # above the table
-        values: Sequence[Sequence] | None = None,  # the unrounded numbers behind the cells, for `to_df`; None: the cells
-    ):
+    def __init__(self, rows: Sequence[Sequence], headers: Sequence[str], *, caption: str = "", values: Sequence[Sequence] | None = None):
         self.rows, self.headers, self.caption, self.values = rows, headers, caption, rows if values is None else values
 
     def to_df(self):  # pandas.DataFrame
@@ -243,24 +205,14 @@ def display_table(
         print(table)
 
 # %% ../nbs/api/01_display.ipynb #c2a80211
-def format_time(
-    seconds: float,  # at least 0
-) -> str:
+def format_time(seconds: float) -> str:
     "`00:07`, `12:40`, `1:02:03`."
     s = int(seconds + 0.5)
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60:02d}:{s % 60:02d}"
 
 # %% ../nbs/api/01_display.ipynb #a597fcab
-def progress_bar(
-    iterable,  # what to go through; None: call `update` yourself
-    *,
-    desc: str = "",  # before the bar
-    total: int | None = None,  # steps; None: the iterable's length
-
-    unit: str = "it",  # what one step is
-    above: int = 0,  # show a bar only for more steps than this
-):  # a tqdm bar
-    "tqdm's bar: a widget in a notebook, a line in a terminal, nothing in a log."
+def progress_bar(iterable, *, desc: str = "", total: int | None = None, unit: str = "it", above: int = 0):  # a tqdm bar
+    "tqdm's bar: a widget in a notebook, a line in a terminal, nothing in a log, and nothing for `above` steps or fewer."
     notebook, few = in_notebook(), above > 0 and (len(iterable) if total is None else total) <= above
     if notebook:
         from tqdm.auto import tqdm
@@ -273,17 +225,11 @@ def progress_bar(
 class EpochTable(Table):
     "A table that grows by one row per epoch."
 
-    def __init__(
-        self,
-        headers: list[str],  # column names
-    ):
+    def __init__(self, headers: list[str]):
         super().__init__([], headers)
         self._shown = None  # the display handle in a notebook
 
-    def add(
-        self,
-        row: list[str],  # one cell per column
-    ) -> None:
+    def add(self, row: list[str]) -> None:
         "Add a row and show it."
         self.rows.append(row)
         if in_notebook():

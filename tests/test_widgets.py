@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
-import html
 import io
 import re
 import shutil
@@ -29,11 +28,10 @@ from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.resize import Resize
-from coursekit.widgets import ImageClassifierCleaner, edits, lr_explorer, read_edits, upload_and_predict
+from coursekit.widgets import ImageClassifierCleaner, edits, read_edits, upload_and_predict
 from coursekit.widgets.cleaner import LabelledFiles
 from coursekit.widgets.dropzone import Collector
 from coursekit.widgets.edits import BIN, FIELDS, Edit, EditLog, apply_edits, undo_edits
-from coursekit.widgets.explorer import CURVATURES, descend, limit_rate, losses_of
 from coursekit.widgets.upload import UploadAndPredict
 
 ALLOWED = {"div", "figure", "figcaption", "img", "table", "caption", "tbody", "tr", "th", "td", "span", "p", "b", "br", "style"}
@@ -671,57 +669,3 @@ def test_what_the_cleaner_refuses(learn: Learner, tmp_path: Path) -> None:
         LabelledFiles(synthetic_learner())
     with pytest.raises(ValueError, match="99"):
         ImageClassifierCleaner(learn).choose(99, "delete")
-
-
-# ----------------------------------------------------------------------------------------------------- explorer
-
-
-@given(st.floats(0, 0.98), st.floats(0.05, 1.9))
-@settings(max_examples=100, deadline=None)
-def test_limit_is_that_of_the_iteration_matrix(momentum: float, share: float) -> None:
-    """A linear iteration converges just where the spectral radius of its matrix is below one."""
-    if abs(share - 1) < 1e-3:
-        return
-    lr = share * limit_rate(momentum)
-    radius = max(np.abs(np.linalg.eigvals([[1 - lr * c, -lr * momentum], [c, momentum]])).max() for c in CURVATURES)
-    assert (radius < 1) == (share < 1)
-
-
-def test_explorer_draws_at_every_place_of_its_sliders() -> None:
-    ex = lr_explorer()
-    for lr, m in ((1e-4, 0.0), (0.02, 0.5), (0.1001, 0.0), (0.16, 0.5), (1.0, 0.98)):
-        ex.slider.value, ex.momentum.value = lr, m
-        (shown,) = ex.out.outputs
-        text = shown["metadata"]["image/png"]["alt"]
-        assert text in html.unescape(ex.text.value) and not re.search("nan|inf", text)
-        assert ("so the path diverges" in text) == (ex.slider.value > limit_rate(m))
-        assert ("though slowly" in text) == (lr == 0.1001)
-        assert Image.open(io.BytesIO(base64.b64decode(shown["data"]["image/png"]))).width > 900
-    data, metadata = ex._repr_mimebundle_()
-    assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"] == shown["data"]["image/png"] and metadata["image/png"]["alt"]
-    check_html(page(ex.widget))
-
-
-def test_explorer_says_up_where_it_went_up() -> None:
-    for share, momentum, steps in ((1.001, 0.0, 5), (1.2, 0.0, 60), (1.05, 0.9, 60)):
-        losses = losses_of(descend(share * limit_rate(momentum), momentum, steps=steps))
-        text = lr_explorer(lr=share * limit_rate(momentum), momentum=momentum, steps=steps).text.value
-        assert ("though slowly" in text) == (losses[-1] <= losses[0])
-
-
-@pytest.mark.parametrize("steps", [2.5, 2.0, True, 0])
-def test_explorer_takes_whole_steps_only(steps: object) -> None:
-    with pytest.raises(ValueError, match=f"steps={steps}"):
-        lr_explorer(steps=steps)
-
-
-def test_explorer_of_a_learner() -> None:
-    learn = synthetic_learner()
-    with pytest.raises(ValueError, match="lr_find"):
-        lr_explorer(learn)
-    learn.lr_find(show_plot=False)
-    ex = lr_explorer(learn, lr=0.01)
-    k = int(np.abs(np.log(np.array(learn.recorder.lrs) / 0.1)).argmin())
-    assert f"ten times (0.1): {learn.recorder.smooth_losses[k]:.3g}" in ex.text.value
-    ex.slider.value = learn.recorder.lrs[-1]
-    assert "not tried" in ex.text.value and len(ex.out.outputs) == 1

@@ -30,14 +30,8 @@ class Choices:
         self.pending: dict[int, tuple[str, Any]] = {}  # position -> (DELETE, None) or ("change", class); images to keep are left out
         self.steps: list[tuple[int, tuple[str, Any] | None]] = []  # position, and what was chosen for it before
 
-    def choose(
-        self,
-        i: int,  # position
-        choice: tuple[str, Any] | None,  # None: keep
-        *,
-        step: bool = True,  # that can be taken back
-    ) -> None:
-        "Choose for one image."
+    def choose(self, i: int, choice: tuple[str, Any] | None, *, step: bool = True) -> None:
+        "Choose for the image at a position; None keeps it. A step can be taken back."
         before = self.pending.pop(i, None)
         if choice is not None:
             self.pending[i] = choice
@@ -114,12 +108,8 @@ class ScoredFiles(LabelledFiles):
             self.about |= zip((start + i for i in there), zip(said, preds.amax(1).tolist(), losses.tolist()))
         self.scored.add(part)
 
-    def hardest(
-        self,
-        part: int,  # 0: training set; 1: validation set
-        label: Any = None,  # a class; None: all classes
-    ) -> list[int]:  # positions, highest loss first
-        "The remaining files of a set and a class."
+    def hardest(self, part: int, label: Any = None) -> list[int]:  # positions, highest loss first
+        "The remaining files of the training (0) or validation set (1) and of one class, or of all."
         if part not in self.scored:
             self.score(part)
         found = [i for i in self.about if (i >= self.n_train) == part and i not in self.gone and (label is None or self.labels[i] == label)]
@@ -145,12 +135,8 @@ class Selection:
         "The files chosen to get another class."
         return sorted((i, to) for i, (kind, to) in self.choices.pending.items() if kind != DELETE)
 
-    def choose(
-        self,
-        i: int,  # position in `fns`
-        what: Any,  # "keep", "delete", or a class
-    ) -> None:
-        "Do what the list under an image does."
+    def choose(self, i: int, what: Any) -> None:
+        "Do what the list under the image at position i of `fns` does: 'keep', 'delete' or a class."
         if not 0 <= i < len(self.fns) or i in self.files.gone:
             raise ValueError(f"choose: there is no image {i!r}; pass the position in cleaner.fns of a file that isn't in the bin.")
         if what not in (KEEP, DELETE) and what not in self.vocab:

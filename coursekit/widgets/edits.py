@@ -50,10 +50,7 @@ def real_path(path: Path) -> Path:
 class EditLog:
     "The CSV file with the edits of a dataset. It lies in your state folder, never inside the data."
 
-    def __init__(
-        self,
-        root: str | os.PathLike,  # the dataset's folder
-    ):
+    def __init__(self, root: str | os.PathLike):
         self.root = Path(root).expanduser().absolute()
         self.file = state_folder(self.root) / "edits.csv"
 
@@ -101,11 +98,8 @@ class EditLog:
         return FileLock(self.file.with_suffix(".lock"), timeout=60)
 
 # %% ../../nbs/api/widgets/03_edits.ipynb #cd5afc45
-def free_path(
-    path: Path,  # where a file should go
-    taken: Sequence[Path | None] = (),  # places that other files are going to
-) -> Path:  # the same, or "name (2).jpg" if something is there already
-    "A place that is still free."
+def free_path(path: Path, taken: Sequence[Path | None] = ()) -> Path:  # the same, or "name (2).jpg" if something is there already
+    "A place that is still free: the path, or 'name (2).jpg' if something is there or is going there."
     n, free = 1, path
     while free in taken or os.path.lexists(free):
         n += 1
@@ -113,10 +107,7 @@ def free_path(
     return free
 
 
-def move_file(
-    source: Path,  # a file
-    target: Path,  # a free place
-) -> None:
+def move_file(source: Path, target: Path) -> None:
     "Move one file without ever overwriting another."
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
@@ -124,25 +115,17 @@ def move_file(
     shutil.move(source, target)  # a rename inside one disk
 
 # %% ../../nbs/api/widgets/03_edits.ipynb #5bd945de
-def target_of(
-    edit: Edit,  # to be carried out
-    root: Path,  # the dataset's folder; the bin is in it
-    taken: Sequence[Path | None] = (),  # places that other edits take
-) -> Path:
-    "Where an edit moves its file: the bin, or the folder of the other class, next to its own."
+def target_of(edit: Edit, root: Path, taken: Sequence[Path | None] = ()) -> Path:
+    "Where an edit moves its file: the bin in the dataset's folder, or the folder of the other class, next to its own."
     folder, name = (root / BIN, edit.label) if edit.to is None else (edit.file.parent.parent, edit.to)
     if not name or Path(name).name != name or name == "..":
         raise ValueError(f"target_of: the class {name!r} cannot be the name of a folder; pass move=False to write only the log.")
     return free_path(folder / name / edit.file.name, taken)
 
 
-def plan_edits(
-    book: EditLog,  # of the dataset
-    edits: Sequence[Edit],  # what to do; at most one edit per file
-    *,
-    move: bool = True,  # False: labels are not folders, so only the log is written
-) -> tuple[list[dict[str, str]], list[Outcome]]:  # new rows of the log, and the edits that are done already or cannot be
-    "List what `apply_edits` would do. Nothing is moved, and a file or target outside the dataset is refused."
+def plan_edits(book: EditLog, edits: Sequence[Edit], *, move: bool = True) -> tuple[list[dict[str, str]], list[Outcome]]:
+    """New rows of the log, and the outcomes of edits that are done already or cannot be. Nothing is moved, and a file or target outside the dataset
+    is refused. `move=False`: labels are not folders, so only the log is written."""
     new, outcomes, taken, earlier = [], [], [], {r["file"]: r for r in book.rows()}
     time = datetime.now(timezone.utc).isoformat(timespec="microseconds")
     for e in edits:
@@ -159,13 +142,8 @@ def plan_edits(
     return new, outcomes
 
 # %% ../../nbs/api/widgets/03_edits.ipynb #8a4e2384
-def apply_edits(
-    edits: Sequence[Edit],  # what to do; at most one edit per file
-    root: str | os.PathLike,  # the dataset's folder
-    *,
-    move: bool = True,  # False: labels are not folders, so only the log is written
-) -> list[Outcome]:  # one per edit
-    "Carry out edits: plan all, write the log, move the files. If one file leads out of the dataset, none is moved."
+def apply_edits(edits: Sequence[Edit], root: str | os.PathLike, *, move: bool = True) -> list[Outcome]:  # one per edit
+    "Carry out edits, at most one per file: plan all, write the log, move the files. If one leads out of the dataset, none is moved."
     book = EditLog(root)
     with book.lock():
         rows = book.rows()
@@ -198,10 +176,8 @@ def _put_back(book: EditLog, row: dict[str, str]) -> Outcome:
     return Outcome(away or home, back, edit=book.edit(row))
 
 
-def undo_edits(
-    root: str | os.PathLike,  # the dataset's folder
-) -> list[Outcome]:  # file: where it was taken from; target: where it is again
-    "Take back the last round that was applied. Call it again for the one before."
+def undo_edits(root: str | os.PathLike) -> list[Outcome]:  # file: where it was taken from; target: where it is again
+    "Take back the last round that was applied. Call it again for the one before. An outcome's target is where the file is again."
     book = EditLog(root)
     with book.lock():
         rows = book.rows()

@@ -25,10 +25,8 @@ from ..core import printable
 from ..vision.images import load_image
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #30a3c77d
-def static_text(
-    name: str,  # of a .js or .css file in this package
-) -> str:
-    "A script or style sheet of the widgets."
+def static_text(name: str) -> str:
+    "A .js or .css file of the widgets."
     return (importlib.resources.files("coursekit") / "widgets" / name).read_text(encoding="utf-8")
 
 
@@ -47,47 +45,31 @@ class Shown:
         return {**self.widget._repr_mimebundle_(include=include, exclude=exclude), "text/plain": repr(self)}
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #a8edf849
-def jpeg(
-    img: Image.Image,  # mode RGB
-    size: int,  # the longer side in pixels; a smaller image keeps its size
-) -> bytes:  # a JPEG file
-    "An image as a small file."
+def jpeg(img: Image.Image, size: int) -> bytes:  # a JPEG file
+    "An RGB image as a small file. The longer side has at most `size` pixels."
     small, buffer = img.copy(), io.BytesIO()
     small.thumbnail((size, size), Image.Resampling.BILINEAR, reducing_gap=2.0)
     small.save(buffer, format="JPEG", quality=88)
     return buffer.getvalue()
 
 
-def img_tag(
-    data: bytes,  # a JPEG file
-    alt: str,  # what it shows, for people who cannot see it
-) -> str:  # HTML
-    "An image that carries its own bytes."
+def img_tag(data: bytes, alt: str) -> str:  # HTML
+    "A JPEG file as an image in HTML that carries its own bytes. `alt` says what it shows, for people who cannot see it."
     return f'<img src="data:image/jpeg;base64,{base64.b64encode(data).decode()}" alt="{html.escape(alt)}">'
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #e5261b43
-def message_html(
-    text: str,  # one line
-    *,
-    kind: str = "bad",  # "bad": something is wrong; "note": something to know
-) -> str:  # HTML
-    "A line that says what happened."
-    return f'<div class="ck ck-{html.escape(kind)}">{html.escape(printable(" ".join(str(text).split()), width=1000))}</div>'
+def message_html(text: str, *, kind: str = "bad") -> str:  # HTML
+    "A line that says what happened; kind 'bad': something is wrong, 'note': something to know."
+    return f'<div class="ck ck-{kind}">{html.escape(printable(" ".join(str(text).split()), width=1000))}</div>'
 
 
-def status_html(
-    text: str,  # one line; empty shows nothing
-) -> str:  # HTML
+def status_html(text: str) -> str:  # HTML
     "A line that says what is going on. Screen readers hear it from a `voice` instead."
     return f'<div class="ck ck-note">{html.escape(text)}</div>'
 
 
-def thumbnail(
-    file: str | Path,  # an image file
-    alt: str,  # what it shows
-    size: int,  # the longer side in pixels
-) -> str:  # HTML: the image, or why there is none
-    "A small image of a file."
+def thumbnail(file: str | Path, alt: str, size: int) -> str:  # HTML: the image, or why there is none
+    "A small image of a file, or why there is none."
     try:
         return img_tag(jpeg(load_image(file, draft_size=size), size), alt)
     except ValueError as e:  # the file was moved or damaged since the data was made
@@ -145,12 +127,8 @@ def percent(p: float) -> str:  # with one digit; never 100.0% or 0.0% unless it 
     return "<0.1%" if 0 < p < 0.0005 else f"{p:.1%}"
 
 
-def bars_html(
-    rows: Sequence[tuple[Any, float]],  # name and share 0..1, in the order shown
-    *,
-    caption: str,  # what the numbers are; read by screen readers, not shown
-) -> str:  # HTML
-    "A horizontal bar chart that is a table."
+def bars_html(rows: Sequence[tuple[Any, float]], *, caption: str) -> str:  # HTML
+    "A horizontal bar chart of (name, share 0..1) that is a table. Screen readers read the caption, which is not shown."
     def row(name: Any, p: float) -> str:
         width = 100 * min(max(p, 0.0), 1.0) if math.isfinite(p) else 0.0
         return (f'<tr><th scope="row">{html.escape(printable(name))}</th><td class="ck-track" aria-hidden="true">'
@@ -160,12 +138,8 @@ def bars_html(
             f'{"".join(row(name, p) for name, p in rows)}</tbody></table>')
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #3ca34fe4
-def prediction_html(
-    result: Any,  # a `Prediction`
-    vocab: Sequence | None,  # class names in the order of the probabilities
-    top: int,  # at most so many bars
-) -> str:  # HTML
-    "A prediction: bars if there is a probability for each class, otherwise the answer as text."
+def prediction_html(result: Any, vocab: Sequence | None, top: int) -> str:  # HTML
+    "A `Prediction`: bars if there is a probability for each class in `vocab`, otherwise the answer as text."
     p = result.probabilities
     if vocab is None or p.ndim != 1 or len(p) != len(vocab):
         text = "".join(str(result.label).splitlines())

@@ -42,14 +42,8 @@ class Seen:
         sure = f" {percent(float(p.max()))}" if isinstance(self.prediction.label, str) and p.ndim == 1 and len(p) > 1 else ""
         return f"{self.name}: {printable(self.prediction.label)}{sure}"
 
-    def html(
-        self,
-        vocab: Sequence | None,  # class names in the order of the probabilities
-        top: int,  # at most so many bars
-        *,
-        heat: Callable | None = None,  # image -> image with its heat map
-    ) -> str:  # a figure
-        "Image, name and bars."
+    def html(self, vocab: Sequence | None, top: int, *, heat: Callable | None = None) -> str:  # a figure
+        "A figure: the image, its name and at most `top` bars. `heat` turns the image into one with a heat map."
         shown, note, alt = self.image, "", f"{self.name}, predicted {self.prediction.label}"
         if heat is not None:
             try:
@@ -60,10 +54,7 @@ class Seen:
                 f"{prediction_html(self.prediction, vocab, top)}{note}</figcaption></figure>")
 
 # %% ../../nbs/api/widgets/02_upload.ipynb #583f93aa
-def heat_picture(
-    learn: Learner,  # an image classifier
-    img: Image.Image,  # an image
-) -> Image.Image:  # what the network saw of it, with the map on top
+def heat_picture(learn: Learner, img: Image.Image) -> Image.Image:  # what the network saw of it, with the map on top
     "An image with Grad-CAM on top: bright where it pushed the network towards the predicted class."
     from matplotlib import colormaps
 
@@ -84,13 +75,7 @@ class UploadPage(Shown):
     take: Callable[[str, bytes], None]
     redraw: Callable[[Any], None]
 
-    def __init__(
-        self,
-        *,
-        heat: Callable | None,  # image -> image with heat map; None: no such switch
-        max_bytes: int,  # larger files are refused
-        uploader: Callable,  # `dropzone` or `file_button`
-    ):
+    def __init__(self, *, heat: Callable | None, max_bytes: int, uploader: Callable):  # heat: image -> image with heat map; None: no switch
         import ipywidgets as w
 
         self.heat, self.max_bytes = heat, max_bytes
@@ -110,10 +95,6 @@ class UploadPage(Shown):
         line = printable(" ".join(line.split()), width=500)
         self.add(self.refused, line, message_html(line))
         self.voice.say(line, alert=True)
-
-    def say(self, text: str) -> None:
-        "What is going on just now."
-        self.status.value = status_html(text)
 
     def add(self, kept: list, found: Seen | str, page: str) -> None:
         "Put a result on top."
@@ -139,20 +120,14 @@ class UploadPage(Shown):
 class UploadAndPredict(UploadPage):
     "The widget that `upload_and_predict` makes. `widget` is the ipywidgets box, to put into other boxes."
 
-    def __init__(
-        self,
-        learn: Learner,  # predicts
-        *,
-        top: int,  # at most so many bars
-        **options: Any,  # of the page: heat, max_bytes, uploader
-    ):
+    def __init__(self, learn: Learner, *, top: int, **options: Any):  # at most `top` bars; options of the page
         super().__init__(**options)
         self.learn, self.top = learn, top
 
     def take(self, name: str, data: bytes) -> None:
         "Predict one file. Whatever is wrong with it becomes a line."
         name = printable(name) or "the image"
-        self.say(f"Looking at {name} ...")
+        self.status.value = status_html(f"Looking at {name} ...")
         try:
             img = load_image({"name": name, "content": data}, max_bytes=self.max_bytes, draft_size=SHOWN)
             found = Seen(name, self.learn.predict(data), jpeg(img, SHOWN))  # from the file, as predict(path) would
@@ -163,7 +138,7 @@ class UploadAndPredict(UploadPage):
         except Exception as e:  # the model failed: say so, and the next file gets its turn
             self.refuse(f"{name} cannot be predicted ({type(e).__name__}: {str(e)[:200]}).")
         finally:
-            self.say("")
+            self.status.value = status_html("")
 
     def draw(self, found: Seen) -> str:
         "The figure of one result, with or without its heat map."
@@ -171,15 +146,12 @@ class UploadAndPredict(UploadPage):
 
     def redraw(self, change: Any) -> None:
         "Draw all results again."
-        self.say("Drawing heat maps ..." if self.toggle.value else "")
+        self.status.value = status_html("Drawing heat maps ..." if self.toggle.value else "")
         for box in self.results.children:
             if isinstance(box.found, Seen):
                 box.value = self.draw(box.found)
-        self.say("")
+        self.status.value = status_html("")
         self.voice.say("The heat maps are shown." if self.toggle.value else "The heat maps are hidden.")
-
-    def __repr__(self) -> str:
-        return f"UploadAndPredict({len(self.seen)} seen, {len(self.refused)} refused)"
 
 # %% ../../nbs/api/widgets/02_upload.ipynb #588b6537
 def upload_and_predict(
