@@ -25,7 +25,7 @@ from . import predictions
 from .callback import Callback, State, check_callbacks, collect_hooks
 from .fits import Fits
 from .loss_wrappers import as_loss
-from .losses import fitting_loss, named_loss
+from .losses import Loss, fitting_loss, named_loss
 from .metrics import as_metric
 from .optimizers import split_params, AdamW, load_opt_tensors, opt_tensors
 from .predictions import KeptPreds, Prediction, Preds, evaluating
@@ -88,7 +88,7 @@ class Learner(Fits):
         fitting = fitting_loss(self.dls.targets)
         if loss_func is None and fitting is None:
             raise ValueError("Learner: plain loaders do not say which loss fits; pass loss_func, such as nn.CrossEntropyLoss().")
-        self.loss_func = as_loss(fitting if loss_func is None else loss_func, like=fitting).to(self.device)
+        self.loss_func = fitting if loss_func is None else loss_func
         if not isinstance(moms, (tuple, list)) or len(moms) != 3:
             raise ValueError(f"Learner: moms={moms!r}; pass three momenta: at the start, at the peak of the learning rate and at the end.")
         self.opt_func, self.lr, self.wd, self.moms, self.train_bn, self.splitter = opt_func, lr, wd, moms, train_bn, splitter
@@ -127,6 +127,15 @@ class Learner(Fits):
         if not isinstance(model, nn.Module):
             raise ValueError(f"Learner: model is of type {type(model).__name__}; pass an nn.Module.")
         self._model = model.to(self.device)
+
+    @property
+    def loss_func(self) -> Loss:
+        "The loss, which also makes predictions of the model's outputs; a function can be assigned."
+        return self._loss_func
+
+    @loss_func.setter
+    def loss_func(self, loss_func: Callable) -> None:
+        self._loss_func = as_loss(loss_func, like=fitting_loss(self.dls.targets)).to(self.device)
 
     @property
     def metrics(self) -> list:
