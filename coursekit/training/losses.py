@@ -174,8 +174,7 @@ class CrossEntropyLossFlat(_ClassLoss):
     def _cross_entropy(self, preds: Tensor, targs: Tensor, reduction: str) -> Tensor:
         weight = self.weight.to(preds) if self._weighted else None
         try:
-            return F.cross_entropy(preds, targs, weight, ignore_index=self.ignore_index, reduction=reduction,
-                                   label_smoothing=self.label_smoothing)
+            return F.cross_entropy(preds, targs, weight, ignore_index=self.ignore_index, reduction=reduction, label_smoothing=self.label_smoothing)
         except (IndexError, RuntimeError) as e:
             self._check(targs, preds.shape[1], e)
             raise

@@ -75,7 +75,7 @@ class EMA(Callback):
     def __repr__(self) -> str:
         return f"EMA({self.decay})"
 
-
+# %% ../../../nbs/api/training/callbacks/03_ema.ipynb #35fb1f04
 def _averaged(model: torch.nn.Module) -> dict[str, Tensor]:
     "All tensors of a model that can be averaged: parameters, and buffers except counters."
     return {n: t for n, t in (*model.named_parameters(), *model.named_buffers()) if t.is_floating_point()}

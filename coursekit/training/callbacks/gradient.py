@@ -21,8 +21,7 @@ class GradientAccumulation(Callback):
     when it has `n_acc` samples or with the training part of the epoch, and its gradient is the mean over the samples it has. If the epoch is
     cancelled, the group goes on in the next one.
 
-    For other losses (class weights, `ignore_index`, an overlap of the whole batch, `reduction="sum"`), a group takes the mean of its batches'
-    losses, weighted by their items. That is not the loss of one large batch."""
+    For other losses (class weights, `ignore_index`, sums), a group takes the mean of its batches' losses, weighted by their items."""
     order: ClassVar[int] = 10  # before callbacks that look at the whole gradient
     keeps: ClassVar[tuple[str, ...]] = ("count", "batches")
 
@@ -34,9 +33,7 @@ class GradientAccumulation(Callback):
         self.n_acc = n_acc
 
     def before_fit(self, learn: Learner) -> None:
-        self.count = 0  # samples in the gradients
-        self.batches = 0  # batches of this epoch
-        self.ending = False  # the step at the end of the training part
+        self.count, self.batches, self.ending = 0, 0, False  # samples in the gradients, batches of this epoch, whether its last step is due
 
     def before_train(self, learn: Learner) -> None:
         self.earlier = [(p, p.grad.clone()) for p in learn.model.parameters() if p.grad is not None]

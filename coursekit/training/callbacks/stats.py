@@ -129,7 +129,7 @@ class ActivationStats(Callback):
             raise ValueError(f"ActivationStats.{who}: nothing is recorded yet; pass this callback to a fit first.")
         return self.record
 
-
+# %% ../../../nbs/api/training/callbacks/05_stats.ipynb #ae310959
 def _default_layers(model: nn.Module) -> list[str]:
     "Names of the activation functions among a model's layers. If it has none as modules, all layers with their own parameters."
     leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
