@@ -212,17 +212,13 @@ def aug_transforms(
     mode: str = "bilinear",  # interpolation: "bilinear", "nearest" or "bicubic"
     pad_mode: str = "reflection",  # what lies outside: "reflection", "border" or "zeros"
     min_scale: float = 1.0,  # in training a random part of at least this share of the area is taken
-    xtra_tfms: BatchTransform | Sequence[BatchTransform] | None = None,  # further batch transforms, appended
 ) -> list[BatchTransform]:  # for batch_tfms of a DataBlock or of DataLoaders
     "The augmentation that suits most photos: training sees each flipped, turned, tilted, closer, and in other light."
     check_range("aug_transforms", "mult", mult, 0, 100)
-    aug = Augment(
+    return [Augment(
         do_flip=do_flip, flip_vert=flip_vert, max_rotate=max_rotate * mult, min_zoom=min_zoom, max_zoom=max_zoom,
         max_lighting=max_lighting * mult, max_warp=max_warp * mult, p_affine=p_affine, p_lighting=p_lighting,
-        size=size, mode=mode, pad_mode=pad_mode, min_scale=min_scale,
-    )  # fmt: skip
-    extra = [xtra_tfms] if isinstance(xtra_tfms, BatchTransform) else list(xtra_tfms or ())
-    return [aug, *extra]
+        size=size, mode=mode, pad_mode=pad_mode, min_scale=min_scale)]
 
 # %% ../../nbs/api/vision/02_augment.ipynb #0d551216
 @dataclasses.dataclass(frozen=True)
@@ -274,9 +270,7 @@ class AugmentNormalize(BatchTransform):
         return self.normalize.traced(pictures)
 
 # %% ../../nbs/api/vision/02_augment.ipynb #a5086023
-def fuse_tfms(
-    tfms: Sequence[BatchTransform],  # in running order
-) -> tuple[BatchTransform, ...]:  # the same, or fewer that do the same
+def fuse_tfms(tfms: Sequence[BatchTransform]) -> tuple[BatchTransform, ...]:  # the same, or fewer that do the same
     "Join an `Augment` and the `Normalize` that follows it; a `ToFloat` between them is not needed then."
     out: list[BatchTransform] = []
     for t in tfms:

@@ -360,11 +360,7 @@ def _plain_layout(root: Path, files: list[Path], everything: list[Path], pat: st
     return layout
 
 # %% ../../nbs/api/vision/05_folders.ipynb #52329a92
-def folder_layout(
-    root: str | os.PathLike,  # the folder
-    *,
-    pat: str | None = None,  # regular expression whose first group is the class in a file name; None: found
-) -> Layout:
+def folder_layout(root: str | os.PathLike, *, pat: str | None = None) -> Layout:
     "How the images in a folder are labeled; if that cannot be found, the error lists the layouts that are understood."
     if pat is not None:
         _check_pattern(pat)

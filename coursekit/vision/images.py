@@ -241,16 +241,12 @@ def _array_to_pil(a: np.ndarray, name: str | Path = "The array") -> Image.Image:
     return Image.fromarray(a.astype(np.uint8) if whole else (np.clip(a, 0, 1) * 255 + 0.5).astype(np.uint8))
 
 # %% ../../nbs/api/vision/00_images.ipynb #cdbe968a
-def to_uint8_tensor(
-    img: Image.Image,  # mode RGB or L
-) -> torch.Tensor:  # (3, H, W) or (1, H, W), uint8, its own memory, where the channels of a pixel lie together
-    "An image's pixels as a tensor, channels first."
+def to_uint8_tensor(img: Image.Image) -> torch.Tensor:  # mode RGB or L -> (3, H, W) or (1, H, W), uint8
+    "An image's pixels as a tensor with its own memory, where the channels of a pixel lie together."
     return torch.from_numpy(np.array(img)).view(img.height, img.width, -1).permute(2, 0, 1)
 
 
-def to_pil(
-    x: torch.Tensor,  # (3, H, W), (1, H, W) or (H, W); uint8, or float in 0..1; any device
-) -> Image.Image:  # mode RGB or L
+def to_pil(x: torch.Tensor) -> Image.Image:  # (3, H, W), (1, H, W) or (H, W), uint8 or float in 0..1 -> mode RGB or L
     "A tensor as an image: the opposite of `to_uint8_tensor`."
     x = x.detach().cpu()
     x = x.float() if x.is_floating_point() else x

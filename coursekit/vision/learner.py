@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from ..core import printable, seeded, takes_options
 from ..data.block import CategoryBlock
-from ..data.loader import DataLoader, DataLoaders
+from ..data.loader import DataLoaders
 from ..training.learner import Learner, LearnerOptions, serving_learner
 from .augment import Normalize, imagenet_stats
 from .block import ImageBlock
@@ -30,7 +30,7 @@ def vision_learner(
     normalize: bool = True,  # add the normalization that the weights expect, where the data have none
     n_out: int | None = None,  # outputs; None: as many as the data need
     pretrained: bool = True,  # start from published weights, with all but the head frozen
-    weights: str | os.PathLike | None = None,  # a file, or the name of one of torchvision's, e.g. "IMAGENET1K_V1"; None: the default
+    weights: str | os.PathLike | None = None,  # a file of weights (.safetensors, .pth); None: the published ones
     seed: int | None = None,  # of the initial weights and dropout; None draws one
     lin_ftrs: Sequence[int] = (512,),  # hidden widths of the head
     ps: float | None = None,  # dropout of the head, 0..1; None: 0.5 over published weights, 0.1 from scratch
@@ -42,7 +42,8 @@ def vision_learner(
     name = arch_name(arch)
     _check_input(dls)
     n_out = dls.n_out if n_out is None else n_out
-    _check_head(n_out, lin_ftrs, y_range)
+    if n_out is None:
+        raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
     if weights is not None and not pretrained:
         raise ValueError(f"vision_learner: weights={weights!r} with pretrained=False; leave one of them out.")
     file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
@@ -53,7 +54,7 @@ def vision_learner(
         load_body_weights(model[0], arch, file)
     _check_size(model, dls, name)
     if normalize:
-        dls = _add_normalize(dls, name, weights if pretrained else None)
+        dls = _add_normalize(dls, name)
     learn = Learner(dls, model, seed=seed, **{"splitter": vision_groups, **options})
     if pretrained:
         learn.freeze()
@@ -67,23 +68,13 @@ def _check_input(dls: DataLoaders) -> None:
     "Refuse data whose input is not an image."
     if not isinstance(dls, DataLoaders):
         raise ValueError(f"vision_learner: dls is a {type(dls).__name__}; pass DataLoaders, e.g. from ImageDataLoaders.")
-    if isinstance(dls.train, DataLoader) and (kind := dls.train.dataset.kinds[0]) != "image":
+    if dls.train.blocks and (kind := dls.train.kinds[0]) != "image":
         raise ValueError(f"vision_learner: the input of these data is of kind {kind!r}, not 'image'; make it with ImageBlock.")
-
-
-def _check_head(n_out: int | None, lin_ftrs: Sequence[int], y_range: Sequence[float] | None) -> None:
-    "Refuse options that no head can be built from."
-    if n_out is None:
-        raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
-    if isinstance(lin_ftrs, (int, str)) or not all(isinstance(n, int) and n > 0 for n in lin_ftrs):
-        raise ValueError(f"vision_learner: lin_ftrs={lin_ftrs!r}; pass the hidden widths of the head as a list, such as [512], or [] for none.")
-    if y_range is not None and (not isinstance(y_range, (tuple, list)) or len(y_range) != 2 or not y_range[0] < y_range[1]):
-        raise ValueError(f"vision_learner: y_range={y_range!r}; pass the lowest and the highest output, such as (0, 5).")
 
 
 def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
     "Refuse the image size of the data where the network cannot take it: a black image of that size shows it."
-    tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if isinstance(dls.train, DataLoader) else []
+    tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if dls.train.blocks else []
     size = next((t.size for t in reversed(tfms) if getattr(t, "size", None) is not None), None)
     if size is None:
         return
@@ -99,12 +90,11 @@ def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
         model.train()
 
 
-def _add_normalize(dls: DataLoaders, arch: str, weights: str | os.PathLike | None) -> DataLoaders:
+def _add_normalize(dls: DataLoaders, arch: str) -> DataLoaders:
     "The same data, normalized as those that the weights were trained on, unless they are normalized already or come from plain loaders."
-    if not isinstance(dls.train, DataLoader) or any(t.of_model is not None for t in dls.batch_tfms):
+    if not dls.train.blocks or any(t.of_model is not None for t in dls.batch_tfms):
         return dls
-    mean, std = norm_stats(arch, weights)
-    return dls.new(batch_tfms=Normalize.from_stats(mean, std).after(dls.batch_tfms))
+    return dls.new(batch_tfms=Normalize.from_stats(*norm_stats(arch)).after(dls.batch_tfms))
 
 # %% ../../nbs/api/vision/09_learner.ipynb #d411d57d
 SEEN_SIZE = 32  # pixels of the photos that coursenet learned from

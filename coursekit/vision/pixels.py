@@ -22,11 +22,7 @@ def _pieces(x: torch.Tensor, out_floats: int) -> int:
     return max(threads, (1 << 21) // (4 * max(1, out_floats)) // threads * threads)
 
 
-def _scaled(
-    x: torch.Tensor,  # (B, C, H, W), uint8 or float in 0..1
-    scale: torch.Tensor | None = None,  # (C or 1, 1, 1)
-    shift: torch.Tensor | None = None,  # (C or 1, 1, 1)
-) -> torch.Tensor:  # float
+def _scaled(x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:  # float
     "x * scale + shift, where bytes count as 0..1."
     is_float = x.is_floating_point()
     out = torch.empty_like(x, dtype=x.dtype if is_float else torch.float32)  # channels last in memory if x is
@@ -192,16 +188,9 @@ def _moved(x: torch.Tensor, draw: _Draw, *, mode: str, pad_mode: str, step: floa
         yield at, _flipped(piece, way) if way < 8 else _sample(_shrink(piece, step), matrix[at], draw.size, mode=mode, pad_mode=pad_mode)
 
 
-def _augment_images(
-    x: torch.Tensor,  # (n, c, h, w), uint8 or float in 0..1
-    draw: _Draw,
-    *,
-    mode: str,
-    pad_mode: str,
-    step: float,  # old pixels per new pixel, at least
-    channels: tuple[torch.Tensor, torch.Tensor] | None = None,  # scale and shift of each channel, applied last
-) -> torch.Tensor:  # (n, c, *draw.size), float
-    "The images of a batch, augmented."
+def _augment_images(x: torch.Tensor, draw: _Draw, *, mode: str, pad_mode: str, step: float, channels=None) -> torch.Tensor:
+    """The images (n, c, h, w) of a batch, augmented: (n, c, *draw.size), float. `step` is how many old pixels a new one covers at least,
+    `channels` a scale and a shift of each channel that are applied last."""
     if x.dtype == torch.uint8 and x.device.type == "cpu":
         return _augment_bytes(x, draw, mode=mode, pad_mode=pad_mode, step=step, channels=channels)
     dtype = x.dtype if x.is_floating_point() else torch.float32
@@ -249,15 +238,7 @@ def _fit(t: torch.Tensor, kind: str, source: tuple[int, int], size: tuple[int, i
     return F.interpolate(part, size=size, mode="bilinear", antialias=True)
 
 # %% ../../nbs/api/vision/02_pixels.ipynb #6675a380
-def _moved_back(
-    pred: torch.Tensor,  # scores of masks (n, C, h, w), or points (n, ..., 2) in pixels
-    kind: str,  # "mask" or "points"
-    draw: _Draw,  # how the images were moved
-    source: tuple[int, int],  # (height, width) of the images before
-    size: tuple[int, int],  # (height, width) that validation sees
-    *,
-    pad_mode: str,
-) -> torch.Tensor:  # the same kind of thing, where it is in validation
+def _moved_back(pred: torch.Tensor, kind: str, draw: _Draw, source: tuple[int, int], size: tuple[int, int], *, pad_mode: str) -> torch.Tensor:  # the same kind of thing, where it is in validation
     "Predictions for augmented images, taken back."
     back = dataclasses.replace(draw, matrix=torch.linalg.inv(draw.matrix), way=torch.full_like(draw.way, 8), size=source)
     if kind == "points":

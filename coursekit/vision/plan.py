@@ -81,9 +81,7 @@ class Note:
         return f"{self.level}: {self.text}" + (f" -> {self.fix}" if self.fix else "")
 
 
-def same_files(
-    files: Sequence[Path],
-) -> list[list[Path]]:  # groups of two or more with the same bytes
+def same_files(files: Sequence[Path]) -> list[list[Path]]:  # groups of two or more with the same bytes
     "Find copies: files are compared by hash where their sizes are equal."
     by_size, by_hash = defaultdict(list), defaultdict(list)
     for file in files:

@@ -39,13 +39,6 @@ def _check_choice(who: str, name: str, value: str, choices: Sequence[str]) -> No
         raise ValueError(f"{who}: {name}={value!r} is unknown; use {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}.")
 
 
-def _check_pair(who: str, name: str, pair: Sequence[float], low: float, high: float) -> tuple[float, float]:
-    "Two numbers within a range, the smaller first."
-    if len(pair) != 2 or not low <= pair[0] <= pair[1] <= high:
-        raise ValueError(f"{who}: {name}={pair!r} is not a range within {low:g} to {high:g}; pass (low, high).")
-    return (float(pair[0]), float(pair[1]))
-
-
 def _short_repr(self) -> str:
     "The class and those fields that differ from their defaults."
     fields = [f for f in dataclasses.fields(self) if f.default is dataclasses.MISSING or getattr(self, f.name) != f.default]
@@ -63,13 +56,8 @@ def _part_size(values: Sequence, kinds: Sequence[str], who: str) -> tuple[int, i
     return sizes.get("image", sizes.get("mask"))
 
 
-def _cut(
-    value: torch.Tensor,  # an image (C, H, W), a mask (H, W), bytes; or points (..., 2)
-    kind: str,  # "image", "mask" or "points"
-    box: tuple[int, int, int, int],  # left, top, right, bottom in pixels, within the image
-    size: tuple[int, int],  # (height, width) to bring it to
-) -> torch.Tensor:  # the same kind of thing
-    "Cut a box out of one part of a sample, and resize it."
+def _cut(value: torch.Tensor, kind: str, box: tuple[int, int, int, int], size: tuple[int, int]) -> torch.Tensor:
+    "Cut a box (left, top, right, bottom) out of an image (C, H, W) or mask (H, W) of bytes, or of points (..., 2), and resize it to (height, width)."
     left, top, right, bottom = box
     if kind == "points":
         return (value - value.new_tensor([left, top])) * value.new_tensor([size[1] / (right - left), size[0] / (bottom - top)])
@@ -177,7 +165,7 @@ class RandomResizedCrop(ItemTransform):
         _set_size(self, "RandomResizedCrop")
         check_range("RandomResizedCrop", "min_scale", self.min_scale, 1e-4, 1)
         check_range("RandomResizedCrop", "val_xtra", self.val_xtra, 0, 0.9)
-        object.__setattr__(self, "ratio", _check_pair("RandomResizedCrop", "ratio", self.ratio, 0.01, 100))
+        object.__setattr__(self, "ratio", tuple(map(float, self.ratio)))
 
     @property
     def reads(self) -> int:
