@@ -15,6 +15,30 @@ from ..core import suggest
 from .losses import matching_targets
 from .metrics import Metric, class_answers
 
+# %% ../../nbs/api/training/18_count_metrics.ipynb #b2c2fb4a
+def _class_counts(who: str, preds: Tensor, targs: Tensor, axis: int) -> Tensor:
+    "Right, wrong and missed predictions of each class, (3, C)."
+    answers, targs = class_answers(who, preds, targs, axis)
+    n, answers, targs = preds.shape[axis], answers.flatten(), targs.flatten().long()
+    # a table of true against predicted class; targets that are not a class (void) go into a cell beyond it
+    cell = torch.where((targs >= 0) & (targs < n), targs * n + answers, n * n)
+    table = torch.zeros(n * n + 1, dtype=torch.long, device=preds.device)
+    table = table.scatter_add_(0, cell, torch.ones_like(cell))[:-1].reshape(n, n)
+    right = table.diagonal()
+    return torch.stack([right, table.sum(0) - right, table.sum(1) - right])
+
+
+def _label_counts(who: str, preds: Tensor, targs: Tensor, metric: "CountMetric") -> tuple[Tensor, bool]:
+    "The same for labels, or for yes and no as two classes; and whether these are labels."
+    targs = matching_targets(who, preds, targs).bool()
+    given = (preds.sigmoid() if metric.sigmoid else preds) > metric.thresh
+    multi = preds.ndim > 1 and preds.shape[metric.axis] > 1
+    if multi:
+        given, targs = (x.movedim(metric.axis, -1).flatten(0, -2) for x in (given, targs))
+    else:
+        given, targs = (torch.stack([~x.flatten(), x.flatten()], 1) for x in (given, targs))
+    return torch.stack([(given & targs).sum(0), (given & ~targs).sum(0), (~given & targs).sum(0)]), multi
+
 # %% ../../nbs/api/training/18_count_metrics.ipynb #14ae893c
 class CountMetric(Metric):
     "Base of the metrics made from the counts of right, wrong and missed predictions per class. A subclass defines `score`."
@@ -44,31 +68,14 @@ class CountMetric(Metric):
         if preds.numel() == 0:
             return
         yes_no = targs.shape == preds.shape or preds.ndim < 2 or preds.shape[self.axis] == 1
-        counts = self._label_counts(preds, targs) if yes_no else self._class_counts(preds, targs)
+        if yes_no:
+            counts, self.multi = _label_counts(self.name, preds, targs, self)
+        else:
+            counts = _class_counts(self.name, preds, targs, self.axis)
         if self.average == "binary" and counts.shape[1] > 2:
             raise ValueError(f"{self.name}: average='binary' with {counts.shape[1]} {'labels' if yes_no else 'classes'}; "
                              "pass average='macro', 'micro' or 'weighted'.")
         self.counts = counts if self.counts is None else self.counts + counts
-
-    def _class_counts(self, preds: Tensor, targs: Tensor) -> Tensor:
-        answers, targs = class_answers(self.name, preds, targs, self.axis)
-        n, answers, targs = preds.shape[self.axis], answers.flatten(), targs.flatten().long()
-        # a table of true against predicted class; targets that are not a class (void) go into a cell beyond it
-        cell = torch.where((targs >= 0) & (targs < n), targs * n + answers, n * n)
-        table = torch.zeros(n * n + 1, dtype=torch.long, device=preds.device)
-        table = table.scatter_add_(0, cell, torch.ones_like(cell))[:-1].reshape(n, n)
-        right = table.diagonal()
-        return torch.stack([right, table.sum(0) - right, table.sum(1) - right])
-
-    def _label_counts(self, preds: Tensor, targs: Tensor) -> Tensor:
-        targs = matching_targets(self.name, preds, targs).bool()
-        given = (preds.sigmoid() if self.sigmoid else preds) > self.thresh
-        if preds.ndim < 2 or preds.shape[self.axis] == 1:  # yes and no are two classes
-            given, targs = (torch.stack([~x.flatten(), x.flatten()], 1) for x in (given, targs))
-        else:
-            given, targs = (x.movedim(self.axis, -1).flatten(0, -2) for x in (given, targs))
-            self.multi = True
-        return torch.stack([(given & targs).sum(0), (given & ~targs).sum(0), (~given & targs).sum(0)])
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:  # a fraction per class; 0 if it would be 0/0
         raise NotImplementedError(f"{type(self).__name__} has no score(tp, fp, fn); define it, to return one fraction per class.")

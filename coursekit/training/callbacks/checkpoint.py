@@ -71,8 +71,6 @@ class Checkpoint(Callback):
     ):
         check_whole("Checkpoint", "every", every, 1)
         check_fname("Checkpoint", "name", name)
-        if not isinstance(resume, bool):
-            raise ValueError(f"Checkpoint: resume={resume!r}; pass True or False.")
         self.name, self.every, self.resume, self.fit, self.active = name, every, resume, -1, False
         self.resumed: dict[str, Tensor] = {}  # random states of an epoch to resume in the middle
 
@@ -89,29 +87,8 @@ class Checkpoint(Callback):
         if any(isinstance(cb, Checkpoint) and cb is not self and cb.file_of(learn) == self.file for cb in learn.running):
             raise ValueError(f"Checkpoint: name={str(self.name)!r}: another Checkpoint of this fit writes to the same file; pass another name.")
         if self.resume and self.file.is_file():
-            self._resume(learn, *read_tensors(self.file))
+            _resume(self, learn, *read_tensors(self.file))
         self.active = True
-
-    def _resume(self, learn: Learner, tensors: dict[str, Tensor], header: dict) -> None:
-        "Continue from the file, if it belongs to this fit."
-        where, s = f"Checkpoint: {show_path(self.file)}", learn.state
-        if header.get("format") != "checkpoint":
-            raise ValueError(f"{where} is not a checkpoint; choose another name.")
-        if header["fit"] > self.fit:
-            print(f"{where} is of fit {header['fit'] + 1} of this callback, so fit {self.fit + 1} is complete and is skipped.", flush=True)
-            raise CancelFitException
-        if header["fit"] < self.fit:
-            return
-        other = [f"{k} {header['about'].get(k)} there and {v} here" for k, v in self.about.items() if header["about"].get(k) != v]
-        if other:
-            hint = " Data made without seed= are in a new order each time." if any(o.startswith("order's") for o in other) else ""
-            raise ValueError(f"{where} is of a different fit ({'; '.join(other)[:400]}).{hint} Pass resume=False to overwrite it, or choose another name.")
-        _load_fit(learn, tensors, header, where)
-        if header["done"]:
-            print(f"{where} has this fit to its end, so its weights are loaded. To train again, pass resume=False.", flush=True)
-            raise CancelFitException
-        self.resumed = {k: v for k, v in tensors.items() if k.startswith("rng.")} if s.skip else {}
-        print(f"{where}: resuming after batch {s.step} of {s.n_steps}.", flush=True)
 
     def before_train(self, learn: Learner) -> None:
         s = learn.state
@@ -127,31 +104,55 @@ class Checkpoint(Callback):
         if learn.state.training and self.active:
             self.in_epoch += 1
             if learn.state.step % self.every == 0:
-                self._write(learn, learn.state.epoch, self.in_epoch)
+                _write(self, learn, learn.state.epoch, self.in_epoch)
 
     def after_epoch(self, learn: Learner) -> None:
         if self.active:
-            self._write(learn, learn.state.epoch + 1, 0)
+            _write(self, learn, learn.state.epoch + 1, 0)
 
     def after_fit(self, learn: Learner) -> None:
         if self.active and learn.state.interrupted:
             self.fit -= 1  # the next one is this one again
         elif self.active:
-            self._write(learn, learn.state.epoch + 1, 0, done=True)
+            _write(self, learn, learn.state.epoch + 1, 0, done=True)
         self.active = False
-
-    def _write(self, learn: Learner, epoch: int, skip: int, *, done: bool = False) -> None:
-        s = learn.state
-        if not all(bool(t.isfinite().all()) for t in learn.model.state_dict().values()):
-            raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, so {show_path(self.file)} was not "
-                                     "overwritten. Try a learning rate ten times smaller, or GradientClip.")
-        tensors, header = _pack_fit(learn, epoch, skip, self.begun if skip else _data_state(learn))
-        if skip:
-            tensors["rng.epoch"] = self.epoch_rng
-        write_tensors(self.file, tensors, header | {"fit": self.fit, "about": self.about, "done": done})
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r}, every={self.every})"
+
+# %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #e000f3f3
+def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: dict) -> None:
+    "Continue from the file, if it belongs to this fit."
+    where, s = f"Checkpoint: {show_path(cb.file)}", learn.state
+    if header.get("format") != "checkpoint":
+        raise ValueError(f"{where} is not a checkpoint; choose another name.")
+    if header["fit"] > cb.fit:
+        print(f"{where} is of fit {header['fit'] + 1} of this callback, so fit {cb.fit + 1} is complete and is skipped.", flush=True)
+        raise CancelFitException
+    if header["fit"] < cb.fit:
+        return
+    other = [f"{k} {header['about'].get(k)} there and {v} here" for k, v in cb.about.items() if header["about"].get(k) != v]
+    if other:
+        hint = " Data made without seed= are in a new order each time." if any(o.startswith("order's") for o in other) else ""
+        raise ValueError(f"{where} is of a different fit ({'; '.join(other)[:400]}).{hint} Pass resume=False to overwrite it, or choose another name.")
+    _load_fit(learn, tensors, header, where)
+    if header["done"]:
+        print(f"{where} has this fit to its end, so its weights are loaded. To train again, pass resume=False.", flush=True)
+        raise CancelFitException
+    cb.resumed = {k: v for k, v in tensors.items() if k.startswith("rng.")} if s.skip else {}
+    print(f"{where}: resuming after batch {s.step} of {s.n_steps}.", flush=True)
+
+# %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #34759980
+def _write(cb: Checkpoint, learn: Learner, epoch: int, skip: int, *, done: bool = False) -> None:
+    "Write the file: the fit in an epoch after `skip` batches."
+    s = learn.state
+    if not all(bool(t.isfinite().all()) for t in learn.model.state_dict().values()):
+        raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, so {show_path(cb.file)} was not "
+                                 "overwritten. Try a learning rate ten times smaller, or GradientClip.")
+    tensors, header = _pack_fit(learn, epoch, skip, cb.begun if skip else _data_state(learn))
+    if skip:
+        tensors["rng.epoch"] = cb.epoch_rng
+    write_tensors(cb.file, tensors, header | {"fit": cb.fit, "about": cb.about, "done": done})
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #799d1234
 def _describe_fit(learn: Learner) -> dict[str, Any]:

@@ -37,6 +37,17 @@ def _counted_losses(loss: Loss, preds: Tensor, targs: Tensor) -> tuple[Tensor, T
     targs = targs.reshape(len(losses), -1)  # `per_item` is the mean over the targets that count
     return losses * (targs != loss.ignore_index).sum(1), loss.counts(targs, losses.dtype).sum(1)
 
+# %% ../../../nbs/api/training/callbacks/02_mixup.ipynb #2e4a3f76
+@torch.no_grad()
+def _check_mixable(cb: "MixUp", preds: Tensor, targs: Tensor) -> None:
+    "Refuse a loss that is not the mean of its items' losses, because mixing would change it."
+    want = cb.plain(preds, targs)
+    got = _mixed_loss(cb.plain, preds, targs, targs, torch.ones(len(targs), device=targs.device))
+    if want.isfinite() and not torch.isclose(got, want, rtol=1e-4, atol=1e-6):
+        raise ValueError(f"{type(cb).__name__}: loss_func={' '.join(repr(cb.plain).split())} is {want.item():.4g} for the first batch, but the mean over "
+                         f"its items is {got.item():.4g}, so it cannot be mixed. Pass a loss that is the mean over the items, such as "
+                         "CrossEntropyLossFlat(weight=...) for class weights, or leave this callback out.")
+
 # %% ../../../nbs/api/training/callbacks/02_mixup.ipynb #d8a7b6f5
 class MixUp(Callback):
     """Trains on blends. Each item gets a share, drawn from Beta(alpha, alpha), and the rest comes from another item of the batch.
@@ -69,18 +80,8 @@ class MixUp(Callback):
     def after_pred(self, learn: Learner) -> None:
         s = learn.state
         if s.training and not self.checked:
-            self.check_loss(self.plain.takes(s.preds), s.batch.ys[0])
+            _check_mixable(self, self.plain.takes(s.preds), s.batch.ys[0])
             self.checked = s.batch.size > 1  # of one item, sum and mean are the same
-
-    @torch.no_grad()
-    def check_loss(self, preds: Tensor, targs: Tensor) -> None:
-        "Refuse a loss that is not the mean of its items' losses, because mixing would change it."
-        want = self.plain(preds, targs)
-        got = _mixed_loss(self.plain, preds, targs, targs, torch.ones(len(targs), device=targs.device))
-        if want.isfinite() and not torch.isclose(got, want, rtol=1e-4, atol=1e-6):
-            raise ValueError(f"{type(self).__name__}: loss_func={' '.join(repr(self.plain).split())} is {want.item():.4g} for the first batch, but the "
-                             f"mean over its items is {got.item():.4g}, so it cannot be mixed. Pass a loss that is the mean over the items, such as "
-                             "CrossEntropyLossFlat(weight=...) for class weights, or leave this callback out.")
 
     def after_train(self, learn: Learner) -> None:
         if self.plain is not None:
@@ -88,11 +89,8 @@ class MixUp(Callback):
 
     after_epoch = after_fit = after_train  # in case the epoch or the fit was cancelled in its training part
 
-    def mix(
-        self,
-        batch: Batch,  # with floating-point inputs and one target
-    ) -> Batch:  # with mixed inputs and three targets
-        "The mixed batch. Draws from torch's generator, which in a fit is the learner's own."
+    def mix(self, batch: Batch) -> Batch:
+        "The batch, of floating-point inputs and one target, mixed, with three targets. Draws from torch's generator, which in a fit is the learner's own."
         if len(batch.ys) != 1 or not all(x.is_floating_point() for x in batch.xs):
             raise ValueError(f"{type(self).__name__}: {batch} cannot be mixed; it needs floating-point inputs, such as images, and one target.")
         other = torch.randperm(batch.size).to(batch.x.device)  # drawn on the CPU: the same on every device
@@ -100,13 +98,8 @@ class MixUp(Callback):
         xs, share = self.mix_inputs(batch.xs, other, share)
         return Batch(xs, (batch.y, batch.y[other], share))
 
-    def mix_inputs(
-        self,
-        xs: tuple[Tensor, ...],  # (N, ...) each
-        other: Tensor,  # (N,) index of the item that is mixed with each
-        share: Tensor,  # (N,) drawn, on the CPU
-    ) -> tuple[tuple[Tensor, ...], Tensor]:  # mixed inputs, and each item's actual share
-        "Blend the inputs. A subclass may mix them in another way."
+    def mix_inputs(self, xs: tuple[Tensor, ...], other: Tensor, share: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        "Blend inputs (N, ...) with those of the items `other` (N,), by shares (N,) drawn on the CPU; returns them and the actual shares."
         share = share.to(xs[0].device)
         return tuple(torch.lerp(x[other], x, share.to(x.dtype).view(-1, *[1] * (x.ndim - 1))) for x in xs), share
 
