@@ -24,7 +24,7 @@ class Block:
     cached: ClassVar[bool] = False  # whether a cache keeps this part, because encoding it takes long
     vocab: list | None = None  # names of the classes, for blocks that have classes
     batch_tfms: ClassVar[tuple] = ()  # batch transforms that this kind of part always needs
-    dls_class: ClassVar[type | None] = None  # what a `DataBlock` with this first input makes; None: `DataLoaders`
+    dls_class: ClassVar[Any] = None  # what a `DataBlock` with this first input makes; None: `DataLoaders`
 
     @property
     def n_out(self) -> int | None:

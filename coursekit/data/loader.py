@@ -27,7 +27,6 @@ from ..display import figure_grid, finish
 # %% ../../nbs/api/data/09_loader.ipynb #a38863c3
 class Loader:
     "Base class of loaders: yields `Batch`es on `device`."
-    is_ordered: bool = False  # whether its batches are known to have every item, in order and not augmented
 
     def __init__(
         self,
@@ -52,6 +51,11 @@ class Loader:
     def kinds(self) -> list[str]:
         "The kind of each block."
         return [b.kind for b in self.blocks]
+
+    @property
+    def is_ordered(self) -> bool:
+        "Whether its batches are known to have every item, in order and not augmented."
+        return False
 
     def __iter__(self) -> Iterator[Batch]:
         return self.starting_at(0)
@@ -170,8 +174,7 @@ class DataLoader(Loader):
         if self.num_workers == 0:
             return next(iter(self))
         alone = self.new(num_workers=0)  # worker processes know one pass at a time, and it may be under way
-        alone.epoch = self.epoch
-        self.epoch += 1
+        alone.epoch, self.epoch = self.epoch, self.epoch + 1
         return next(iter(alone))
 
     def transform(
@@ -191,14 +194,11 @@ class DataLoader(Loader):
 
     @property
     def is_ordered(self) -> bool:
-        "Whether its batches have every item, in order and not augmented."
         return not (self.shuffle or self.drop_last or self.train or self.batch_sampler is not None)
 
     def in_order(self) -> "DataLoader":
-        if self.is_ordered:
-            return self
         dataset = self.dataset.with_train(False) if self.blocks else self.dataset
-        return self.new(dataset=dataset, shuffle=False, drop_last=False)
+        return self if self.is_ordered else self.new(dataset=dataset, shuffle=False, drop_last=False)
 
     def new(self, **changes: Any) -> "DataLoader":
         "The same loader with some arguments changed (None: not); a `batch_sampler` is kept unless bs, shuffle or drop_last is given."
