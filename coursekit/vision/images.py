@@ -66,7 +66,6 @@ def _read_path(path: Path, max_bytes: int) -> bytes:
 
 
 def _too_large(name: str | Path, size: int, max_bytes: int) -> ImageError:
-    "The error for a file that is too large to read."
     return _bad(name, f"has {size / 1e6:,.1f} MB, more than the {max_bytes / 1e6:,.1f} MB allowed", "make it smaller, or pass a larger max_bytes")
 
 # %% ../../nbs/api/vision/00_images.ipynb #c2e4a453
@@ -197,7 +196,8 @@ def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> None:
     "Raise unless an image has a reasonable number of pixels; nothing is decoded."
     w, h = img.size
     if w * h > max_pixels:
-        raise _bad(name, f"has {w:,} x {h:,} pixels, more than the {max_pixels / 1e6:g} million allowed", "make it smaller, or pass a larger max_pixels")
+        fix = "make it smaller, or pass a larger max_pixels"
+        raise _bad(name, f"has {w:,} x {h:,} pixels, more than the {max_pixels / 1e6:g} million allowed", fix)
 
 
 def _open(data: bytes, name: str | Path) -> Image.Image:
@@ -294,11 +294,9 @@ class PILImage:
     @staticmethod
     def create(
         source,  # anything `load_image` takes
-        *,
-        draft_size: int | tuple[int, int] | None = None,  # see `load_image`
     ) -> Image.Image:  # upright, 8 bits, mode RGB
         "An RGB image from a path, bytes, an upload, an array, a tensor or another image."
-        return load_image(source, draft_size=draft_size)
+        return load_image(source)
 
 
 class PILMask:

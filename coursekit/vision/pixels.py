@@ -238,8 +238,9 @@ def _fit(t: torch.Tensor, kind: str, source: tuple[int, int], size: tuple[int, i
     return F.interpolate(part, size=size, mode="bilinear", antialias=True)
 
 # %% ../../nbs/api/vision/02_pixels.ipynb #6675a380
-def _moved_back(pred: torch.Tensor, kind: str, draw: _Draw, source: tuple[int, int], size: tuple[int, int], *, pad_mode: str) -> torch.Tensor:  # the same kind of thing, where it is in validation
-    "Predictions for augmented images, taken back."
+def _moved_back(pred: torch.Tensor, kind: str, draw: _Draw, source: tuple[int, int], size: tuple[int, int], pad_mode: str) -> torch.Tensor:
+    """Predictions for augmented images, scores of masks (n, C, h, w) or points (n, ..., 2), taken back to where they are in validation. The images
+    had the (height, width) `source`, validation sees them at `size`."""
     back = dataclasses.replace(draw, matrix=torch.linalg.inv(draw.matrix), way=torch.full_like(draw.way, 8), size=source)
     if kind == "points":
         moved = _augment_points(pred.reshape(len(pred), -1, 2), back, draw.size).reshape(pred.shape)

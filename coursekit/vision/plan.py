@@ -55,8 +55,7 @@ def _unpacked(archive: Path) -> Path:
 def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None) -> Layout:
     "The layout of a folder, of an archive, or of a table with its images in the folder `images`."
     if not path.exists():
-        web = "it is a web address: fetch it with untar_data or download_images first" if path.parts[0] in ("http:", "https:") else "check the spelling"
-        raise FileNotFoundError(f"plan_data: there is no {printable(show_path(path))}; {web}.")
+        raise FileNotFoundError(f"plan_data: there is no {printable(show_path(path))}; check the path, or fetch a web address with untar_data first.")
     is_dir, is_table = path.is_dir(), path.suffix.lower() in (".csv", ".tsv", ".txt")
     if images is not None and not is_table:
         raise ValueError(f"plan_data: images={os.fspath(images)!r} belongs to a CSV file, but the source is none; leave it out.")
@@ -143,21 +142,11 @@ def _class_notes(train: Counter, valid: Counter) -> list[Note]:
         most, least = (f(train, key=lambda c: train[c]) for f in (max, min))
         notes.append(Note("warning", f"unequal classes: {train[most]:,} of {_some([most])}, {train[least]:,} of {_some([least])}",
                           "judge the model class by class, not by accuracy alone"))
-    return notes + _name_notes(classes, train.total() + valid.total())
-
-
-def _name_notes(classes: list[str], total: int) -> list[Note]:
-    "Notes on classes with nearly the same name, and on labels that look like numbers rather than classes."
-    notes, alike = [], defaultdict(list)
+    alike = defaultdict(list)
     for c in classes:
         alike[" ".join(c.casefold().replace("_", " ").replace("-", " ").split()).rstrip("s")].append(c)
-    for group in alike.values():
-        if len(group) > 1:
-            notes.append(Note("warning", f"nearly the same name: {_some([repr(c) for c in group])}", "give them one name if they are one class"))
-    if len(classes) > 20 and total < 3 * len(classes):
-        notes.append(Note("warning", f"{len(classes):,} classes with under three images each on average",
-                          "are these classes? To predict numbers, use ImageDataLoaders.from_df with y_block=RegressionBlock"))
-    return notes
+    return notes + [Note("warning", f"nearly the same name: {_some([repr(c) for c in group])}", "give them one name if they are one class")
+                    for group in alike.values() if len(group) > 1]
 
 # %% ../../nbs/api/vision/06_plan.ipynb #d4a2dc57
 @dataclass
@@ -207,20 +196,20 @@ class DataPlan:
         return block.dataloaders(pairs, self.layout.root, seed=self.seed if seed is None else seed, **options)
 
     def __repr__(self) -> str:
-        return "\n".join([*(f"{name:<9} {value}" for name, value in _facts(self)), *map(str, self.notes)])
+        return "\n".join([*_facts(self), *map(str, self.notes)])
 
 # %% ../../nbs/api/vision/06_plan.ipynb #adb2260a
-def _facts(plan: DataPlan) -> list[tuple[str, str]]:
-    "What was understood, as names and values."
+def _facts(plan: DataPlan) -> list[str]:
+    "What was understood, in lines."
     n_valid = sum(bool(i.valid) for i in plan.items)
     split = plan.layout.split or f"{plan.valid_pct:.0%} of each class at random, seed {plan.seed}"
     total = plan.counts(False) + plan.counts(True)
     sizes = [f"{printable(c)} {n:,}" for c, n in sorted(total.items(), key=lambda cn: (-cn[1], cn[0]))]
     more = f", and {len(sizes) - 12:,} more" if len(sizes) > 12 else ""
     kind = "any number of classes per image" if plan.layout.multi else "one class per image"
-    return [("source", printable(show_path(plan.source))), ("layout", plan.layout.title), ("labels", f"{plan.layout.labels}; {kind}"),
-            ("split", f"{split}: {len(plan.items) - n_valid:,} for training, {n_valid:,} for validation"),
-            ("classes", f"{len(sizes):,}: {', '.join(sizes[:12])}{more}")]
+    return [f"source    {printable(show_path(plan.source))}", f"layout    {plan.layout.title}", f"labels    {plan.layout.labels}; {kind}",
+            f"split     {split}: {len(plan.items) - n_valid:,} for training, {n_valid:,} for validation",
+            f"classes   {len(sizes):,}: {', '.join(sizes[:12])}{more}"]
 
 
 def _source_notes(plan: DataPlan) -> list[Note]:
@@ -235,7 +224,8 @@ def _source_notes(plan: DataPlan) -> list[Note]:
 
     n = sum(len(g) - 1 for g in plan.copies)
     found = [
-        ("warning", f"{plural(len(plan.bad), 'file')} cannot be read, left out", [f"{name(f)} {why}" for f, why in plan.bad], "plan.bad has all of them"),
+        ("warning", f"{plural(len(plan.bad), 'file')} cannot be read, left out", [f"{name(f)} {why}" for f, why in plan.bad],
+         "plan.bad has all of them"),
         ("warning", "the same image with different classes, left out", [*equal(plan.clashes), *map(name, layout.clashes)], "keep the right one"),
         ("warning", "the same image in training and in validation, kept for validation only",
          equal([g for g in plan.copies if len({sides[f] for f in g}) > 1]), ""),

@@ -88,13 +88,10 @@ _PAD_MODES = ("reflection", "border", "zeros")
 
 def _pad(value: torch.Tensor, margins: tuple[int, int, int, int], pad_mode: str) -> torch.Tensor:
     "An image (C, H, W) or mask (H, W) with margins added: left, top, right and bottom, in pixels."
-    if not any(margins):
-        return value
     left, top, right, bottom = margins
     how = {"reflection": "symmetric", "border": "edge", "zeros": "constant"}[pad_mode]
-    pixels = value.permute(1, 2, 0) if value.ndim == 3 else value
-    padded = torch.from_numpy(np.pad(pixels.cpu().numpy(), ((top, bottom), (left, right)) + ((0, 0),) * (value.ndim - 2), mode=how)).to(value.device)
-    return padded.permute(2, 0, 1) if value.ndim == 3 else padded
+    edges = ((0, 0),) * (value.ndim - 2) + ((top, bottom), (left, right))
+    return torch.from_numpy(np.pad(value.cpu().numpy(), edges, mode=how)).to(value.device)
 
 # %% ../../nbs/api/vision/01_resize.ipynb #5ca416f8
 @dataclasses.dataclass(frozen=True, repr=False)
