@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .sprites import empty_folder
+
 # %% ../../nbs/api/samples/04_digits.ipynb #a8235768
 TITLE = "Pictures of scikit-learn's handwritten digits"
 VERSION = 1  # of the files; files of another version are made anew, beside the old ones
@@ -27,21 +29,14 @@ The digits are by 13 people and the set does not say who wrote which: digits of 
 """
 
 
-def _write_digits(
-    dest: Path,  # a folder that is empty or does not exist
-    folders_of: Callable[[int, list[int]], list[str]],  # (digit, positions in random order) -> the folder of each
-    *,
-    digits: Sequence[int] = range(10),  # which of them
-    seed: int,  # of the order
-    archive: str,  # that this stands for, in the README
-) -> list[tuple[str, int]]:  # file and digit of each image
-    "Write images into the folders that a split puts them in, and the README."
+def _write_digits(dest: Path, folders_of: Callable[[int, list[int]], list[str]], *, digits: Sequence[int] = range(10), seed: int, archive: str,
+                  ) -> list[tuple[str, int]]:  # file and digit of each image
+    "Write images, and the README. `folders_of` has the folder of each, given a digit and the places of its images in random order."
     try:
         from sklearn.datasets import load_digits
     except ImportError as e:
         raise ImportError("the stand-in for MNIST needs scikit-learn; install it with: pip install scikit-learn") from e
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise FileExistsError(f"make_digits: {dest.name} is not an empty folder; pass a new folder or remove that one.")
+    empty_folder("make_digits", dest)
     found, rng, rows = load_digits(), np.random.default_rng(seed), []
     for digit in digits:
         places = rng.permutation(np.flatnonzero(found.target == digit)).tolist()
@@ -54,38 +49,22 @@ def _write_digits(
     return rows
 
 # %% ../../nbs/api/samples/04_digits.ipynb #195f5ea3
-def make_digits(
-    dest: str | Path,  # a folder that is empty or does not exist
-    *,
-    share: float = 0.25,  # of each digit's images, for `testing`; between 0 and 1
-    seed: int = 7,  # another seed makes another split
-) -> Path:  # dest
-    "Write the stand-in for the archive of MNIST as images. The same arguments give the same files."
-    if not 0 < share < 1:
-        raise ValueError(f"make_digits: share={share} is not between 0 and 1; pass e.g. 0.25.")
-
+def make_digits(dest: str | Path, *, seed: int = 7) -> Path:  # dest
+    "Write the stand-in for the archive of MNIST as images: a quarter of each digit in `testing`. The same seed gives the same files."
     def folders_of(digit: int, places: list[int]) -> list[str]:
-        n_test = max(1, int(share * len(places)))
+        n_test = len(places) // 4
         return [f"testing/{digit}"] * n_test + [f"training/{digit}"] * (len(places) - n_test)
 
     _write_digits(Path(dest), folders_of, seed=seed, archive="MNIST as pictures (mnist_png)")
     return Path(dest)
 
 # %% ../../nbs/api/samples/04_digits.ipynb #4e8cae96
-def make_digits_sample(
-    dest: str | Path,  # a folder that is empty or does not exist
-    *,
-    seed: int = 7,  # another seed makes another split
-) -> Path:  # dest
+def make_digits_sample(dest: str | Path, *, seed: int = 7) -> Path:  # dest
     "Write the stand-in for the archive mnist_sample: threes and sevens, a quarter of them in `valid`."
     return _threes_and_sevens(Path(dest), 0.25, 0, seed, "mnist_sample")
 
 
-def make_digits_tiny(
-    dest: str | Path,  # a folder that is empty or does not exist
-    *,
-    seed: int = 7,  # another seed makes another split
-) -> Path:  # dest
+def make_digits_tiny(dest: str | Path, *, seed: int = 7) -> Path:  # dest
     "Write the stand-in for the archive mnist_tiny: threes and sevens in halves, 20 of them without labels in `test`."
     return _threes_and_sevens(Path(dest), 0.5, 10, seed, "mnist_tiny")
 
