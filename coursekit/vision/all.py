@@ -27,7 +27,7 @@ from coursekit.training.callbacks.mixup import CutMix, MixUp
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
-from coursekit.interpret.curves import Calibration, ThresholdCurve, calibration, threshold_curve, wilson
+from coursekit.interpret.curves import ThresholdCurve, threshold_curve, wilson
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock, Datasets
 from coursekit.data.dataset import Dataset
@@ -42,7 +42,7 @@ from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
 from coursekit.training.hooks import hook_outputs
 from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
-from coursekit.interpret.landscape import Landscape, WeightPath, loss_landscape
+from coursekit.interpret.landscape import Landscape, flat_weights, loss_landscape
 from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_params
 from coursekit.training.learner import Learner
 from coursekit.training.predictions import Prediction, Preds
