@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_SIDE', 'MAX_AREA', 'Exported', 'write_export', 'read_export', 'export_problem', 'Budget', 'build_network',
-           'check_decodes', 'pack_learner', 'write_ck', 'learner_of']
+           'check_decodes', 'write_ck', 'learner_of']
 
 # %% ../../nbs/api/deploy/01_export.ipynb #d4b5a7c8
 import dataclasses
@@ -77,10 +77,8 @@ def read_export(
 MAX_SIDE, MAX_AREA = 16_384, 1 << 24  # no transform in a file may ask for more
 
 
-def export_problem(
-    e: Exported,  # as read, or about to be written
-) -> str:  # "" or what is wrong
-    "What is wrong with an export, as far as that shows without building the network."
+def export_problem(e: Exported) -> str:
+    "What is wrong with an export, as far as that shows without building the network; '' if nothing is."
     parts: list[tuple[str, list, type]] = [
         ("model", [e.model], ModelSpec), ("blocks", e.blocks, Block), ("item_tfms", e.item_tfms, ItemTransform),
         ("batch_tfms", e.batch_tfms, BatchTransform), ("loss", [] if e.loss is None else [e.loss], Loss), ("about", [e.about], dict),
@@ -107,11 +105,7 @@ class Budget(TorchFunctionMode):
     "Inside, only so many tensors with so many numbers can be made."
     factories = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.arange, torch.linspace, torch.eye))
 
-    def __init__(
-        self,
-        tensors: int,  # how many
-        numbers: int,  # in all of them together
-    ):
+    def __init__(self, tensors: int, numbers: int):  # how many, and how many numbers in all of them together
         super().__init__()
         self.tensors, self.numbers = tensors, numbers
 
@@ -125,12 +119,8 @@ class Budget(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_network(
-    spec: ModelSpec,  # from a file
-    weights: dict[str, Tensor],  # from the same file
-    who: str,  # first words of an error
-) -> nn.Module:  # untrained
-    "The network of a recipe, if it is about as large as the weights that belong to it."
+def build_network(spec: ModelSpec, weights: dict[str, Tensor], who: str) -> nn.Module:
+    "The untrained network of a recipe, if it is about as large as the weights in the same file. An error begins with `who`."
     try:
         # 2**27: torchvision makes VGG with its published head of 120 million numbers, which is then dropped
         with seeded(0), Budget(1000 + 4 * len(weights), (1 << 27) + 2 * sum(w.numel() for w in weights.values())):
@@ -140,10 +130,7 @@ def build_network(
         raise ValueError(f"{who}: the network of the file, {str(spec)[:120]}, cannot be built: {reason}") from e
 
 # %% ../../nbs/api/deploy/01_export.ipynb #22425b78
-def check_decodes(
-    loss: Loss,  # of a learner
-    targets: list[Block],  # its target blocks
-) -> None:
+def check_decodes(loss: Loss, targets: list[Block]) -> None:
     "Refuse a wrapped loss that cannot turn the network's outputs into a value of every target."
     sizes = [b.n_out for b in targets]
     if None in sizes or not any(isinstance(part, WrappedLoss) for part in (loss, *getattr(loss, "losses", ()))):
@@ -159,10 +146,11 @@ def check_decodes(
                          "loss_func=WrappedLoss(your_function, activation=..., decode=...), or save the weights with learn.save.") from e
 
 # %% ../../nbs/api/deploy/01_export.ipynb #484eeace
-def pack_learner(
+def write_ck(
     learn: Learner,  # with a model of coursekit's and data of a DataBlock
-) -> Exported:  # model, weights, how an item becomes a tensor, versions, the last results
-    "Everything of a learner that is needed to predict."
+    path: str | os.PathLike,  # file to write, ending in .ck
+) -> Path:  # the file
+    "What `learn.export` does for a file that ends in .ck: everything that is needed to predict, the versions, the last results."
     spec = getattr(learn.model, "spec", None)
     if spec is None:
         raise ValueError(f"Learner.export: {type(learn.model).__name__} was built by hand, and a file without code cannot build it again. "
@@ -177,26 +165,12 @@ def pack_learner(
     about: dict[str, Any] = {"coursekit": coursekit.__version__, "torch": torch.__version__, "python": platform.python_version()}
     if rec.values:
         about["results"] = {k: float(v) for k, v in zip(rec.metric_names, rec.final_record) if math.isfinite(v)}
-    return Exported(model=spec, weights=dict(learn.model.state_dict()), blocks=ds.blocks, n_inp=ds.n_inp, item_tfms=list(ds.item_tfms),
-                    batch_tfms=list(learn.dls.batch_tfms), loss=learn.loss_func, about=about)
-
-
-def write_ck(
-    learn: Learner,  # with a model of coursekit's and data of a DataBlock
-    path: str | os.PathLike,  # file to write, ending in .ck
-) -> Path:  # the file
-    "What `learn.export` does for a file that ends in .ck."
-    return write_export(path, pack_learner(learn))
+    return write_export(path, Exported(spec, dict(learn.model.state_dict()), ds.blocks, ds.n_inp, list(ds.item_tfms),
+                                       list(learn.dls.batch_tfms), learn.loss_func, about))
 
 # %% ../../nbs/api/deploy/01_export.ipynb #adc7346a
-def learner_of(
-    e: Exported,  # model, weights, and how an item becomes a tensor
-    who: str,  # first words of an error
-    *,
-    path: str | os.PathLike = ".",  # where it keeps its files
-    device: torch.device | str | None = None,  # None: `default_device()`
-) -> Learner:
-    "A learner without data, that predicts."
+def learner_of(e: Exported, who: str, *, path: str | os.PathLike, device: torch.device | str | None) -> Learner:
+    "A learner without data, that predicts. An error begins with `who`."
     model = build_network(e.model, e.weights, who)
     model.spec = e.model
     load_weights(model, e.weights, who)

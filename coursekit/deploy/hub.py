@@ -32,11 +32,7 @@ class HubError(OSError):
 
 
 @contextlib.contextmanager
-def hub_errors(
-    who: str,  # first words of the message
-    repo_id: str,  # owner/repository
-    endpoint: str | None,  # address of the Hub; None: the public one
-) -> Iterator[None]:
+def hub_errors(who: str, repo_id: str) -> Iterator[None]:
     "Inside, what huggingface_hub raises becomes a `HubError` of one line; other exceptions pass."
     try:
         import huggingface_hub.errors as hf
@@ -47,8 +43,8 @@ def hub_errors(
     except Exception as e:
         said, library = " ".join((str(e) or type(e).__name__).split())[:300], type(e).__module__.partition(".")[0]
         offline = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError, hf.LocalEntryNotFoundError)
-        if isinstance(e, offline) or library.startswith(("httpx", "httpcore", "requests", "urllib3")):
-            hint = f"Check the connection to {endpoint or 'huggingface.co'}, or pass a file to load_learner."
+        if isinstance(e, offline) or library in ("httpx", "httpcore", "requests", "urllib3"):
+            hint = "Check the connection to the Hub, or pass a file to load_learner."
         elif isinstance(e, (hf.HfHubHTTPError, hf.HFValidationError)):
             hint = "Check the names of repository, file and revision; a private repository needs token=, or run 'hf auth login'."
         elif isinstance(e, OSError):  # of this machine: a full disk, for instance
@@ -57,44 +53,28 @@ def hub_errors(
             raise
         raise HubError(f"{who}: {repo_id}: {said.rstrip('.')}. {hint}".strip()) from e
 
-# %% ../../nbs/api/deploy/03_hub.ipynb #f5dbce06
-def hub_file(
-    who: str,  # first words of an error
-    repo_id: str,  # owner/repository
-    filename: str,  # the file there
-    *,
-    revision: str | None = None,  # branch, tag or commit; None: the newest
-    token: str | bool | None = None,  # for a private repository; None: the one that `hf auth login` saved; False: none
-    endpoint: str | None = None,  # address of another Hub; None: the public one
-) -> Path:  # a file on this machine, as the Hub has it now
+
+def hub_file(who: str, repo_id: str, filename: str, revision: str | None, token: str | bool | None = None) -> Path:
     "A file of a repository of the Hub, fetched again only where it has changed; without a connection, the local copy."
-    with hub_errors(who, repo_id, endpoint):
+    with hub_errors(who, repo_id):
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(repo_id, filename, revision=revision, token=token, endpoint=endpoint,
-                                    cache_dir=coursekit_home() / "models" / "hub"))
+        return Path(hf_hub_download(repo_id, filename, revision=revision, token=token, cache_dir=coursekit_home() / "models" / "hub"))
 
 # %% ../../nbs/api/deploy/03_hub.ipynb #1e1443c5
 MAX_MODEL = 4 * 2**30  # bytes: no larger file is downloaded from an address
 
 
-def model_file(
-    where: str | os.PathLike,  # a file; or https://..., or hf://owner/repository[@revision][/file] for the Hugging Face Hub
-    *,
-    sha256: str | None = None,  # of the file, in hex digits, if the publisher prints it
-) -> Path:  # a file on this machine, checked against sha256
-    "Where an exported model lies, after downloading it if `where` is an address."
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", str(sha256)):
-        raise ValueError(f"load: sha256={sha256!r} is not a SHA-256, which has 64 hexadecimal digits.")
-    hub = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?", str(where))
-    if hub and ".." not in str(where):
-        path = hub_file("load", hub[1], hub[3] or "model.ck", revision=hub[2])
-    elif str(where).startswith("hf://"):
-        raise ValueError(f"load: {where!r} is not a model on the Hub; write hf://owner/repository or hf://owner/repository/file.ck.")
+def model_file(where: str | os.PathLike, *, sha256: str | None = None) -> Path:
+    "Where an exported model lies on this machine, after downloading it if `where` is an address; checked against `sha256`."
+    path = Path(where).expanduser()
+    if str(where).startswith("hf://"):
+        hub = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?", str(where))
+        if not hub or ".." in str(where):
+            raise ValueError(f"load: {where!r} is not a model on the Hub; write hf://owner/repository or hf://owner/repository/file.ck.")
+        path = hub_file("load", hub[1], hub[3] or "model.ck", hub[2])
     elif "://" in str(where):
         return fetch_file(str(where), _subdir(where), sha256=sha256, max_bytes=MAX_MODEL, mirror=sha256 is not None)
-    else:
-        path = Path(where).expanduser()
     if sha256 and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != sha256.lower():
         raise ValueError(f"load: {show_path(path)} is not the file that was expected: its SHA-256 is not {sha256}.")
     return path
@@ -145,35 +125,25 @@ def from_hub(
     revision: str | None = None,  # branch, tag or commit; None: the newest
     token: str | bool | None = None,  # for a private repository; None: the one that `hf auth login` saved; False: none
     device: torch.device | str | None = None,  # None: `default_device()`
-    endpoint: str | None = None,  # address of another Hub; None: the public one
 ) -> Learner:
     "A learner that predicts, from a repository of the Hugging Face Hub; fetched again only where it has changed."
-    return load_learner(hub_file("from_hub", repo_id, filename, revision=revision, token=token, endpoint=endpoint), device=device)
+    return load_learner(hub_file("from_hub", repo_id, filename, revision, token), device=device)
 
 # %% ../../nbs/api/deploy/03_hub.ipynb #baf1a3f3
-def plain(
-    text: Any,  # a class's name, for example, which may hold anything
-) -> str:  # on one line, without meaning to Markdown and HTML
-    "Text as it is, in a Markdown page."
+def plain(text: Any) -> str:
+    "Text as it is, in a Markdown page: on one line, without meaning to Markdown and HTML."
     return re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
-def model_card(
-    e: Exported,  # from `read_export`
-    repo_id: str,  # owner/repository
-    *,
-    filename: str = "model.ck",  # its file there
-) -> str:  # Markdown with a YAML head, as the Hub shows it
-    "A short page about an export, from what the file says of itself."
-    targets, address = e.blocks[e.n_inp:], f"hf://{repo_id}" + ("" if filename == "model.ck" else f"/{filename}")
+def model_card(e: Exported, repo_id: str, filename: str = "model.ck") -> str:
+    "A short page about an export, from what the file says of itself: Markdown with a YAML head, as the Hub shows it."
+    targets = e.blocks[e.n_inp:]
     rows = {"network": getattr(e.model, "arch", type(e.model).__name__), "parameters": f"{sum(w.numel() for w in e.weights.values()):,}",
-            "prepared by": ", ".join(map(str, e.item_tfms)) or "nothing", "predicts": ", ".join(b.kind for b in targets),
-            "classes": ", ".join(str(name) for b in targets for name in b.vocab or ()) or "none",
+            "predicts": ", ".join(b.kind for b in targets), "classes": ", ".join(str(c) for b in targets for c in b.vocab or ()) or "none",
             **{f"{k} (validation, last epoch)": f"{v:.4g}" for k, v in e.about.get("results", {}).items()},
             **{k: v for k, v in e.about.items() if isinstance(v, str)}}  # fmt: skip
     table = "\n".join(f"| {plain(k)} | {plain(v)} |" for k, v in rows.items())
-    pipeline = "pipeline_tag: image-classification\n" if [b.kind for b in e.blocks] == ["image", "category"] else ""
-    return f"""---\nlibrary_name: coursekit\n{pipeline}tags:\n- coursekit\n---\n
+    return f"""---\nlibrary_name: coursekit\ntags:\n- coursekit\n---\n
 # {plain(repo_id.split('/')[-1])}
 
 A model trained with coursekit. The file contains only numbers and text, no pickle and no code.
@@ -187,7 +157,7 @@ Install it with `pip install 'coursekit[hub]'`, and then:
 ```python
 from coursekit.deploy.hub import load_learner
 
-learn = load_learner("{address}")
+learn = load_learner("hf://{repo_id}/{filename}")
 learn.predict("photo.jpg")
 ```
 """
@@ -200,25 +170,20 @@ def push_to_hub(
     filename: str = "model.ck",  # what the file is called there
     token: str | bool | None = None,  # of an account that may write; None: the one that `hf auth login` saved
     private: bool | None = None,  # whether only you can see a new repository; None: as your account says
-    card: bool | None = None,  # write the page, README.md; None: if the repository has none
-    endpoint: str | None = None,  # address of another Hub; None: the public one
 ) -> str:  # address of the repository's page
-    "Put an export and a page about it on the Hugging Face Hub."
+    "Put an export on the Hugging Face Hub, and a page about it, README.md, if the repository has none."
     if not re.fullmatch(r"[\w.-]+\.ck", filename):
         raise ValueError(f"push_to_hub: filename={filename!r}; pass a plain name that ends in .ck.")
     with tempfile.TemporaryDirectory() as folder:
-        try:  # what cannot be loaded is not pushed
-            file = write_ck(learn, Path(folder) / filename) if isinstance(learn, Learner) else Path(learn).expanduser()
-            page = model_card(read_export(file), repo_id, filename=filename)
-        except (ValueError, OSError, TypeError) as e:
-            raise HubError(f"push_to_hub: {e}") from e
-        with hub_errors("push_to_hub", repo_id, endpoint):
+        file = write_ck(learn, Path(folder) / filename) if isinstance(learn, Learner) else Path(learn).expanduser()
+        page = model_card(read_export(file), repo_id, filename)  # what cannot be loaded is not pushed
+        with hub_errors("push_to_hub", repo_id):
             from huggingface_hub import CommitOperationAdd, HfApi
 
-            api = HfApi(endpoint=endpoint, token=token)
+            api = HfApi(token=token)
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             files = [CommitOperationAdd(filename, str(file))]
-            if card or card is None and not api.file_exists(url.repo_id, "README.md"):
+            if not api.file_exists(url.repo_id, "README.md"):
                 files.append(CommitOperationAdd("README.md", page.encode()))
             api.create_commit(url.repo_id, files, commit_message="Model of coursekit")
     return str(url)

@@ -26,10 +26,7 @@ from ..training.weights import atomic_write
 class ImageGraph(nn.Module):
     "A learner's network with what comes before and after it, on the CPU and for predictions only."
 
-    def __init__(
-        self,
-        learn: Learner,  # takes one image; its model is copied
-    ):
+    def __init__(self, learn: Learner):  # which takes one image; its model is copied
         super().__init__()
         if not learn.dls.targets:
             raise ValueError("export: plain loaders do not say how items are prepared; build the data with a DataBlock.")
@@ -60,23 +57,18 @@ def prepare_images(
     return x.contiguous()
 
 
-def trial_items(
-    learn: Learner,  # takes one image
-    n: int = 4,  # at most so many
-) -> list:  # of its validation set, or images of noise if it has no data, as after `load_learner`
-    "Items to compare predictions on."
-    rng = np.random.default_rng(0)
-    return list(learn.dls.valid_ds.items[:n]) or [rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(24, 0).repeat(24, 1) for _ in range(n)]
+def trial_items(learn: Learner) -> list:
+    "Items to compare predictions on: four of the validation set, or images of noise if there are no data, as after `load_learner`."
+    noise = np.random.default_rng(0).integers(0, 256, (4, 12, 16, 3), dtype=np.uint8)
+    return list(learn.dls.valid_ds.items[:4]) or list(noise.repeat(24, 1).repeat(24, 2))
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #7447f056
 @torch.no_grad()
 def compare(
     run: Callable[[Tensor], Sequence],  # images -> predictions, one array per target
     learn: Learner,  # what the graph was made from
-    *,
-    tol: float = 1e-4,  # largest difference allowed, relative to the largest prediction where that is above 1
 ) -> None:
-    "Refuse a graph whose predictions differ from the learner's on the CPU, for several images at once or for one."
+    "Refuse a graph whose predictions differ from the learner's on the CPU by 1e-4 or more of the largest, for several images or for one."
     items, plain = trial_items(learn), copy.copy(learn)
     plain.model, plain.loss_func = copy.deepcopy(learn.model).cpu(), copy.deepcopy(learn.loss_func).cpu()
     plain.device, plain.progress = torch.device("cpu"), False  # a GPU may multiply with fewer digits
@@ -85,23 +77,20 @@ def compare(
     for n in (len(items), 1):
         for got, want in zip(run(images[:n]), wanted if isinstance(wanted, tuple) else [wanted], strict=True):
             got, want = torch.as_tensor(got), want[:n]
-            allowed = tol * max(1.0, float(want.abs().max()))
+            allowed = 1e-4 * max(1.0, float(want.abs().max()))
             if got.shape != want.shape or not torch.allclose(got, want, rtol=0, atol=allowed):
                 by = f"by up to {(got - want).abs().max():.2g}" if got.shape == want.shape else f"its shape is {list(got.shape)}"
                 raise ValueError(f"export: the ONNX graph does not predict what the learner predicts: {by} (allowed: {allowed:g}). "
                                  "Nothing was written. Export a .ck file instead.")
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #8512cb97
-def graph_notes(
-    learn: Learner,  # takes one image
-    shape: Sequence[int],  # of a batch of its images
-) -> dict[str, str]:
+def graph_notes(learn: Learner, shape: Sequence[int]) -> dict[str, str]:
     "What a program that runs the graph must know."
     import coursekit
 
-    vocabs, kinds = [b.vocab for b in learn.dls.targets], {b.kind for b in learn.dls.targets}
+    vocabs = [b.vocab for b in learn.dls.targets]
     resizing = [t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None)]
-    what = "probabilities" if kinds <= {"category", "multicategory", "mask"} else "numbers"
+    what = "probabilities" if all(vocabs) else "numbers"
     return {"coursekit": coursekit.__version__, "classes": json.dumps(vocabs[0] if len(vocabs) == 1 else vocabs),
             "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; red, green, blue; 0 to 255; not normalized",
             "output": f"{what}: what {type(learn.loss_func).__name__} makes of the network's output",

@@ -60,23 +60,16 @@ FORMER: dict[str, str] = {  # path in files of 2026 -> name
     "coursekit.vision.models:VisionModel": "vision_model",
 }
 
-# %% ../../nbs/api/deploy/00_registry.ipynb #31586933
-GONE: dict[str, dict[str, Any]] = {  # name -> former field -> the value with which the type does what it does now
-    "vision_model": {"views": [], "mirror": True},
-}
+GONE: dict[str, dict[str, Any]] = {"vision_model": {"views": [], "mirror": True}}  # name -> former field -> the value that did nothing
 
 # %% ../../nbs/api/deploy/00_registry.ipynb #ee5b3bc1
-def type_name(
-    cls: type,  # any class
-) -> str | None:  # its name in files; None where it has none
-    "The stable name of a type."
+def type_name(cls: type) -> str | None:
+    "The name of a type in files; None where it has none."
     where = f"{cls.__module__}:{cls.__qualname__}"
     return next((name for name, place in TYPES.items() if place == where), None)
 
 
-def type_of(
-    name: str,  # as a file has it
-) -> type:
+def type_of(name: str) -> type:
     "The type that a file means; a name that is not in the table raises a `ValueError`."
     place = TYPES.get(FORMER.get(name, name))
     if place is None:
