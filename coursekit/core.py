@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['coursekit_home', 'state_folder', 'show_path', 'printable', 'suggest', 'takes_options', 'check_range', 'check_whole',
            'check_fname', 'plural', 'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype', 'cpu_cores',
-           'atomic_file', 'RngState', 'seeded', 'lazy_module']
+           'atomic_file', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
 
 # %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
+import ctypes
 import difflib
 import functools
 import hashlib
@@ -172,6 +173,17 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:  # open for writ
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+# %% ../nbs/api/00_core.ipynb #44e96904
+@functools.cache
+def reuse_memory() -> bool:  # whether it does so now
+    "Let this process keep the memory it frees, for the next batch (Linux with glibc)."
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another system, or another C library
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # from malloc.h
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 # %% ../nbs/api/00_core.ipynb #5697d6e7
 class RngState:

@@ -75,7 +75,7 @@ class Block:
         right = actual == predicted
         add_title(ax, f"{actual}\n{predicted}{'' if right else ' ✗'}", wrong=not right)
 
-
+# %% ../../nbs/api/data/05_block.ipynb #7752221e
 def add_title(
     ax,  # matplotlib axes
     text: str,  # one or more lines, put below those that are there

@@ -115,7 +115,7 @@ class Cache:
         n = sum(len(rows) for _, rows in self.chunks)
         return f"Cache({self.kind}: " + (f"{plural(n, 'sample')}, {self.n_bytes / 1e6:,.0f} MB)" if n else "empty)")
 
-
+# %% ../../nbs/api/data/06_cache.ipynb #1d6bf95d
 CHUNK = 128  # samples per buffer
 
 

@@ -154,14 +154,14 @@ class InputGetter:
     def __call__(self, item: Any) -> Any:
         return item if self.block.accepts(item, self.getter) else self.getter(item)
 
-
+# %% ../../nbs/api/data/07_dataset.ipynb #2f2b3215
 def as_items(
     items: Any,  # a list, or a pandas DataFrame
 ) -> Sequence:
     "A table as a list of its rows, which you read as r['name'] or r.name; anything else as it is."
     return [row for _, row in items.iterrows()] if hasattr(items, "itertuples") else items
 
-
+# %% ../../nbs/api/data/07_dataset.ipynb #557f18c0
 def call_getter(
     getter: Callable | None,  # item -> value; None: the item itself
     item: Any,  # one item
@@ -179,7 +179,7 @@ def call_getter(
         raise ValueError(f"{who}: {name} failed on {describe_item(item)}: {type(e).__name__}: {e}. "
                          "Fix the function, or drop this item in get_items.") from e
 
-
+# %% ../../nbs/api/data/07_dataset.ipynb #51b402d0
 def encode_part(block: Block, value: Any, item: Any) -> Any:
     "The encoded value, or one error that names the item it came from."
     try:
@@ -190,14 +190,14 @@ def encode_part(block: Block, value: Any, item: Any) -> Any:
             raise  # the item itself, or a part of it: the error has named it
         raise ValueError(str(e) if where in str(e) else f"{e} (item: {where})") from e
 
-
+# %% ../../nbs/api/data/07_dataset.ipynb #92ac3eda
 def same_value(a: Any, b: Any) -> bool:
     "Whether two encoded values are equal, bit by bit if they are tensors."
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.cpu().numpy().tobytes() == b.cpu().numpy().tobytes()
     return type(a) is type(b) and bool(a == b or (a != a and b != b))  # or both nan
 
-
+# %% ../../nbs/api/data/07_dataset.ipynb #8e18dafd
 def describe_item(item: Any) -> str:
     "An item in an error message: a path as `show_path` writes it, anything else cut to one line."
     if isinstance(item, dict) and "content" in item:  # an upload: its repr is as long as its file

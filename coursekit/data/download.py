@@ -303,7 +303,7 @@ def _stand_in(name: str) -> tuple[Any, str]:  # a module and the name of its fun
     module, _, function = STAND_INS[name].partition(":")
     return importlib.import_module(module), function
 
-
+# %% ../../nbs/api/data/02_download.ipynb #0d0d039a
 def stand_in_title(
     name: str,  # a key of `STAND_INS`
 ) -> str:  # such as "Paper Pets"
@@ -311,7 +311,7 @@ def stand_in_title(
     module, function = _stand_in(name)
     return getattr(module, "TITLE", function.removeprefix("make_").replace("_", " ").title())
 
-
+# %% ../../nbs/api/data/02_download.ipynb #13a9cdb3
 def course_data(
     url: str,  # address of an archive, such as URLs.PETS
 ) -> Path:  # a folder with the archive's layout

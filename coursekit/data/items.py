@@ -374,7 +374,7 @@ def _kind(v) -> str:
             return name
     raise TypeError(f"CategoryMap: {v!r} is a {type(v).__name__}, but a label must be text, a number or a bool; return one of these from get_y.")
 
-
+# %% ../../nbs/api/data/03_items.ipynb #cc249aee
 class CategoryMap:
     "The table between labels and their numbers"
 

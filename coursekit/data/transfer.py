@@ -68,7 +68,7 @@ class Digest:
                 seen.update(data)
         return seen
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #3504ca12
 @dataclass(frozen=True)
 class Check:
     "What a file must be like; fields that are None are not checked"
@@ -109,13 +109,13 @@ def is_local(url: str) -> bool:
     except ValueError:  # a name
         return False
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #289d7c31
 def is_safe(url: str, *, allow_http: bool = False) -> bool:  # allow_http: http to other machines, too
     "https, or http to this machine"
     at = urlsplit(url)
     return bool(at.hostname) and (at.scheme == "https" or at.scheme == "http" and (allow_http or is_local(url)))
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #0b9c88b4
 class SafeRedirects(urllib.request.HTTPRedirectHandler):
     "Follows a redirect only to a safe address, and to this machine only from this machine"
 
@@ -131,7 +131,7 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
             raise DownloadError(f"redirects to {newurl[:80]}, which is {'on this machine itself' if inside else 'not https'}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #5a1ec999
 def safe_opener(
     url: str,  # the first address
     *handlers: urllib.request.BaseHandler,  # more of them
@@ -145,7 +145,7 @@ def safe_opener(
 class Broken(Exception):
     "A transfer that broke off and is worth another try"
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #51868388
 def open_url(url: str, headers: dict[str, str], timeout: float):
     "The server's answer; `Broken` for trouble that may pass, `DownloadError` for trouble that will not"
     request = urllib.request.Request(url, headers={"User-Agent": "coursekit", "Accept-Encoding": "identity", **headers})
@@ -267,7 +267,7 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #ea1b2987
 def file_name(url: str) -> str:
     "The last part of an address"
     name = PurePosixPath(unquote(url.removeprefix("mirror:") if url.startswith("mirror:") else urlsplit(url).path)).name
@@ -275,7 +275,7 @@ def file_name(url: str) -> str:
         raise ValueError(f"{url!r} does not end with the name of a file; pass the address of one, such as URLs.PETS.")
     return name
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #1573b15a
 def transfer(url: str, dest: Path, check: Check, *, timeout: float = 20, retries: int = 4, pause: float = 0.5) -> Digest:
     "Download `url` to `dest`; the caller holds the lock"
     if not is_safe(url):
@@ -298,7 +298,7 @@ def transfer(url: str, dest: Path, check: Check, *, timeout: float = 20, retries
     note.unlink(missing_ok=True)
     return seen
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #3ec8f61d
 def download_url(
     url: str,  # https address of a file
     dest: str | os.PathLike,  # the file to write; an existing file is kept if it passes `check`

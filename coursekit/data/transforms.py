@@ -42,7 +42,7 @@ class ItemTransform:
         "`prepare`, then `apply`."
         return self.apply(self.prepare(values, kinds), kinds, rng=rng, train=train)
 
-
+# %% ../../nbs/api/data/04_transforms.ipynb #fa8574de
 class BatchTransform:
     "Base class of transforms of a batch on the device."
     order: ClassVar[int] = 0  # the transforms of a list run in increasing order

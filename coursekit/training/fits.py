@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
-from ..core import RngState, check_range, check_whole, plural
+from ..core import RngState, check_range, check_whole, plural, reuse_memory
 from ..display import Table
 from .callback import Callback, CancelFitException, ParamScheduler, State, check_callbacks, collect_hooks
 from .faults import FiniteLoss, Interrupts, explained
@@ -220,6 +220,7 @@ class Fits(Loop):
             self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)
             try:
                 self.hooks = collect_hooks(self.running)
+                reuse_memory()
                 self.create_opt(lrs, wd=wd)
                 with self.rng.scope(self.device):
                     self.run("fit", CancelFitException, self.all_epochs)
