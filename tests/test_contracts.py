@@ -86,7 +86,6 @@ SCHEDULES = {
     "one_cycle": (coursekit.training.schedules.one_cycle(1e-3)[0], (4e-5, 1e-3, 1e-8)),
     "one_cycle-momentum": (coursekit.training.schedules.one_cycle(1e-3)[1], (0.95, 0.95, 0.95)),
     "flat_cos": (coursekit.training.schedules.flat_cos(1.0), (1.0, 1.0, 1e-5)),
-    "sgdr": (coursekit.training.schedules.sgdr(1.0, 2), (1.0, 1.0, 0.0)),
 }
 
 

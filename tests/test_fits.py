@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 from coursekit.training.callback import Callback, ParamScheduler
 from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.optimizers import get_hyper
-from coursekit.training.schedules import SchedExp, SchedLin, combine_scheds, minimum, one_cycle, slide, steep, valley
+from coursekit.training.schedules import SchedCos, SchedExp, SchedLin, combine_scheds, minimum, one_cycle, slide, steep, valley
 
 GROUPS = (1e-3, 1e-2)
 
@@ -82,8 +82,10 @@ def test_flat_cos_against_pytorch() -> None:
 @pytest.mark.parametrize(("n_cycles", "cycle_len", "cycle_mult"), [(1, 2, 2), (3, 1, 2), (2, 2, 1), (2, 1, 3)])
 def test_warm_restarts_against_pytorch(n_cycles: int, cycle_len: int, cycle_mult: int) -> None:
     learn, watch = learner()
-    learn.fit_sgdr(n_cycles, cycle_len, list(GROUPS), cycle_mult=cycle_mult)
-    n = 10 * cycle_len * sum(cycle_mult**k for k in range(n_cycles))
+    lengths = [cycle_mult**k for k in range(n_cycles)]
+    n = 10 * cycle_len * sum(lengths)
+    scheds = [combine_scheds([k / sum(lengths) for k in lengths], [SchedCos(lr, 0.0)] * n_cycles) for lr in GROUPS]
+    learn.fit(n // 10, cbs=ParamScheduler(lr=scheds))
     assert same(watch.rates, theirs(lambda opt, lr: lr_scheduler.CosineAnnealingWarmRestarts(opt, 10 * cycle_len, cycle_mult), n))
 
 
@@ -124,11 +126,9 @@ def test_a_schedule_of_ones_own() -> None:
 
 def test_unknown_options_raise() -> None:
     learn, _ = learner()
-    for call in (lambda: learn.fit_flat_cos(1, 0.1, pct=0.5), lambda: learn.fit_sgdr(1, 1, 0.1, mult=2), lambda: learn.fit_one_cycle(1, lr=0.1)):
+    for call in (lambda: learn.fit_flat_cos(1, 0.1, pct=0.5), lambda: learn.fit_one_cycle(1, lr=0.1)):
         with pytest.raises(TypeError, match="unexpected keyword"):
             call()
-    with raises(ValueError, "n_cycles", 0):
-        learn.fit_sgdr(0, 1, 0.1)
 
 
 def test_four_suggestions() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coursekit.training.schedules import (
     CombinedSched, SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, Schedule, combine_scheds, combined_cos, flat_cos, lr_groups, minimum,
-    one_cycle, sgdr, sgdr_epochs, slide, steep, valley
+    one_cycle, slide, steep, valley
 )
 
 rates = st.floats(1e-7, 10)
@@ -28,7 +28,6 @@ SCHEDULES = {
     "one_cycle lr": one_cycle(1e-3)[0],
     "one_cycle mom": one_cycle(1e-3)[1],
     "flat_cos": flat_cos(0.1),
-    "sgdr": sgdr(0.1, 3),
 }
 
 
@@ -118,16 +117,6 @@ def test_half_a_cycle_may_be_empty(pct_start: float) -> None:
     lr, _ = one_cycle(1e-3, pct_start=pct_start)
     assert lr(1) in (1e-3, 1e-8)
     assert all(0 < lr(k / 10) <= 1e-3 for k in range(11))
-
-
-def test_restarts() -> None:
-    sched = sgdr(0.1, 3)
-    assert sgdr_epochs(3, 2) == 14
-    for edge in (1 / 7, 3 / 7):
-        assert sched(edge - 1e-9) == pytest.approx(0, abs=1e-9)
-        assert sched(edge + 1e-9) == pytest.approx(0.1)
-    equal = sgdr(0.1, 4, cycle_mult=1)
-    assert equal(0.125) == pytest.approx(equal(0.375)) == pytest.approx(0.05)
 
 
 # ---------------------------------------------------------------- rates per group

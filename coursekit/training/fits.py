@@ -22,7 +22,7 @@ from .lr_find import lr_find
 from .optimizers import describe_groups, make_optimizer, moved_state, set_hyper, split_params
 from .predictions import KeptPreds
 from .progress import ProgressCallback
-from .schedules import flat_cos, lr_groups, one_cycle, sgdr, sgdr_epochs, valley
+from .schedules import flat_cos, lr_groups, one_cycle, valley
 
 # %% ../../nbs/api/training/14_fits.ipynb #242877df
 class Fits(Loop):
@@ -142,21 +142,6 @@ class Fits(Loop):
         lrs = lr_groups(self.lr if lr is None else lr, len(self.groups))
         scheds = [flat_cos(x, div_final=div_final, pct_start=pct_start) for x in lrs]
         self._fit(n_epoch, lrs, wd=wd, cbs=[ParamScheduler(lr=scheds), *check_callbacks(cbs)])
-
-    def fit_sgdr(
-        self,
-        n_cycles: int,  # how often the learning rate falls
-        cycle_len: int,  # epochs of the first cycle
-        lr_max: float | slice | Sequence[float] | None = None,  # learning rate at the start of each; None: `self.lr`
-        *,
-        cycle_mult: int = 2,  # each cycle is this many times as long as the one before
-        wd: float | None = None,  # weight decay; None: `self.wd`
-        cbs: Callback | Sequence[Callback] = (),  # for this fit only
-    ) -> None:
-        "Train with warm restarts (Loshchilov & Hutter 2017): the learning rate falls along a cosine, again and again."
-        lrs = lr_groups(self.lr if lr_max is None else lr_max, len(self.groups))
-        scheds = [sgdr(x, n_cycles, cycle_mult=cycle_mult) for x in lrs]
-        self._fit(sgdr_epochs(n_cycles, cycle_len, cycle_mult=cycle_mult), lrs, wd=wd, cbs=[ParamScheduler(lr=scheds), *check_callbacks(cbs)])
 
     def fine_tune(
         self,

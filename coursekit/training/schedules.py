@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Schedule', 'SchedNo', 'SchedLin', 'SchedCos', 'SchedExp', 'SchedPoly', 'CombinedSched', 'combine_scheds',
-           'combined_cos', 'one_cycle', 'flat_cos', 'sgdr_epochs', 'sgdr', 'lr_groups', 'valley', 'steep', 'minimum',
-           'slide']
+           'combined_cos', 'one_cycle', 'flat_cos', 'lr_groups', 'valley', 'steep', 'minimum', 'slide']
 
 # %% ../../nbs/api/training/00_schedules.ipynb #dc94d885
 import math
@@ -170,29 +169,6 @@ def flat_cos(
     if not 0 < div_final < math.inf:
         raise ValueError(f"flat_cos: div_final={div_final!r} is not a number above 0.")
     return combined_cos(pct_start, lr, lr, lr / div_final)
-
-# %% ../../nbs/api/training/00_schedules.ipynb #77b0fbc1
-def sgdr_epochs(
-    n_cycles: int,  # from 1
-    cycle_len: int,  # epochs in the first cycle
-    *,
-    cycle_mult: int = 2,  # each cycle is this many times as long as the one before
-) -> int:
-    "The number of epochs that a training with warm restarts takes."
-    return cycle_len * sum(cycle_mult**i for i in range(n_cycles))
-
-
-def sgdr(
-    lr_max: float,  # learning rate at the start of every cycle
-    n_cycles: int,  # from 1
-    *,
-    cycle_mult: int = 2,  # each cycle is this many times as long as the one before
-) -> Schedule:
-    "Warm restarts: the learning rate falls from `lr_max` to 0 along half a cosine wave, again and again, in ever longer cycles."
-    if n_cycles < 1 or cycle_mult < 1:
-        raise ValueError(f"sgdr: n_cycles={n_cycles}, cycle_mult={cycle_mult}; both must be 1 or more.")
-    total = sgdr_epochs(n_cycles, 1, cycle_mult=cycle_mult)
-    return combine_scheds([cycle_mult**i / total for i in range(n_cycles)], [SchedCos(lr_max, 0.0)] * n_cycles)
 
 # %% ../../nbs/api/training/00_schedules.ipynb #287b8889
 def lr_groups(
