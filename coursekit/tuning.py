@@ -124,7 +124,7 @@ class Forest:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import OneHotEncoder
 
-        self.space, self.seed = space, seed % 2**32
+        self.space, self.seed, self.failed = space, seed % 2**32, sum(bool(r.failed) for r in rows)
         self.log, self.y = _forest_targets([r.loss for r in rows])
         if len(rows) < 10 or self.y.max() == self.y.min():
             raise ValueError(f"Trials: {plural(len(rows), 'trial')} with losses from {self.y.min():.3g} to {self.y.max():.3g} say nothing about "
@@ -136,6 +136,16 @@ class Forest:
                                    RandomForestRegressor(300, min_samples_leaf=2, oob_score=True, random_state=self.seed, n_jobs=1))
         self.model.fit(self.frame, self.y)
         self.r2 = self.model[-1].oob_score_  # out of bag
+
+    @property
+    def verdict(self) -> str:
+        "In words, how far the forest can be believed."
+        n, what = self.failed, "log10 of the loss" if self.log else "loss"
+        failed = f" {plural(n, 'failed trial')} {'counts' if n == 1 else 'count'} as worse than the worst that ended." if n else ""
+        if self.r2 >= self.LOW:
+            return f"The forest explains {self.r2:.0%} of the variance of the {what} (out-of-bag R²).{failed}"
+        return (f"The forest explains too little of the {what} (out-of-bag R² {self.r2:.2f}), so importances mean nothing here. Run more trials, "
+                f"or average the objective over seeds.{failed}")
 
     def importances(self) -> dict[str, np.ndarray]:  # name -> (10,) by how much R² falls
         "Permutation importance on out-of-bag rows: the fall of R² when the values of a hyperparameter are shuffled among the trials, ten times."
@@ -178,17 +188,12 @@ def _forest_targets(losses: Sequence[float]) -> tuple[bool, np.ndarray]:  # whet
     return log, np.nan_to_num(y, nan=np.nanmax(y) + 0.1 * (np.nanmax(y) - np.nanmin(y)))
 
 # %% ../nbs/api/02_tuning.ipynb #08cb18ae
+@dataclass(repr=False)
 class Trials:
     "The trials of a search, best first in tables, and what a random forest learns from them."
-
-    def __init__(
-        self,
-        space: Mapping[str, Any],  # name -> Uniform, LogUniform or Choice
-        rows: Sequence[Trial] = (),  # in the order they ran
-        *,
-        seed: int = 0,  # that they were drawn with, and of the forest
-    ):
-        self.space, self.rows, self.seed = dict(space), list(rows), seed
+    space: Mapping[str, Any]  # name -> Uniform, LogUniform or Choice
+    rows: list[Trial]  # in the order they ran
+    seed: int = 0  # that they were drawn with, and of the forest
 
     @property
     def failed(self) -> list[Trial]:
@@ -212,12 +217,7 @@ class Trials:
     @property
     def verdict(self) -> str:
         "In words, how far the forest can be believed."
-        n, what, r2 = len(self.failed), "log10 of the loss" if self.forest.log else "loss", self.forest.r2
-        failed = f" {plural(n, 'failed trial')} {'counts' if n == 1 else 'count'} as worse than the worst that ended." if n else ""
-        if r2 < Forest.LOW:
-            return (f"The forest explains too little of the {what} (out-of-bag R² {r2:.2f}), so importances mean nothing here. Run more trials, "
-                    f"or average the objective over seeds.{failed}")
-        return f"The forest explains {r2:.0%} of the variance of the {what} (out-of-bag R²).{failed}"
+        return self.forest.verdict
 
     def table(
         self,
@@ -225,9 +225,8 @@ class Trials:
     ) -> Table:
         "The best trials."
         rows = sorted(self.rows, key=lambda r: (bool(r.failed), r.loss, r.number))[:n]
-        values = [[r.number, *r.knobs.values(), r.loss, r.seconds] for r in rows]
         cells = [[str(r.number), *map(option_name, r.knobs.values()), r.failed or f"{r.loss:.4g}", f"{r.seconds:.1f}"] for r in rows]
-        return Table(cells, ["trial", *self.space, "loss", "seconds"], caption=repr(self), values=values)
+        return Table(cells, ["trial", *self.space, "loss", "seconds"], caption=repr(self))
 
     def plot_importance(
         self,
@@ -242,8 +241,6 @@ class Trials:
         ax=None,  # draw into this matplotlib axes; None makes and finishes a figure
     ) -> None:
         "The partial dependence on a hyperparameter, and the trials as dots. Those that failed are crosses at the top."
-        if name not in self.space:
-            raise ValueError(f"Trials: {name!r} is not a hyperparameter here; pass one of {list(self.space)}{suggest(name, self.space)}")
         _draw_dependence(self, name, ax)
 
     def _repr_html_(self) -> str:
@@ -266,6 +263,8 @@ def _draw_importance(found: Trials, ax: Any) -> None:
 
 def _draw_dependence(found: Trials, name: str, ax: Any) -> None:
     "The trials as dots or crosses, and the mean prediction as a line, or as a mark for each option."
+    if name not in found.space:
+        raise ValueError(f"Trials: {name!r} is not a hyperparameter here; pass one of {list(found.space)}{suggest(name, found.space)}")
     forest, kind = found.forest, found.space[name]
     values, means = forest.dependence(name)
     fig, ax = new_axes(ax, xlabel=name, ylabel="loss")
@@ -302,7 +301,7 @@ def trials(
     for name, kind in space.items():
         if not isinstance(kind, (Uniform, Choice)):
             raise ValueError(f"trials: space[{name!r}] is {kind!r}; pass LogUniform(low, high), Uniform(low, high) or Choice([...]).")
-    done = Trials(space, seed=seed)
+    done = Trials(space, [], seed)
     bar = progress_bar(None, desc="trials", total=n, unit="trial")
     try:
         for number in range(n):

@@ -83,8 +83,6 @@ def test_cam_is_the_closed_form_of_zhou_where_pooling_and_a_linear_layer_follow(
         big = F.interpolate(closed.clamp(min=0)[None, None], size=(64, 64), mode="bilinear")[0, 0]
         assert torch.allclose(got.map, big / big.max(), atol=1e-5)
     assert (got.label, got.target, got.layer) == ("b", 1, "4")
-    difference = cam(learn, PICTURES[0], target="a", against="b").raw
-    assert torch.allclose(difference, cam(learn, PICTURES[0], target="a").raw - cam(learn, PICTURES[0], target="b").raw, atol=1e-6)
 
 
 def test_grad_cam_is_that_of_the_paper_where_more_layers_follow() -> None:
@@ -114,7 +112,7 @@ def test_a_heat_map_leaves_model_and_gradients_as_they_were() -> None:
     grad_cam(learn, PICTURES[0])
     for wrong in (dict(layer="7"), dict(target="c"), dict(layer="nowhere")):
         with pytest.raises(ValueError):
-            cam(learn, PICTURES[0], **wrong)
+            grad_cam(learn, PICTURES[0], **wrong)
     assert state_of(net) == before
     net[1].register_forward_hook(lambda m, i, o: 1 / 0)  # an error in the middle of the model
     before = state_of(net)
@@ -265,7 +263,8 @@ def test_show_draws_the_map_over_the_picture() -> None:
     map_[7, 1] = 1
     heat = HeatMap(map_, noise(0).resize((12, 9)), "<b>", 0, map_, "4")
     fig, ax = plt.subplots()
-    assert heat.show(ax) is ax and [i.get_array().shape for i in ax.images] == [(9, 12, 3), (9, 12)]
+    heat.show(ax)
+    assert [i.get_array().shape for i in ax.images] == [(9, 12, 3), (9, 12)]
     plt.close(fig)
     heat.show()
     assert "bottom left" in plt.gcf().alt_text

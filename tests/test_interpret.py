@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +18,7 @@ from sklearn.metrics import classification_report, precision_recall_curve
 from torch import nn
 
 from coursekit.core import seeded
-from coursekit.interpret.curves import calibration, threshold_curve, wilson
+from coursekit.interpret.curves import threshold_curve, wilson
 from coursekit.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
@@ -82,56 +81,10 @@ def test_threshold_curve_is_that_of_scikit_learn(case: tuple[int, int, int]) -> 
     assert curve.f1[curve.thresholds == curve.best] == curve.f1.max()
 
 
-def test_which_class_a_threshold_is_for(photos: list[Path]) -> None:
-    interp = ClassificationInterpretation.from_learner(classes(photos))
-    curve = interp.threshold_curve("b")
-    assert np.array_equal(curve.thresholds, precision_recall_curve(interp.targs == 1, interp.preds[:, 1])[2])
-    two = made_up(torch.tensor([0, 1, 1]), torch.tensor([[0.7, 0.3], [0.4, 0.6], [0.8, 0.2]]), ["no", "yes"])
-    assert two.threshold_curve().name == "yes"
-    several = Interpretation.from_learner(learner(photos, MultiCategoryBlock, lambda f: list("abc"[: 1 + int(f.stem[2:]) % 3]), 3))
-    together = several.threshold_curve()
-    assert np.array_equal(together.precision, precision_recall_curve(several.targs.flatten(), several.preds.flatten())[0][:-1])
-    assert several.threshold_curve("c").name == "c"
-    together.plot()
-    assert "any label" in plt.gcf().alt_text
+def test_a_threshold_curve_in_words() -> None:
+    threshold_curve(torch.tensor([0.3, 0.6, 0.2]), torch.tensor([0, 1, 1]), name="yes").plot()
+    assert "yes: best F1 0.80" in plt.gcf().alt_text
     plt.close("all")
-    with pytest.raises(ValueError, match="3 classes"):
-        interp.threshold_curve()
-    numbers = Interpretation.from_learner(learner(photos, RegressionBlock, lambda f: float(f.stem[2:]), 1))
-    with pytest.raises(ValueError, match="numbers"):
-        numbers.threshold_curve()
-
-
-@quick
-@given(st.integers(0, 2**31), st.integers(1, 80), st.integers(1, 15))
-def test_calibration_against_one_item_at_a_time(seed: int, n: int, n_bins: int) -> None:
-    rng = np.random.default_rng(seed)
-    sure, right = rng.random(n).round(rng.integers(1, 4)), rng.random(n) < 0.6
-    c = calibration(torch.tensor(sure), torch.tensor(right), n_bins=n_bins)
-    edges, error = c.edges.numpy(), 0.0
-    for i in range(n_bins):
-        inside = (sure > edges[i]) & (sure <= edges[i + 1]) | ((i == 0) & (sure == 0))
-        assert c.count[i] == inside.sum()
-        if inside.any():
-            assert np.isclose(c.confidence[i], sure[inside].mean()) and np.isclose(c.accuracy[i], right[inside].mean())
-            error += inside.mean() * abs(sure[inside].mean() - right[inside].mean())
-        else:
-            assert torch.isnan(c.confidence[i]) and torch.isnan(c.accuracy[i])
-    assert np.isclose(c.ece, error) and c.count.sum() == n
-
-
-def test_calibration_of_the_two_extremes() -> None:
-    always = made_up(torch.tensor([0, 0, 0, 1, 1]), torch.tensor([[1.0, 0.0]] * 5), ["a", "b"])
-    assert always.calibration().ece == pytest.approx(0.4)  # certain each time, right in 3 of 5
-    honest = torch.tensor([[0.75, 0.25]] * 4 + [[0.4375, 0.5625]] * 16)
-    perfect = made_up(torch.tensor([0, 0, 0, 1] + [1] * 9 + [0] * 7), honest, ["a", "b"])
-    assert perfect.calibration(n_bins=10).ece == pytest.approx(0, abs=1e-7)
-    assert perfect.calibration(n_bins=4).count.tolist() == [0, 0, 20, 0]  # 0.75 is the upper edge of its bin
-    assert perfect.calibration(n_bins=10).count[[5, 7]].tolist() == [16, 4]
-    perfect.calibration().plot()
-    assert "75% sure: 75% right of 4" in plt.gcf().alt_text
-    plt.close("all")
-    assert list(perfect.calibration().to_df()) == ["above", "to", "confidence", "accuracy", "count"]
 
 
 @quick
@@ -143,38 +96,27 @@ def test_wilson_is_that_of_scipy(case: tuple[int, int]) -> None:
 
 # ---- tables
 
-def test_classes_as_a_table(photos: list[Path]) -> None:
+def test_the_report_is_that_of_scikit_learn(photos: list[Path]) -> None:
     learn = classes(photos)
     interp = ClassificationInterpretation.from_learner(learn)
-    df = interp.to_df()
-    assert list(df) == ["item", "actual", "predicted", "loss", "probability", "probability_of_actual"] and len(df) == 16
-    for i, row in df.iterrows():
-        said = learn.predict(photos[8 + i])
-        assert row["item"] == str(photos[8 + i]) and row["actual"] == photos[8 + i].name[0] and row["predicted"] == said.label
-        assert row["probability"] == pytest.approx(said.probabilities.max().item(), abs=1e-5)
-        assert row["loss"] == pytest.approx(-np.log(row["probability_of_actual"]), abs=1e-4)
+    assert [interp.item(i) for i in range(16)] == photos[8:]
+    for i, f in enumerate(photos[8:]):
+        said = learn.predict(f)
+        assert interp.vocab[interp.decoded[i]] == said.label and interp.vocab[interp.targs[i]] == f.name[0]
+        assert interp.losses[i].item() == pytest.approx(-said.probabilities[interp.targs[i]].log().item(), abs=1e-4)
     report = interp.report().to_df().set_index("class")
-    expected = classification_report(df["actual"], df["predicted"], output_dict=True, zero_division=0)
+    actual, predicted = ([interp.vocab[i] for i in part.tolist()] for part in (interp.targs, interp.decoded))
+    expected = classification_report(actual, predicted, output_dict=True, zero_division=0)
     for name in "abc":
         assert report.loc[name, ["precision", "recall", "f1"]].tolist() == pytest.approx([expected[name][k] for k in ("precision", "recall", "f1-score")])
     assert report.loc["accuracy", "f1"] == pytest.approx(expected["accuracy"])
     assert report.loc["mean over classes", "recall"] == pytest.approx(expected["macro avg"]["recall"])
 
 
-def test_other_kinds_as_tables(photos: list[Path]) -> None:
-    numbers = Interpretation.from_learner(learner(photos, RegressionBlock, lambda f: float(f.stem[2:]), 1))
-    df = numbers.to_df()
-    assert numbers.kind == "numbers" and df["actual"].tolist() == [float(i) for i in range(8, 24)]
-    assert np.allclose(df["error"] ** 2, df["loss"], rtol=1e-4) and numbers.wrong is None
-    points = Interpretation.from_learner(learner(photos, RegressionBlock, lambda f: [1.0, float(f.stem[2:])], 2))
-    assert points.to_df()["actual"][0] == [1.0, 8.0] and "error" not in points.to_df()
-    assert list(points.slices(lambda f: f.name[0], name="letter").to_df()) == ["letter", "items", "mean loss"]
-    labels = Interpretation.from_learner(learner(photos, MultiCategoryBlock, lambda f: ["a", "b"][: int(f.stem[2:]) % 3], 2))
-    df = labels.to_df()
-    assert labels.kind == "labels" and df["actual"][0] == ["a", "b"] and df["actual"][1] == []
-    assert labels.wrong.tolist() == [a != p for a, p in zip(df["actual"], df["predicted"])]
+def test_several_labels_are_no_classes(photos: list[Path]) -> None:
+    labels = learner(photos, MultiCategoryBlock, lambda f: ["a", "b"][: int(f.stem[2:]) % 3], 2)
     with pytest.raises(ValueError, match="use Interpretation"):
-        ClassificationInterpretation.from_learner(labels.learn)
+        ClassificationInterpretation.from_learner(labels)
 
 
 def test_masks_and_plain_loaders() -> None:
@@ -185,40 +127,17 @@ def test_masks_and_plain_loaders() -> None:
     learn = Learner(DataLoaders(plain, plain, device="cpu"), nn.Conv2d(3, 2, 1), CrossEntropyLossFlat(axis=1))
     learn.progress = False
     masks = Interpretation.from_learner(learn)
-    assert masks.kind == "masks" and list(masks.to_df()) == ["item", "loss"] and len(masks.to_df()) == 6
-    assert masks.slices([0, 0, 0, 1, 1, 1]).to_df()["items"].tolist() == [3, 3]
+    assert len(masks.losses) == 6 and masks.top_losses()[0][0] == masks.losses.max()
     with pytest.raises(ValueError, match="plain loaders"):
         masks.item(0)
 
 
 def test_items_that_are_pairs_of_file_and_label(photos: list[Path]) -> None:
-    """`from_lists` and `plan_data` make such items: tables, slices and maps call them by their file."""
+    """`from_lists` and `plan_data` make such items: maps call them by their file."""
     dls = ImageDataLoaders.from_lists(".", photos, [f.name[0] for f in photos], valid_pct=0.5, seed=1, item_tfms=Resize(16), bs=4, device="cpu")
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.ReLU(), nn.Linear(4, 3)))
     learn.progress = False
-    interp = ClassificationInterpretation.from_learner(learn)
-    files = [item[0] for item in interp.items]
-    assert interp.to_df()["item"].tolist() == [str(f) for f in files]
-    assert interp.slices(lambda f: f.name[0], name="slice").to_df().equals(interp.slices([f.name[0] for f in files]).to_df())
-    assert set(EmbeddingMap.from_learner(learn).names) == {f.name for f in files}
-
-
-def test_slices_find_the_bad_one(photos: list[Path]) -> None:
-    interp = ClassificationInterpretation.from_learner(classes(photos))
-    light = ["dusk" if wrong else "day" for wrong in interp.wrong.tolist()]  # dusk holds just the mistakes
-    ways = (light, pd.Series(light, name="light"), lambda f: light[photos.index(f) - 8], np.array(light))
-    tables = [interp.slices(way).to_df() for way in ways]
-    for df in tables:
-        assert df.iloc[:, 0].tolist() == ["dusk", "day"] and df["error rate"].tolist() == [1.0, 0.0]
-        assert df["items"].tolist() == [light.count("dusk"), light.count("day")]
-        assert (df["low"].iloc[0], df["high"].iloc[0]) == pytest.approx(wilson(light.count("dusk"), light.count("dusk")))
-    mean = np.mean([v for v, w in zip(interp.losses.tolist(), light) if w == "dusk"])
-    assert tables[0]["mean loss"][0] == pytest.approx(mean, rel=1e-5) and tables[1].columns[0] == "light"
-    assert "<table" in interp.slices(light)._repr_html_() and "100.0%" in repr(interp.slices(light))
-    gaps = interp.slices([None, float("nan")] + ["x"] * 14).to_df()
-    assert sorted(gaps.iloc[:, 0]) == ["missing", "x"]
-    with pytest.raises(ValueError, match="3 values for 16 items"):
-        interp.slices([1, 2, 3])
+    assert set(EmbeddingMap.from_learner(learn).names) == {item[0].name for item in dls.valid.dataset.items}
 
 
 # ---- figures
@@ -274,7 +193,7 @@ def test_embeddings_are_what_the_last_linear_layer_sees(photos: list[Path]) -> N
     rows = embeddings(learn)
     assert rows.shape == (16, 10)
     with torch.no_grad():
-        assert torch.allclose(learn.model[6](rows), learn._raw_preds(learn.dls.valid)[0], atol=1e-5)
+        assert torch.allclose(learn.model[6](rows).softmax(1), learn.get_preds()[0], atol=1e-5)
     learn.model.train()
     assert embeddings(learn, learn.dls.train).shape == (8, 10) and learn.model.training  # ordered, nothing dropped, mode kept
     assert not any(m._forward_pre_hooks for m in learn.model.modules())
@@ -314,7 +233,7 @@ def test_the_map_of_a_learner(photos: list[Path]) -> None:
 @pytest.mark.parametrize("bad", ["<img src=x onerror=alert(1)>", "$x$", r"$\\frac", "_hidden", "a\nb\x1b[2J", "x" * 500, ""])
 def test_the_map_draws_any_name(bad: str) -> None:
     """The names are text of a figure and of a list: no HTML, no formula, no second line."""
-    chart = EmbeddingMap(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), [bad, "b"], [bad, "c"], ["c", bad], thumbs=[Image.new("RGB", (9, 5)), None])
+    chart = EmbeddingMap(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), [bad, "b"], [bad, "c"], ["c", bad], [Image.new("RGB", (9, 5)), None])
     item, out = chart.widget.children
     assert len(item.options) == 2 and all(label.isprintable() and len(label) <= 160 for label, _ in item.options)
     item.value = 1
@@ -328,7 +247,7 @@ def test_the_map_draws_any_name(bad: str) -> None:
 def test_interpretation_of_a_loader_of_ones_own(photos: list[Path]) -> None:
     learn = classes(photos)
     dl = learn.dls.test_dl(photos[:5], with_labels=True)
-    assert isinstance(dl, DataLoader) and len(Interpretation.from_learner(learn, dl=dl).to_df()) == 5
+    assert isinstance(dl, DataLoader) and len(Interpretation.from_learner(learn, dl=dl).losses) == 5
 
 
 def test_the_second_of_two_targets(photos: list[Path]) -> None:
@@ -339,4 +258,4 @@ def test_the_second_of_two_targets(photos: list[Path]) -> None:
     two = SimpleNamespace(dls=SimpleNamespace(targets=blocks, vocab=None), eval_dl=lambda i: one.dl, get_preds=lambda dl, **_: [*parts, one.losses])
     interp = ClassificationInterpretation.from_learner(two, target=1)
     assert interp.vocab == ["x", "y", "z"] and torch.equal(interp.decoded, one.decoded) and torch.equal(interp.losses, one.losses)
-    assert set(interp.to_df()["actual"]) <= {"x", "y", "z"} and Interpretation.from_learner(two).kind == "numbers"
+    assert interp.confusion_matrix().shape == (3, 3) and Interpretation.from_learner(two).decoded.ndim == 2

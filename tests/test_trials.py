@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 import random
 from collections import Counter
@@ -14,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coursekit.tuning import Choice, Forest, LogUniform, Trials, Uniform, draw_knobs, trials
+from coursekit.tuning import Choice, Forest, LogUniform, Trials, Uniform, _oob_r2, draw_knobs, trials
 
 SPACE = {"lr": LogUniform(1e-4, 1.0), "drop": Uniform(0.0, 0.9), "act": Choice(["relu", "tanh", "gelu"]), "dummy": Uniform(-1, 1)}
 
@@ -78,10 +77,8 @@ def test_a_choice_is_one_column_an_option_and_a_rate_its_logarithm(found: Trials
     [
         (lambda: LogUniform(0, 1), "both above 0"),
         (lambda: LogUniform(1, 0.1), "low=1 and high=0.1"),
-        (lambda: LogUniform("1e-4", 1), "low='1e-4'"),
         (lambda: Uniform(1, 1), "low=1 and high=1"),
         (lambda: Uniform(0, math.inf), "high=inf"),
-        (lambda: Uniform(False, True), "low=False"),
         (lambda: Choice(["sgd"]), "two or more"),
         (lambda: Choice("sgd"), "'sgd'"),
         (lambda: Choice({"sgd"}), "two or more"),
@@ -111,23 +108,8 @@ def test_a_search_is_the_same_for_the_same_seed_whatever_the_global_generators_d
     assert knobs_of(trials(noisy, SPACE, n=6, seed=1)) != knobs_of(first)
 
 
-def test_more_trials_begin_with_the_same_ones(found: Trials) -> None:
-    calls = []
-
-    def counting(**knobs) -> float:
-        calls.append(knobs)
-        return objective(**knobs)
-
-    some = trials(counting, SPACE, n=5)
-    more = trials(counting, SPACE, n=12, go_on=some)
-    assert len(calls) == 12 and len(some) == 5  # nothing ran twice, and the first search stays as it was
-    assert knobs_of(more) == knobs_of(found)[:12] and [r.loss for r in more.rows] == [r.loss for r in found.rows[:12]]
-    assert [r.number for r in more.rows] == list(range(12))
-    assert knobs_of(trials(counting, SPACE, n=3, go_on=more)) == knobs_of(more)
-
-
 @pytest.mark.parametrize("at", [0, 1, 7])
-def test_ctrl_c_keeps_what_is_done_and_the_search_can_go_on(found: Trials, at: int) -> None:
+def test_ctrl_c_keeps_what_is_done(found: Trials, at: int, capsys: pytest.CaptureFixture) -> None:
     calls = []
 
     def stopped(**knobs) -> float:
@@ -137,9 +119,8 @@ def test_ctrl_c_keeps_what_is_done_and_the_search_can_go_on(found: Trials, at: i
         return objective(**knobs)
 
     part = trials(stopped, SPACE, n=12)
-    assert len(part) == at and part.interrupted == f"Ctrl-C after {at} of 12" and part.interrupted in repr(part)
-    whole = trials(objective, SPACE, n=12, go_on=part)
-    assert not whole.interrupted and [(r.number, r.knobs, r.loss) for r in whole.rows] == [(r.number, r.knobs, r.loss) for r in found.rows[:12]]
+    assert f"{at} of 12" in capsys.readouterr().out
+    assert [(r.number, r.knobs, r.loss) for r in part.rows] == [(r.number, r.knobs, r.loss) for r in found.rows[:at]]
 
 
 def test_an_interrupt_from_the_keyboard() -> None:
@@ -155,20 +136,7 @@ def test_an_interrupt_from_the_keyboard() -> None:
         return a
 
     part = trials(slow, {"a": Uniform(0, 1)}, n=9)
-    assert len(part) == 2 and part.interrupted
-
-
-def test_an_error_of_the_objective_comes_out_with_the_trials_that_are_done() -> None:
-    def broken(a: float) -> float:
-        if a > 0.5:
-            raise KeyError("colour")
-        return a
-
-    with pytest.raises(KeyError) as caught:
-        trials(broken, {"a": Uniform(0, 1)}, n=50)
-    done = caught.value.trials
-    assert isinstance(done, Trials) and all(r.knobs["a"] <= 0.5 for r in done.rows)
-    assert len(trials(lambda a: a, {"a": Uniform(0, 1)}, n=50, go_on=done)) == 50
+    assert len(part.rows) == 2
 
 
 @pytest.mark.parametrize("value", [1.5, 2, np.float32(1.5), torch.tensor(1.5), torch.tensor([1.5]), True])
@@ -176,24 +144,11 @@ def test_any_single_number_is_a_loss(value) -> None:
     assert trials(lambda a: value, {"a": Uniform(0, 1)}, n=1).rows[0].loss == float(value)
 
 
-@pytest.mark.parametrize("value", [None, "low", [1.0, 2.0], torch.ones(2), {}])
-def test_anything_else_is_refused(value) -> None:
-    with pytest.raises(ValueError, match="the objective returned a"):
-        trials(lambda a: value, {"a": Uniform(0, 1)}, n=2)
-
-
 BAD = {
-    "objective": (dict(objective=3), "objective=3"),
-    "space": (dict(space=[]), r"space=\[\]"),
-    "space empty": (dict(space={}), "space={}"),
     "plain number": (dict(space={"lr": 0.1}), "'lr'.* is 0.1"),
     "class for object": (dict(space={"lr": LogUniform}), "'lr'"),
     "n": (dict(n=0), "n=0"),
     "n float": (dict(n=1e2), "n=100.0"),
-    "go_on": (dict(go_on=[]), "go_on is a list"),
-    "other knobs": (dict(go_on=Trials({"b": Uniform(0, 1)}, [])), "same space"),
-    "other bounds": (dict(go_on=Trials({"a": Uniform(0, 2)}, [])), "same space"),
-    "other seed": (dict(go_on=Trials({"a": Uniform(0, 1)}, [], seed=2), seed=3), "seed=2, .*seed=3"),
 }  # fmt: skip
 
 
@@ -202,12 +157,6 @@ def test_bad_input_is_named(case: str) -> None:
     options, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         trials(**{"objective": lambda a: a, "space": {"a": Uniform(0, 1)}} | options)
-
-
-def test_knobs_in_another_order_are_other_draws() -> None:
-    ab = trials(lambda a, b: a, {"a": Uniform(0, 1), "b": Uniform(0, 1)}, n=2)
-    with pytest.raises(ValueError, match="same order"):
-        trials(lambda a, b: a, {"b": Uniform(0, 1), "a": Uniform(0, 1)}, n=4, go_on=ab)
 
 
 # ------------------------------------------------------------------------------------------------------------ failed
@@ -233,7 +182,6 @@ def test_trials_that_diverge_are_kept_with_their_reason() -> None:
     assert "count as worse than the worst that ended" in search.verdict and f"{len(search.failed)} of which failed" in repr(search)
     assert [row[0] for row in search.table(100).rows[-len(search.failed):]] == [str(r.number) for r in search.failed]
     assert search.best.knobs["lr"] == min(r.knobs["lr"] for r in search.rows)
-    assert not search.to_df().query("failed == ''").loss.isna().any()
 
 
 def test_nothing_but_failures() -> None:
@@ -257,8 +205,8 @@ def test_the_knob_that_matters_is_found_and_the_dummy_is_not(found: Trials) -> N
 
 def test_the_out_of_bag_score_is_scikit_learns(found: Trials) -> None:
     forest = found.forest
-    assert forest.oob_r2(forest.model, forest.frame, forest.y) == pytest.approx(forest.r2, abs=1e-6)
-    assert forest.oob_r2(forest.model, forest.frame.assign(lr=forest.frame["lr"].to_numpy()[::-1]), forest.y) < forest.r2 - 0.3
+    assert _oob_r2(forest.model, forest.frame, forest.y) == pytest.approx(forest.r2, abs=1e-6)
+    assert _oob_r2(forest.model, forest.frame.assign(lr=forest.frame["lr"].to_numpy()[::-1]), forest.y) < forest.r2 - 0.3
 
 
 def test_importances_are_not_those_of_rows_that_were_learned() -> None:
@@ -275,8 +223,8 @@ def test_importances_are_not_those_of_rows_that_were_learned() -> None:
 @pytest.mark.parametrize("name", ["lr", "drop", "act"])
 def test_partial_dependence_is_the_mean_prediction_with_a_value_in_every_trial(found: Trials, name: str) -> None:
     forest = found.forest
-    values, means = forest.dependence(name, n=9)
-    assert len(values) == (3 if name == "act" else 9)
+    values, means = forest.dependence(name)
+    assert len(values) == (3 if name == "act" else 40)
     tried = [r.knobs[name] for r in found.rows]
     assert (min(values), max(values)) == (pytest.approx((min(tried), max(tried))) if name != "act" else (min(tried), max(tried)))
     for v, m in zip(values, means, strict=True):
@@ -308,21 +256,6 @@ def test_too_little_to_learn_from() -> None:
         trials(lambda lr: lr, {"lr": Uniform(0, 1)}, n=20).plot_dependence("lrr")
 
 
-def test_without_scikit_learn_the_search_works_and_the_forest_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args, **kwargs):
-        if name.partition(".")[0] == "sklearn":
-            raise ImportError(f"No module named {name!r}")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    search = trials(lambda a: a, {"a": Uniform(0, 1)}, n=20)
-    assert search.best.loss == min(r.loss for r in search.rows)
-    with pytest.raises(ImportError, match="pip install scikit-learn"):
-        _ = search.forest
-
-
 # ------------------------------------------------------------------------------------------------------------- plots
 
 
@@ -337,7 +270,7 @@ def test_plots_say_in_words_what_they_show(found: Trials) -> None:
         found.plot_dependence(knob)
         ax = plt.gcf().axes[0]
         assert plt.gcf().alt_text.startswith(f"Predicted loss against {knob}: lowest, ")
-        assert ax.get_xscale() == ("log" if knob == "lr" else "linear") and len(ax.lines[0].get_xdata()) == len(found)
+        assert ax.get_xscale() == ("log" if knob == "lr" else "linear") and len(ax.lines[0].get_xdata()) == len(found.rows)
     plt.close("all")
     fig, (left, right) = plt.subplots(1, 2)
     found.plot_importance(left)
@@ -359,6 +292,5 @@ def test_a_weak_forest_says_so_in_its_picture(found: Trials) -> None:
 def test_tables(found: Trials) -> None:
     table = found.table(3)
     losses = sorted(r.loss for r in found.rows)
-    assert table.headers == ["trial", *SPACE, "loss", "seconds"] and [row[-2] for row in table.values] == losses[:3]
-    assert list(found.to_df().columns) == ["trial", *SPACE, "loss", "seconds", "failed"] and len(found.to_df()) == len(found)
+    assert table.headers == ["trial", *SPACE, "loss", "seconds"] and [row[-2] for row in table.rows] == [f"{v:.4g}" for v in losses[:3]]
     assert "80 trials" in found._repr_html_() and found.best.loss == losses[0]

@@ -136,7 +136,8 @@ def _draw_surface(land: "Landscape", ax: Any) -> None:
     ax.plot_surface(x.numpy(), y.numpy(), high(z).numpy(), facecolors=colors, rstride=1, cstride=1, linewidth=0, antialiased=True, zorder=1)
     _draw_paths(land, ax, lambda p: high(land.loss_at(p).nan_to_num(float(finite.max())).clamp(finite.min(), finite.max())))
     ax.zaxis.set_major_formatter(lambda v, _: f"{10**v if log else v:.3g}")
-    ax.set_zlabel("loss")
+    of = "component" if land.paths else "random direction"
+    ax.set(xlabel=f"{of} 1", ylabel=f"{of} 2", zlabel="loss")
     ax.view_init(35, -60)
 
 # %% ../../nbs/api/interpret/04_landscape.ipynb #9a1b9e46
@@ -153,6 +154,8 @@ def _draw_contour(land: "Landscape", ax: Any) -> None:
     for mark, size, label in marks:
         ax.plot(*([], []) if land.paths else (0, 0), mark, ms=size, color="white", mec="black", label=label)
     ax.legend(fontsize=8, framealpha=0.85)
+    of, held = ("component", f" (both: {land.explained:.0%} of the variance)") if land.paths else ("random direction", "")
+    ax.set(xlabel=f"{of} 1{held}", ylabel=f"{of} 2")
 
 # %% ../../nbs/api/interpret/04_landscape.ipynb #9c3a539b
 @dataclass(repr=False)
@@ -192,8 +195,7 @@ class Landscape:
         ax=None,  # draw into this matplotlib axes; None makes and finishes a figure
     ) -> None:
         "The plane from above. The legend has the losses of the paths' own weights, which differ from those in the plane beside them."
-        along = f"component 1 (both: {self.explained:.0%} of the variance)" if self.paths else "random direction 1"
-        fig, ax = new_axes(ax, figsize=(5.5, 4.2), xlabel=along, ylabel="component 2" if self.paths else "random direction 2")
+        fig, ax = new_axes(ax, figsize=(5.5, 4.2))
         _draw_contour(self, ax)
         finish(fig, self.alt)
 
@@ -202,8 +204,7 @@ class Landscape:
         ax=None,  # draw into these three-dimensional matplotlib axes; None makes and finishes a figure
     ) -> None:
         "The plane as a mountain, whose height and color are the loss."
-        along = "component" if self.paths else "random direction"
-        fig, ax = new_axes(ax, figsize=(5.5, 4.5), projection="3d", xlabel=f"{along} 1", ylabel=f"{along} 2")
+        fig, ax = new_axes(ax, figsize=(5.5, 4.5), projection="3d")
         _draw_surface(self, ax)
         finish(fig, self.alt)
 
