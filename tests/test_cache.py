@@ -262,13 +262,6 @@ def test_a_csv_file_is_the_same_as_its_table(photos: Path, delimiter: str | None
     assert dls.vocab == ["even", "odd"] and torch.equal(next(iter(dls.valid)).x, next(iter(same.valid)).x)
 
 
-def test_a_dark_photo_is_no_mask() -> None:
-    dark = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (30, 1)))
-    ImageBlock().inspect(dark)
-    with pytest.raises(ValueError, match=r"holds only the numbers 0, 2, 4, .*, 38: it looks like a mask"):
-        ImageBlock().inspect(dark.point(lambda v: v // 2 * 2).resize((40, 30)))
-
-
 def test_an_unreadable_image_leaves_the_cache_empty(photos: Path) -> None:
     get_image_files(photos)[5].write_bytes(b"\xff\xd8\xff broken")
     dls = loaders(photos, "memory")

@@ -1,4 +1,4 @@
-"""vision.collect, vision.layout and vision.own: fetching, shrinking and understanding other people's pictures."""
+"""vision.collect, vision.folders and vision.plan: fetching, shrinking and understanding other people's pictures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import csv
 import http.server
 import os
 import re
-import socket
 import sys
 import tarfile
 import threading
-import time
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -25,7 +23,7 @@ from PIL import Image
 from coursekit.data.archive import ArchiveError
 from coursekit.data.items import get_image_files
 from coursekit.vision import collect
-from coursekit.vision.collect import DownloadReport, _urls_of_file, download_images, resize_images
+from coursekit.vision.collect import _all_urls, download_images, resize_images
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.images import check_images
 from coursekit.vision.folders import Index, Labelled, folder_layout
@@ -160,26 +158,26 @@ TROUBLE = {
     "page.jpg": "is a web page",
     "missing.jpg": "the server answered 404",
     "broken.jpg": "the server answered 500",
-    "told.jpg": r"more than the 0\.1 MB allowed",
+    "told.jpg": "ended .* bytes early",
     "endless.jpg": r"more than the 0\.1 MB allowed",
-    "short.jpg": r"ended after [\d,]+ of [\d,]+ bytes",
+    "short.jpg": "ended 100 bytes early",
     "lying.jpg": "is cut off",
     "slow.jpg": "took longer than 4 seconds",
-    "slowhead.jpg": "took longer than 4 seconds",
-    "silent.jpg": "took longer than 4 seconds",
-    "loop.jpg": "redirects in a circle, or too often",
-    "chain.jpg": "redirects in a circle, or too often",
+    "silent.jpg": "no connection|timed out",
+    "loop.jpg": "answered 302",
+    "chain.jpg": "answered 302",
     "away.jpg": "redirects to http://example.org/cat.jpg, which is not https",
-    "file.jpg": "redirects to something that is not a web address",
+    "file.jpg": "answered 302",
     "nonsense.jpg": "no connection",
 }
 
 
-def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path) -> None:
+def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "_LARGEST", 100_000)
     urls = [f"{at}good.jpg", *(f"{at}{name}" for name in TROUBLE), f"{at}other.jpg", f"{at}moved.jpg", f"{at}bild-ü%20 ñ.jpg?größe=1"]
     wrong = ["http://example.org/a.jpg", "ftp://example.org/a.jpg", "cat.jpg", "", "https://", "https://[::1", "file:///etc/passwd",
              "data:image/png;base64,AAAA", "https://exa mple.org/\x00", f"http://127.0.0.1:{1}/refused.jpg"]
-    report = download_images([*urls, *wrong], tmp_path, timeout=4, max_bytes=100_000, retries=0, n_workers=8)  # a busy machine is slow to redirect
+    report = download_images([*urls, *wrong], tmp_path, timeout=4)  # a busy machine is slow to redirect
     assert [r.url for r in report.rows] == [*urls, *wrong]
     state = {r.url: r.status for r in report.rows}
     assert state[f"{at}good.jpg"] == state[f"{at}other.jpg"] == "saved"
@@ -194,81 +192,20 @@ def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path)
     saved = get_image_files(tmp_path)
     assert sorted(saved) == sorted(report.files) and sorted(f.read_bytes() for f in saved) == sorted([GOOD, OTHER])
     assert {f.suffix for f in saved} == {".jpg", ".png"}  # other.jpg is a PNG
-    assert {p.name for p in tmp_path.iterdir()} - {f.name for f in saved} == {".downloads.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == {f.name for f in saved}
 
 
-def test_what_is_there_is_not_fetched_again(at: str, server, tmp_path: Path) -> None:
+def test_a_second_call_keeps_what_is_there(at: str, server, tmp_path: Path) -> None:
     urls = [f"{at}good.jpg", f"{at}other.png", f"{at}again.jpg", f"{at}missing.jpg"]
-    first = download_images(urls, tmp_path, retries=0)
-    assert [r.status for r in first.rows] == ["saved", "saved", "duplicate", "failed"]
-    server.asked.clear()
-    second = download_images(urls, tmp_path, retries=0)
-    assert [r.status for r in second.rows] == ["there already", "there already", "duplicate", "failed"]
-    assert server.asked == ["/missing.jpg"]
-    lost = tmp_path / first.rows[1].file
-    lost.write_bytes(b"cut")  # a damaged file is fetched anew
-    with open(tmp_path / ".downloads.jsonl", "a") as f:
-        f.write('{"url": "https://cut by a ki\nnull\n{"url": "' + at + 'slow.jpg", "file": "../../x", "size": 1}\n')
-    server.asked.clear()
-    third = download_images(urls[:3], tmp_path)
-    assert [r.status for r in third.rows] == ["there already", "saved", "duplicate"]
-    assert server.asked == ["/other.png"] and lost.read_bytes() == OTHER
+    assert [r.status for r in download_images(urls, tmp_path).rows] == ["saved", "saved", "duplicate", "failed"]
+    files = tree(tmp_path)
+    assert [r.status for r in download_images(urls, tmp_path).rows] == ["there already", "there already", "duplicate", "failed"]
+    assert tree(tmp_path) == files
 
 
 def test_a_broken_connection_is_tried_again(at: str, server, tmp_path: Path) -> None:
-    download_images([f"{at}short.jpg", f"{at}missing.jpg"], tmp_path, retries=2)
-    assert Counter(server.asked) == {"/short.jpg": 3, "/missing.jpg": 1}
-
-
-def test_another_machine_does_not_lead_to_this_one(at: str, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Services on this machine trust whoever asks; pictures.example is a name of the test's server."""
-    real = socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: real("127.0.0.1" if host == "pictures.example" else host, *a, **k))
-    monkeypatch.setenv("no_proxy", "*")
-    there = f"http://pictures.example:{server.server_port}/"
-    report = download_images([f"{there}inside.jpg", f"{there}other.jpg", f"{at}inside.jpg"], tmp_path, allow_http=True, n_workers=1)
-    assert [r.status for r in report.rows] == ["failed", "saved", "saved"]
-    assert re.search(r"redirects to http://127\.0\.0\.1:\d+/good\.jpg, which is on this machine", report.rows[0].reason)
-    assert server.asked == ["/inside.jpg", "/other.jpg", "/inside.jpg", "/good.jpg"]
-
-
-def test_the_time_limit_holds_while_connecting(at: str, server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = socket.create_connection
-
-    def slow(*args, **kwargs):
-        time.sleep(0.6)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(socket, "create_connection", slow)
-    report = download_images([f"{at}good.jpg"], tmp_path, timeout=0.2, retries=0)
-    assert report.rows[0].reason == "took longer than 0.2 seconds"
-    assert server.asked == []  # nothing was sent when the time was up
-
-
-def test_the_time_limit_holds_for_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A proxy that drips its answer before there is a connection to speak of; who has had enough first?"""
-    ended: list[str] = []
-
-    def drip() -> None:
-        with listener.accept()[0] as one:
-            try:
-                one.sendall(b"HTTP/1.1 200 OK\r\nX-Wait: ")
-                for _ in range(60):
-                    time.sleep(0.05)
-                    one.sendall(b"a")
-                ended.append("proxy")
-            except OSError:
-                ended.append("client")
-
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        thread = threading.Thread(target=drip, daemon=True)
-        thread.start()
-        report = download_images(["https://pictures.example/a.jpg"], tmp_path, timeout=0.3, retries=0)
-        thread.join()
-    assert ended == ["client"] and report.rows[0].reason == "took longer than 0.3 seconds"
+    download_images([f"{at}short.jpg", f"{at}missing.jpg"], tmp_path)
+    assert Counter(server.asked) == {"/short.jpg": 2, "/missing.jpg": 1}
 
 
 def test_no_progress_bar_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -277,17 +214,8 @@ def test_no_progress_bar_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[s
     (tmp_path / "src").mkdir()
     for i in range(210):
         (tmp_path / "src" / f"{i}.png").write_bytes(b"")
-    assert len(resize_images(tmp_path / "src", tmp_path / "dest").bad) == len(check_images(get_image_files(tmp_path / "src"))) == 210
+    assert len(resize_images(tmp_path / "src", tmp_path / "dest")) == len(check_images(get_image_files(tmp_path / "src"))) == 210
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_file_where_the_folder_should_be(at: str, large: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("text")
-    for dest in (tmp_path / "file", tmp_path / "file" / "below"):
-        for function, source in ((download_images, [at]), (resize_images, large)):
-            with pytest.raises(NotADirectoryError, match=f"^{function.__name__}: dest=.*file is a file; pass another") as caught:
-                function(source, dest)
-            assert "\n" not in str(caught.value)
 
 
 def test_names_come_from_the_bytes_alone(at: str, tmp_path: Path) -> None:
@@ -300,28 +228,24 @@ def test_names_come_from_the_bytes_alone(at: str, tmp_path: Path) -> None:
 def test_lists_of_addresses(at: str, server, tmp_path: Path) -> None:
     text, table, tabs = tmp_path / "urls.txt", tmp_path / "u.csv", tmp_path / "u.tsv"
     text.write_text(f"\ufeff# cats\n{at}good.jpg\n\n  {at}good.jpg \n{at}a,b.jpg\n", encoding="utf-8")
-    assert _urls_of_file(text) == [f"{at}good.jpg", f"{at}good.jpg", f"{at}a,b.jpg"]
+    assert _all_urls(text) == [f"{at}good.jpg", f"{at}a,b.jpg"]
     with open(table, "w", newline="") as f:
         csv.writer(f).writerows([["id", "where", "note"], ["1", f"{at}good.jpg", "a, b"], ["2", f"{at}other.jpg", ""], ["3", "", "-"]])
     tabs.write_text(f"{at}good.jpg\tcat\n{at}other.jpg\tdog\n")
-    assert _urls_of_file(table) == _urls_of_file(tabs) == [f"{at}good.jpg", f"{at}other.jpg"]
+    assert _all_urls(table) == _all_urls(tabs) == [f"{at}good.jpg", f"{at}other.jpg"]
     report = download_images(str(table), tmp_path / "out", max_pics=1)
-    assert len(report.rows) == 1 and report.left == 1 and "1 address beyond max_pics" in repr(report)
+    assert len(report.rows) == 1
     for wrong in ([], tmp_path / "none.txt", "https://example.org/a.jpg"):
-        with pytest.raises((ValueError, FileNotFoundError), match="download_images: .*(pass|address)"):
+        with pytest.raises((ValueError, FileNotFoundError), match="address|none.txt"):
             download_images(wrong, tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    for options in ({"timeout": 0}, {"max_pics": 0}, {"n_workers": 0}, {"max_bytes": 10**12}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))}="):
-            download_images([at], tmp_path, **options)
+    with pytest.raises(ValueError, match="timeout="):
+        download_images([at], tmp_path, timeout=0)
 
 
 def test_the_report_is_safe_to_show(tmp_path: Path) -> None:
     report = download_images([f"{HOSTILE}", "https://example.org\x1b[31m/"], tmp_path)
-    page = report._repr_html_()
-    assert "<img" not in page and "&lt;img" in page and "\x1b" not in page + repr(report)
-    assert len(report.failed) == 2
-    assert DownloadReport(tmp_path)._repr_html_() is None
+    assert "\x1b" not in repr(report) and len(report.failed) == 2
 
 
 # ------------------------------------------------------------------------------------------------------ resize_images
@@ -341,17 +265,14 @@ def large(tmp_path: Path) -> Path:
     return src
 
 
-@pytest.mark.parametrize("side", ["long", "short"])
-def test_resize_keeps_the_tree_and_the_shape(large: Path, tmp_path: Path, side: str) -> None:
+def test_resize_keeps_the_tree_and_the_shape(large: Path, tmp_path: Path) -> None:
     before, dest = tree(large), tmp_path / "small"
-    report = resize_images(large, dest, max_size=64, side=side)
-    assert tree(large) == before and not report.bad
-    assert {p.relative_to(dest) for p in report.made} == {Path(n) for n in before}
+    assert resize_images(large, dest, max_size=64) == [] and tree(large) == before
+    assert set(tree(dest)) == set(before)
     for name in before:
         with Image.open(large / name) as old, Image.open(dest / name) as new:
-            limit = (max if side == "long" else min)
-            scale = min(1, 64 / limit(old.size))
-            assert all(abs(n - o * scale) <= 0.5 for n, o in zip(new.size, old.size))
+            scale = min(1, 64 / max(old.size))
+            assert all(abs(n - o * scale) <= 1 for n, o in zip(new.size, old.size))
             assert new.format == old.format and not new.getexif()
             left = np.asarray(new.convert("RGB"), dtype=int)[new.height // 2, new.width // 8]
             assert left[0] > 150 and left[2] < 90
@@ -368,66 +289,13 @@ def test_resize_turns_by_exif_and_drops_it(tmp_path: Path) -> None:
         assert img.getpixel((10, 25))[0] > 150 and img.getpixel((90, 25))[2] > 150
 
 
-def test_resize_skips_what_is_done(large: Path, tmp_path: Path) -> None:
-    dest = tmp_path / "small"
-    resize_images(large, dest, max_size=64)
-    inodes = {p: p.stat().st_ino for p in get_image_files(dest)}
-    again = resize_images(large, dest, max_size=64)
-    assert not again.made and len(again.skipped) == len(inodes) and inodes == {p: p.stat().st_ino for p in inodes}
-    (dest / "tiny.gif").unlink()
-    os.utime(large / "cmyk.jpg", (1, 1))  # another version of the file
-    assert {p.name for p in resize_images(large, dest, max_size=64).made} == {"tiny.gif", "cmyk.jpg"}
-    smaller = resize_images(large, dest, max_size=32)
-    assert {p.name for p in smaller.skipped} == {"tiny.gif"} and len(smaller.made) == len(inodes) - 1  # that one has fewer pixels anyway
-    assert max(Image.open(dest / "a" / "wide.jpg").size) == 32
-
-
-@pytest.mark.parametrize("later", [32, 64, 16])
-def test_an_interrupted_resize_leaves_no_mixture(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: int) -> None:
-    dest, real, done = tmp_path / "small", collect._shrink, []
-    resize_images(large, dest, max_size=64)
-
-    def until_stopped(*args, **kwargs):
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(real(*args, **kwargs))
-
-    monkeypatch.setattr(collect, "_shrink", until_stopped)
-    with pytest.raises(KeyboardInterrupt):
-        resize_images(large, dest, max_size=32, n_workers=1)
-    assert len(done) == 2
-    monkeypatch.undo()
-    resize_images(large, dest, max_size=later)
-    for file in get_image_files(dest):
-        with Image.open(file) as new, Image.open(large / file.relative_to(dest)) as old:
-            assert max(new.size) == min(later, max(old.size)), file
-    assert not resize_images(large, dest, max_size=later).made
-
-
-def test_an_interrupted_first_resize_is_gone_on_with(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    dest, real = tmp_path / "small", collect._shrink
-
-    def until_tiny(src: Path, *args, **kwargs):
-        if src.name == "tiny.gif":
-            raise KeyboardInterrupt
-        return real(src, *args, **kwargs)
-
-    monkeypatch.setattr(collect, "_shrink", until_tiny)
-    with pytest.raises(KeyboardInterrupt):
-        resize_images(large, dest, max_size=64, n_workers=1)
-    monkeypatch.undo()
-    there = {p.name for p in get_image_files(dest)}
-    assert there and {p.name for p in resize_images(large, dest, max_size=64).skipped} == there
-
-
 def test_resize_reports_the_bad_ones(large: Path, tmp_path: Path) -> None:
     (large / "cut.jpg").write_bytes(encoded(photo(), "JPEG")[:700])
     (large / "a" / "drawing.svg").write_bytes(b"<svg/>")
-    report = resize_images(large, tmp_path / "small", max_size=64)
-    assert {f.name: why.split(" (")[0] for f, why in report.bad} == {
+    bad = resize_images(large, tmp_path / "small", max_size=64)
+    assert {f.name: why.split(" (")[0] for f, why in bad} == {
         "cut.jpg": "is cut off", "drawing.svg": "has an ending, .svg, that no image can be saved with"}
-    assert len(report.made) == 6 and not (tmp_path / "small" / "cut.jpg").exists()
-    assert "cut.jpg" in repr(report)
+    assert len(tree(tmp_path / "small")) == 6
 
 
 def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
@@ -444,17 +312,14 @@ def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
         pytest.skip("this system has no links")
     with pytest.raises(ValueError, match="overlap"):
         resize_images(large, tmp_path / "link", max_size=8)
-    report = resize_images(large, tmp_path / "dest", max_size=8)
+    bad = resize_images(large, tmp_path / "dest", max_size=8)
     assert tree(large) == before
-    assert {f.name for f, _ in report.bad} == {"wide.jpg", "tall.png"} and all("overwritten" in why for _, why in report.bad)
+    assert {f.name for f, _ in bad} == {"wide.jpg", "tall.png"} and all("overwritten" in why for _, why in bad)
 
 
-def test_resize_refuses_wrong_options(large: Path, tmp_path: Path) -> None:
-    for options in ({"max_size": 0}, {"quality": 101}, {"side": "width"}):
-        with pytest.raises(ValueError, match=f"{next(iter(options))}="):
-            resize_images(large, tmp_path / "x", **options)
-    with pytest.raises(NotADirectoryError, match="tiny.gif is not a folder"):
-        resize_images(large / "tiny.gif", tmp_path / "x")
+def test_resize_refuses_a_size_of_zero(large: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_size="):
+        resize_images(large, tmp_path / "x", max_size=0)
     assert not (tmp_path / "x").exists()
 
 
@@ -507,7 +372,7 @@ def test_layouts(tmp_path: Path, name: str) -> None:
     assert sum(plan.counts(False).values()) == (24 if sides else 20) and bool(plan.layout.split) == sides
     assert n_valid == {"sides": 6}.get(name, 4)
     assert all(i.label in i.file.relative_to(tmp_path).as_posix() for i in plan.items)
-    assert not [n for n in plan.warnings if n.level == "problem"]
+    assert not [n for n in plan.notes if n.level == "problem"]
     dls = plan.dataloaders(size=8, bs=4, num_workers=0, device="cpu")
     assert (len(dls.train.dataset), len(dls.valid.dataset)) == (sum(plan.counts(False).values()), n_valid)
 
@@ -540,10 +405,6 @@ def test_archives(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str])
     assert plan.layout.root.is_relative_to(home) and plan.layout.root.parent.name.startswith("My_pets_-")
     stamp = plan.layout.root.stat().st_ino
     assert plan_data(archive).layout.root.stat().st_ino == stamp  # unpacked once
-    assert plan_data(archive, dest=tmp_path / "out").layout.root.is_relative_to(tmp_path / "out")
-    assert len(plan_data(archive, dest=tmp_path / "out").items) == 24
-    with pytest.raises(FileExistsError, match="pass a folder that does not exist"):
-        plan_data(archive, dest=root)
     dls = ImageDataLoaders.from_path(archive, size=8, bs=4, num_workers=0, device="cpu")
     assert dls.vocab == ["cat", "dog"] and "a folder for each class" in capsys.readouterr().out
 
@@ -554,11 +415,11 @@ def test_hostile_archives_are_refused_whole(tmp_path: Path) -> None:
         z.writestr("cat/1.png", encoded(halves(), "PNG"))
         z.writestr("../../evil.png", encoded(halves(), "PNG"))
     with pytest.raises(ArchiveError, match="plan_data: .*leads out of the folder"):
-        plan_data(archive, dest=tmp_path / "out" / "deep")
-    assert not (tmp_path / "out" / "deep").exists() and not list(tmp_path.rglob("evil.png"))
+        plan_data(archive)
+    assert not list(tmp_path.rglob("evil.png")) and not list(Path(os.environ["COURSEKIT_HOME"]).rglob("evil.png"))
     archive.write_bytes(b"PK\x03\x04 not really")
     with pytest.raises(ArchiveError) as caught:
-        plan_data(archive, dest=tmp_path / "out2")
+        plan_data(archive)
     assert str(caught.value).isprintable()
 
 
@@ -602,8 +463,6 @@ def test_several_labels_a_picture(tmp_path: Path) -> None:
     assert labels(plan)["p1.png"] == ("cat", "dog") and labels(plan)["p19.png"] == ()
     x, y = plan.dataloaders(size=8, bs=4, num_workers=0, device="cpu").one_batch()
     assert y.shape[1] == 2 and set(y.unique().tolist()) <= {0.0, 1.0}
-    assert plan_data(root, label_delim="").classes == ["cat dog", "dog"]
-    assert plan_data(root, label_delim="t").classes == ["ca", "dog"]  # what the caller says counts
 
 
 def test_tables_with_faults(tmp_path: Path) -> None:
@@ -618,10 +477,6 @@ def test_tables_with_faults(tmp_path: Path) -> None:
     text = " ".join(map(str, plan.notes))
     for words in ("3 rows of the table name no image", "different classes, left out: a/p2.png", "1 row of the table without a label"):
         assert words in text, text
-    for options, words in (({"fn_col": "fiel"}, "did you mean 'file'"), ({"label_col": "x"}, "label_col='x'"), ({"valid_col": "label", "label_col": "label"}, "'dog'")):
-        with pytest.raises(ValueError, match=words) as caught:
-            plan_data(root / "t.csv", **options)
-        assert str(caught.value).isprintable()
     (root / "urls.csv").write_text("url,label\nhttps://example.org/1.jpg,cat\n")
     with pytest.raises(ValueError, match="download_images"):
         plan_data(root / "urls.csv")
@@ -671,10 +526,8 @@ def test_one_comma_is_no_list(tmp_path: Path) -> None:
     table("dog, old")
     plan = plan_data(root)
     assert plan.classes == ["cat", "dog", "dog, old"] and not plan.layout.multi
-    doubt = [str(n) for n in plan.warnings if "comma" in n.text]
+    doubt = [str(n) for n in plan.notes if "comma" in n.text]
     assert len(doubt) == 1 and "label_delim=','" in doubt[0]
-    assert plan_data(root, label_delim=",").classes == ["cat", "dog", "old"]
-    assert not [n for n in plan_data(root, label_delim="").warnings if "comma" in n.text]
     table("Retriever, golden", "Retriever, flat-coated", "Dane, great")
     assert not plan_data(root).layout.multi
     table("cat,dog", "dog, cat")
@@ -704,35 +557,21 @@ def test_sources_that_say_nothing(tmp_path: Path) -> None:
         assert re.search(layouts, str(caught.value)) and str(caught.value).isprintable()
     (tmp_path / "empty.csv").write_text("")
     wrong = [(tmp_path / "nowhere", "there is no"), ("https://example.org/x.zip", "web address"), (flat / "IMG_1.jpg", "is one file"),
-             (3, "is a int"), (tmp_path / "empty.csv", "is empty")]
+             (tmp_path / "empty.csv", "is empty")]
     for source, why in wrong:
         with pytest.raises((ValueError, TypeError, FileNotFoundError), match=why) as caught:
             plan_data(source)
         assert str(caught.value).startswith("plan_data: ") and "\n" not in str(caught.value)
-    for options in ({"pat": "("}, {"pat": "cat"}, {"valid_pct": 1.5}, {"images": flat}, {"dest": tmp_path / "x"}):
+    for options in ({"pat": "("}, {"pat": "cat"}, {"valid_pct": 1.5}, {"images": flat}):
         with pytest.raises(ValueError, match=next(iter(options))):
             plan_data(flat, **options)
 
 
-def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
-    folders = write(tmp_path / "a", *LAYOUTS["folders"])
-    sides = write(tmp_path / "b", *LAYOUTS["sides"])
-    listed = write(tmp_path / "c", *LAYOUTS["names"])
-    (listed / "t.csv").write_text("file,kind,year\n" + "".join(f"{n},{'old' if i % 2 else 'new'},1\n" for i, n in enumerate(LAYOUTS["names"])))
-    (listed / "sizes.csv").write_text("breed,kg\npug,8\n")
-    for column in ("fn_col", "label_col", "label_delim", "valid_col"):
-        for root in (folders, sides):
-            with pytest.raises(ValueError, match=f"plan_data: {column}='x' is for a table, and .* has none"):
-                plan_data(root, **{column: "x"})
-    assert plan_data(listed, label_col="kind").classes == ["new", "old"]
-    (listed / "sizes.csv").unlink()
-    with pytest.raises(ValueError, match="label_col='kimd' .*did you mean 'kind'"):
-        plan_data(listed, label_col="kimd")
-    for pat in ("(", r"(\w+)_\d"):
-        with pytest.raises(ValueError, match=r"plan_data: pat=.*the source is a table"):
-            plan_data(listed / "t.csv", pat=pat)
-    with pytest.raises(ValueError, match=r"pat=.* label_col='kind' for a table; pass one"):
-        plan_data(listed, pat=r"(\w+)_\d", label_col="kind")
+def test_a_pattern_is_for_file_names(tmp_path: Path) -> None:
+    listed = write(tmp_path, *LAYOUTS["names"])
+    (listed / "t.csv").write_text("file,kind\n" + "".join(f"{n},{'old' if i % 2 else 'new'}\n" for i, n in enumerate(LAYOUTS["names"])))
+    with pytest.raises(ValueError, match=r"plan_data: pat=.*the source is a table"):
+        plan_data(listed / "t.csv", pat=r"(\w+)_\d")
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
@@ -753,7 +592,6 @@ def test_a_test_set_beside_train_and_valid(tmp_path: Path, labelled: bool) -> No
     kept = sorted(tmp_path / name for name in tests)
     assert (sorted(plan.layout.tests), plan.layout.stray) == ((kept, []) if labelled else ([], kept))
     assert ("3 images for a test, left alone" if labelled else "3 images without a label, left alone") in repr(plan)
-    assert {f for f, _ in plan.left_out()} == set(kept)
 
 
 def test_rows_for_a_test_are_no_other_files(tmp_path: Path) -> None:
@@ -767,7 +605,7 @@ def test_rows_for_a_test_are_no_other_files(tmp_path: Path) -> None:
 
 def test_a_class_that_is_only_validated(tmp_path: Path) -> None:
     plan = plan_data(write(tmp_path, *LAYOUTS["sides"], *many("valid/cow/v{}.png", 2)))
-    notes = [str(n) for n in plan.warnings if "only in validation: cow" in n.text]
+    notes = [str(n) for n in plan.notes if "only in validation: cow" in n.text]
     assert len(notes) == 1 and "move some images to the other side" in notes[0]
     dls = plan.dataloaders(size=8, bs=4, num_workers=0, device="cpu")
     assert dls.vocab == ["cat", "cow", "dog"] and 1 not in {int(y) for _, y in dls.train.dataset}
@@ -783,7 +621,6 @@ def test_faults_of_a_folder_are_all_named(tmp_path: Path) -> None:
     names = [*many("train/cat/{}.png", 30), *many("train/dog/{}.png", 3), *many("train/Cats/c{}.png", 11), *many("valid/cat/v{}.png", 4),
              *many("valid/cow/v{}.png", 2), "train/cat/notes.txt", "loose.png"]
     root = write(tmp_path, *names)
-    (root / "train" / "ant").mkdir()
     (root / "train/cat/bad.png").write_bytes(OTHER[:300])
     copy, leak, clash = root / "train/cat/copy.png", root / "valid/cat/leak.png", root / "train/Cats/clash.png"
     copy.write_bytes((root / "train/cat/0.png").read_bytes())
@@ -799,15 +636,13 @@ def test_faults_of_a_folder_are_all_named(tmp_path: Path) -> None:
     text = repr(plan)
     for words in ("1 file cannot be read, left out: train/cat/bad.png is ", "different classes, left out: ", "only in training: Cats, dog",
                   "only in validation: cow", "'Cats', 'cat'", "fewer than 10 images to learn from: dog (2)", "unequal classes: 29 of cat, 2 of dog",
-                  "no images in train/ant", "in training and in validation", "1 image without a label, left alone: loose.png",
+                  "in training and in validation", "1 image without a label, left alone: loose.png",
                   "1 other file: train/cat/notes.txt", "folders train and valid, in each a folder for each class"):
         assert words in text, f"{words!r} is not in\n{text}"
-    reasons = {f.name: why for f, why in plan.left_out()}
-    assert set(reasons) == {"bad.png", "clash.png", "2.png", "1.png", "loose.png"} | ({"copy.png"} if copy not in used else {"0.png"})
 
 
 def test_clean_data_has_no_warnings(tmp_path: Path) -> None:
-    assert plan_data(write(tmp_path, *many("cat/{}.png", 15), *many("dog/{}.png", 15))).warnings == []
+    assert plan_data(write(tmp_path, *many("cat/{}.png", 15), *many("dog/{}.png", 15))).notes == []
 
 
 def test_one_class_is_a_plan_and_no_loaders(tmp_path: Path) -> None:
@@ -825,8 +660,7 @@ def test_names_of_strangers(tmp_path: Path) -> None:
     root = write(tmp_path, *many(f"{HOSTILE}/{{}}.png"), *many("a\x1b[31m\nb/{}.png"), *many("$x_{{1}}^$/{}.png"))
     plan = plan_data(root)
     assert len(plan.classes) == 3
-    page = plan._repr_html_()
-    assert "<img" not in page and "\x1b" not in page + repr(plan) and "&lt;img src=x onerror=alert(1)&gt;" in page
+    assert "\x1b" not in repr(plan)
     dls = plan.dataloaders(size=16, bs=4, num_workers=0, device="cpu")
     dls.show_batch(max_n=4)
     with pytest.raises(ValueError) as caught:
