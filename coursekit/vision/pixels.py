@@ -246,6 +246,4 @@ def _moved_back(pred: torch.Tensor, kind: str, draw: _Draw, source: tuple[int, i
         moved = _augment_points(pred.reshape(len(pred), -1, 2), back, draw.size).reshape(pred.shape)
     else:
         moved = _sample(pred.float(), back.matrix.float().to(pred.device), source, mode="bilinear", pad_mode=pad_mode)
-    if size == source:
-        return moved
-    return _fit(moved, "points" if kind == "points" else "image", source, size)
+    return moved if size == source else _fit(moved, "points" if kind == "points" else "image", source, size)
