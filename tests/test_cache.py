@@ -95,7 +95,7 @@ def test_options_that_do_not_fit(photos: Path) -> None:
 
 
 def test_a_cache_that_does_not_fit_is_refused_in_one_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coursekit.data.cache.free_memory", lambda device: 10_000)
+    monkeypatch.setattr("coursekit.data.cache._free_memory", lambda device: 10_000)
     with pytest.raises(ValueError, match=r"cache='memory': .* would take .* GB are free"):
         next(iter(loaders(photos, "memory").train))
 

@@ -13,14 +13,11 @@ from hypothesis import strategies as st
 from coursekit.data.items import (
     CategoryMap,
     ColSplitter,
-    EndSplitter,
     FuncSplitter,
     GrandparentSplitter,
     IndexSplitter,
-    MaskSplitter,
     RandomSplitter,
     RegexLabeller,
-    TrainTestSplitter,
     get_files,
     get_image_files,
 )
@@ -40,9 +37,7 @@ def cases(draw):
     valid = [i for i, m in enumerate(mask) if m]
     made = [
         RandomSplitter(draw(shares), draw(seeds)),
-        EndSplitter(draw(shares), draw(st.booleans())),
         FuncSplitter(lambda i: mask[i]),
-        MaskSplitter(mask),
         IndexSplitter(valid[::-1]),
     ]
     return draw(st.sampled_from(made)), list(range(n))
@@ -68,16 +63,6 @@ def test_global_random_states_are_left_alone(case):
     before = global_states()
     case[0](case[1])
     assert global_states() == before
-
-
-@relaxed
-@given(st.integers(2, 100), seeds.map(lambda s: None if s is None else s % 2**32))
-def test_train_test_splitter_leaves_them_alone_too(n, seed):
-    import sklearn.model_selection  # noqa: F401  # importing it draws from Python's generator
-
-    before = global_states()
-    train, valid = TrainTestSplitter(0.5, random_state=seed)(range(n))
-    assert global_states() == before and sorted(train + valid) == list(range(n))
 
 
 @relaxed
@@ -117,18 +102,10 @@ def test_col_splitter_for_every_kind_of_row(mask):
     import pandas as pd
 
     df = pd.DataFrame({"x": range(len(mask)), "is_valid": mask}, index=range(5, 5 + len(mask)))
-    want = MaskSplitter(mask)(mask)
+    want = FuncSplitter(lambda i: mask[i])(range(len(mask)))
     assert ColSplitter()(df) == want
     assert ColSplitter()(list(df.itertuples())) == ColSplitter()(df.to_dict("records")) == want
     assert ColSplitter()([row for _, row in df.iterrows()]) == want
-
-
-@relaxed
-@given(st.integers(10, 200), st.integers(0, 1000))
-def test_stratified(n, seed):
-    labels = ["rare"] * 4 + ["common"] * (n - 4)
-    _, valid = TrainTestSplitter(0.5, random_state=seed, stratify=labels)(labels)
-    assert sum(labels[i] == "rare" for i in valid) == 2
 
 
 labels = st.one_of(

@@ -21,11 +21,8 @@ from torch import Tensor
 from ..core import cpu_cores
 
 # %% ../../nbs/api/data/08_batch.ipynb #0eeec933
-def map_tensors(
-    func: Callable[[Tensor], Any],  # called with each tensor
-    part: Any,  # a tensor, or tuples, lists and dictionaries of them
-) -> Any:  # nested as `part`; what is no tensor stays as it is
-    "Apply a function to every tensor of a nested part."
+def map_tensors(func: Callable[[Tensor], Any], part: Any) -> Any:
+    "Apply a function to every tensor in tuples, lists and dictionaries, nested as they are; what is no tensor stays as it is."
     if isinstance(part, Tensor):
         return func(part)
     if isinstance(part, dict):
@@ -65,20 +62,12 @@ class Batch:
         first = self.xs[0]
         return (first if isinstance(first, Tensor) else tensors_in(first)[0]).shape[0]
 
-    def map(
-        self,
-        func: Callable[[Tensor], Tensor],  # called with each tensor
-    ) -> "Batch":
+    def map(self, func: Callable[[Tensor], Tensor]) -> "Batch":  # called with each tensor
         "The same batch with every tensor replaced."
         return Batch(*(tuple([func(p) if isinstance(p, Tensor) else map_tensors(func, p) for p in side]) for side in (self.xs, self.ys)))
 
-    def to(
-        self,
-        device: torch.device | str,  # where to
-        *,
-        non_blocking: bool = False,  # don't wait for the copy (from pinned memory)
-    ) -> "Batch":
-        "The same batch on another device."
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Batch":
+        "The same batch on another device; `non_blocking` does not wait for a copy from pinned memory."
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Batch":
@@ -100,10 +89,8 @@ class Batch:
         return f"Batch(x: {x}; y: {y}; {tensors_in(self.xs)[0].device})"
 
 # %% ../../nbs/api/data/08_batch.ipynb #9d576d1b
-def as_batch(
-    data: Any,  # a `Batch`, a tensor, or a tuple or list (inputs..., target), whose elements may be nested
-) -> Batch:
-    "What a loader yields, as a `Batch`."
+def as_batch(data: Any) -> Batch:
+    "What a loader yields, as a `Batch`: one already, a tensor, or a tuple or list (inputs..., target), whose elements may be nested."
     if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
         return Batch((data[0],), (data[1],))  # nearly always, and every microsecond here is paid for each batch
     if isinstance(data, Batch):
@@ -116,9 +103,7 @@ def as_batch(
                      "(input, target) or (input, ..., target).")
 
 # %% ../../nbs/api/data/08_batch.ipynb #3e360895
-def derive_seed(
-    *parts: int,  # e.g. seed, epoch, position
-) -> int:  # 0 .. 2**63 - 1
+def derive_seed(*parts: int) -> int:  # e.g. seed, epoch, position -> 0 .. 2**63 - 1
     "Mix several numbers into one seed (the finalizer of SplitMix64, Steele et al. 2014, applied to each in turn)."
     mask, h = 2**64 - 1, 0
     for part in parts:
@@ -130,17 +115,9 @@ def derive_seed(
 
 # %% ../../nbs/api/data/08_batch.ipynb #27b6bb19
 class EpochSampler:
-    "Batches of indices: shuffled anew in each epoch, the same for the same (seed, epoch)."
+    "Batches of `bs` of the indices 0 to n - 1: shuffled anew in each epoch, the same for the same (seed, epoch)."
 
-    def __init__(
-        self,
-        n: int,  # items
-        *,
-        bs: int,  # indices per batch
-        shuffle: bool,  # False: in order
-        drop_last: bool,  # leave out a last batch that is not full
-        seed: int,  # of every epoch's order
-    ):
+    def __init__(self, n: int, *, bs: int, shuffle: bool, drop_last: bool, seed: int):
         self.n, self.bs, self.shuffle, self.drop_last, self.seed, self.epoch = n, bs, shuffle, drop_last, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -157,14 +134,10 @@ class EpochSampler:
 
 
 class Keys:
-    "What a dataset is asked for in each batch: (index, seed) pairs, a list of indices, or one int64 tensor of them."
+    """What a dataset is asked for in each batch: (index, seed) pairs, a list of indices, or one int64 tensor of them. `batches` yields
+    lists or tensors of indices, has a length, and is told the epoch if it has `set_epoch`; `seed` is that of every sample's draws."""
 
-    def __init__(
-        self,
-        dataset: Any,  # anything with items
-        batches: Iterable,  # yields lists or tensors of indices, and has a length; told the epoch if it has `set_epoch`
-        seed: int,  # of every sample's draws
-    ):
+    def __init__(self, dataset: Any, batches: Iterable, seed: int):
         self.whole, self.seeded = hasattr(dataset, "__getitems__"), getattr(dataset, "seeded", False)
         self.batches, self.seed = batches, seed
         self.epoch = self.skip = 0  # set by the loader at the start of each pass; skip: batches to leave out
@@ -197,9 +170,7 @@ def default_workers() -> int:  # 0 on machines with one or two cores, else the n
     return 0 if cores <= 2 else min(16, cores)
 
 # %% ../../nbs/api/data/08_batch.ipynb #ffea03ef
-def ignore_interrupts(
-    worker: int,  # number of the process, as torch passes it
-) -> None:
+def ignore_interrupts(worker: int) -> None:  # number of the process, as torch passes it
     """Ctrl-C in a terminal reaches worker processes, too. They leave it to the training to stop, and stay for the next one. If it comes
     while the training is fetching a batch, that is not reported as an error of theirs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

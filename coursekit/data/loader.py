@@ -28,14 +28,7 @@ from ..display import figure_grid, finish
 class Loader:
     "Base class of loaders: yields `Batch`es on `device`."
 
-    def __init__(
-        self,
-        dataset: Any,  # where the samples come from, if that is known
-        *,
-        device: torch.device | str | None,  # None: `default_device()`
-        bs: int | None = None,  # samples per batch, if that is known
-        batch_tfms: Sequence = (),  # run on each batch, on the device
-    ):
+    def __init__(self, dataset: Any, *, device: torch.device | str | None, bs: int | None = None, batch_tfms: Sequence = ()):
         check_device(device, type(self).__name__)
         self.device = torch.device(device) if device is not None else default_device()
         self.dataset, self.bs, self.wanted_bs, self.batch_tfms = dataset, bs, bs, tuple(batch_tfms)
@@ -147,7 +140,7 @@ class DataLoader(Loader):
         self.keys.skip = skip
         for step, batch in enumerate(self._batches(), start=skip):
             batch = self._here(batch)
-            yield self.transform(batch, derive_seed(self.seed, epoch, step, 1)) if self.batch_tfms else batch
+            yield self._transform(batch, derive_seed(self.seed, epoch, step, 1)) if self.batch_tfms else batch
 
     def _batches(self) -> Iterator[Batch]:
         "Stacked batches: from worker processes, or prepared here, by several threads if a sample takes long."
@@ -177,12 +170,8 @@ class DataLoader(Loader):
         alone.epoch, self.epoch = self.epoch, self.epoch + 1
         return next(iter(alone))
 
-    def transform(
-        self,
-        batch: Batch,  # on the device
-        seed: int,  # of every draw
-    ) -> Batch:
-        "The batch transforms, applied."
+    def _transform(self, batch: Batch, seed: int) -> Batch:
+        "The batch transforms, applied with draws from `seed`."
         rng, parts, kinds = torch.Generator().manual_seed(seed), list(batch), self.kinds or ["any"] * len([*batch])
         for t in self.batch_tfms:
             parts = t.apply(parts, kinds, rng=rng, train=self.train)
@@ -190,7 +179,7 @@ class DataLoader(Loader):
 
     def samples(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
         keys = list(zip(indices, seeds)) if self.keys.seeded and not self.keys.whole else self.keys.of(indices, 0)
-        return self.transform(self._here(self._fetch(keys)), derive_seed(*seeds))
+        return self._transform(self._here(self._fetch(keys)), derive_seed(*seeds))
 
     @property
     def is_ordered(self) -> bool:

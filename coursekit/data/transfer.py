@@ -132,11 +132,7 @@ class SafeRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 # %% ../../nbs/api/data/01_transfer.ipynb #5a1ec999
-def safe_opener(
-    url: str,  # the first address
-    *handlers: urllib.request.BaseHandler,  # more of them
-    allow_http: bool = False,  # http to other machines, too
-) -> urllib.request.OpenerDirector:
+def safe_opener(url: str, *handlers: urllib.request.BaseHandler, allow_http: bool = False) -> urllib.request.OpenerDirector:
     "What opens an address: follows redirects to safe places only, and uses no proxy for this machine itself"
     proxies = [urllib.request.ProxyHandler({})] if is_local(url) else []
     return urllib.request.build_opener(SafeRedirects(local=is_local(url), allow_http=allow_http), *proxies, *handlers)

@@ -84,12 +84,8 @@ class BatchTransform:
         return (*tfms, self)
 
 # %% ../../nbs/api/data/04_transforms.ipynb #bc614b65
-def as_transforms(
-    tfms: "ItemTransform | BatchTransform | Sequence | None",  # one, several or none
-    base: type,  # `ItemTransform` or `BatchTransform`
-    name: str,  # the argument's name, for errors
-) -> tuple:  # instances in running order
-    "A checked tuple of transforms, sorted by their `order`."
+def as_transforms(tfms: "ItemTransform | BatchTransform | Sequence | None", base: type, name: str) -> tuple:
+    "A tuple of transforms, sorted by their `order`; all must be of class `base`, or the error names the argument `name`."
     tfms = () if tfms is None else tuple(tfms) if isinstance(tfms, (list, tuple)) else (tfms,)
     for t in tfms:
         if not isinstance(t, base):

@@ -33,9 +33,8 @@ from coursekit.data.datablock import DataBlock, Datasets
 from coursekit.data.dataset import Dataset
 from coursekit.data.transforms import BatchTransform, ItemTransform
 from coursekit.data.download import URLs, course_data, data_mode, download_url, untar_data
-from coursekit.data.items import (ColReader, ColSplitter, EndSplitter, FileSplitter, FuncSplitter, GrandparentSplitter,
-                                  IndexSplitter, MaskSplitter, RandomSplitter, RegexLabeller,
-                                  TrainTestSplitter, get_files, get_image_files, parent_label, using_attr)
+from coursekit.data.items import (ColReader, ColSplitter, FuncSplitter, GrandparentSplitter, IndexSplitter, RandomSplitter,
+                                  RegexLabeller, get_files, get_image_files, parent_label, using_attr)
 from coursekit.data.loader import Batch, DataLoader, DataLoaders
 from coursekit.interpret.embeddings import EmbeddingMap, embeddings, pca
 from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps

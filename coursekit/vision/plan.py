@@ -22,7 +22,7 @@ from ..data.archive import ArchiveError, extract_archive
 from ..data.block import CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
 from ..data.download import Check, Digest
-from ..data.items import MaskSplitter, get_files
+from ..data.items import IndexSplitter, get_files
 from ..data.loader import DataLoaders
 from .block import ImageBlock, ImageOptions, ItemPart
 from .folders import Labelled, Layout, folder_layout, table_layout
@@ -179,7 +179,7 @@ class DataPlan:
             raise ValueError(f"DataPlan: {problem.text} in {printable(show_path(self.source))}; {problem.fix}.")
         target = MultiCategoryBlock if self.layout.multi else CategoryBlock
         return DataBlock(blocks=(ImageBlock, target(vocab=self.classes)), get_x=ItemPart(0), get_y=ItemPart(1),
-                         splitter=MaskSplitter([bool(i.valid) for i in self.items]))
+                         splitter=IndexSplitter(k for k, i in enumerate(self.items) if i.valid))
 
     @takes_options
     def dataloaders(
