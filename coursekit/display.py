@@ -231,7 +231,7 @@ class EpochTable(Table):
 
     def add(self, row: list[str]) -> None:
         "Add a row and show it."
-        self.rows.append(row)
+        self.rows.append(row)  # type: ignore[attr-defined]
         if in_notebook():
             from IPython.display import display
 

@@ -86,7 +86,7 @@ def skip_hard_batches(answer):  # subclass of Callback, made with one number
         hint_if(learn.state.interrupted, "interrupted")
 
 # %% ../../nbs/api/course/07_checks_13.ipynb #735b9a46
-LESSON_CALLBACKS = {"Counter", "KitTrace", "KitStop", "ShowOrder", "RealFinger", "ClipValue", "SkipHard"}  # those that the lesson writes for the package
+LESSON_CALLBACKS = {"Counter", "KitTrace", "KitStop", "ShowOrder", "RealFinger", "ClipValue", "SkipHard"}  # those that the lesson itself writes
 
 
 def own_callback(answer):  # a learner that was trained

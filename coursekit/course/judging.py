@@ -18,8 +18,8 @@ import torch
 
 # %% ../../nbs/api/course/00_judging.ipynb #284cdc32
 class Hint(Exception):
-    """Raised by a judge: the answer isn't right yet, and this is the next thing to think about. The key is the name of a sentence among the exercise's
-    hints, or the sentence itself; the values are filled into it."""
+    """Raised by a judge: the answer isn't right yet, and this is the next thing to think about. The key is the name of one of the exercise's hints,
+    or the sentence itself; the values are filled into it."""
 
     def __init__(self, key: str, **values: Any):
         super().__init__(key)
@@ -133,7 +133,8 @@ class AnswerTable:
         for which, value, wanted in zip(("first", "second", "third", "fourth"), given, right):
             if not close(value, wanted, self.tolerance):
                 rows = (row for row in self.wrong for p in self._patterns(row) if _fits(given, p, row.get("tolerance", self.tolerance)))
-                raise Hint(next(rows, {"hint": self.otherwise})["hint"], which=which, value=f"{value:.4g}", high_or_low="high" if value > wanted else "low")
+                key, high_or_low = next(rows, {"hint": self.otherwise})["hint"], "high" if value > wanted else "low"
+                raise Hint(key, which=which, value=f"{value:.4g}", high_or_low=high_or_low)
 
 # %% ../../nbs/api/course/00_judging.ipynb #c32da3e2
 @dataclass(frozen=True)

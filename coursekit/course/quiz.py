@@ -56,7 +56,7 @@ class Quiz:
         "Answer a question (a number from 1) by the letter of a choice. This is for terminals, where nothing can be clicked."
         choices = dict(zip("abcde", self.questions[question - 1].choices)) if question in range(1, len(self) + 1) else {}
         if choice not in choices:
-            raise ValueError(f"Quiz.answer: there is no choice {choice!r} of question {question!r}; pass a number from 1 to {len(self)} and a letter.")
+            raise ValueError(f"Quiz.answer: no choice {choice!r} of question {question!r}; pass a number from 1 to {len(self)} and a letter.")
         _, why, right = choices[choice]
         return CheckResult(f"question {question}", right, why)
 

@@ -66,12 +66,13 @@ def make_pet(breed: Breed, pose: str, rng: Generator) -> Pet:
     "An animal of the breed, with colors and proportions that vary a little."
     color = str(rng.choice(breed.colors))
     tint = (1 + 0.06 * rng.standard_normal()) * (1 + 0.02 * rng.standard_normal(3))
-    four = [np.clip(rgb(c) * tint, 8, 253).astype(np.float32) for c in DATA["palettes"][color]]
+    ground, dark, second, light = (np.clip(rgb(c) * tint, 8, 253).astype(np.float32) for c in DATA["palettes"][color])
     pick = rng.random(8).tolist()
     collar = str(rng.choice(("#c8433c", "#2f6f9f", "#e0a526", "#4c8a5a", "#7d4f8f"))) if pick[0] < 0.3 else ""
     eye = rgb(DATA["eyes"][str(rng.choice(breed.eyes))])
-    return Pet(breed, color, *four, eye, pose, turn=pick[1] * 2 - 1, ear=0.9 + 0.2 * pick[2], face=0.95 + 0.1 * pick[3], socks=pick[4],
-               stripes=pick[5] < 0.5, tongue=breed.species == "dog" and pick[6] < 0.35, sleepy=max(0.0, pick[7] - 0.75) * 2.4, collar=collar)
+    return Pet(breed, color, ground, dark, second, light, eye, pose, turn=pick[1] * 2 - 1, ear=0.9 + 0.2 * pick[2],
+               face=0.95 + 0.1 * pick[3], socks=pick[4], stripes=pick[5] < 0.5, tongue=breed.species == "dog" and pick[6] < 0.35,
+               sleepy=max(0.0, pick[7] - 0.75) * 2.4, collar=collar)
 
 # %% ../../nbs/api/samples/01_animals.ipynb #34081828
 Coat = tuple[np.ndarray, list[Mark]]  # ground color, markings
@@ -190,7 +191,7 @@ def draw_head(pen: Pen, pet: Pet, rng: Generator) -> Extent | None:  # of the he
         boxes += [_ear(pen, pet, side, rng) for side in (-1, 1)]
     x, y, r = face["eye"]
     _eyes(pen.moved(0.12 * turn, 0), pet, x * pet.face, y, r, pet.dark if pet.breed.coat in ("points", "blaze", "mask") else ground)
-    (_cat_muzzle if pet.breed.species == "cat" else _dog_muzzle)(pen.moved(0.2 * turn, 0), pet, *face["muzzle"], *face["nose"], rng)
+    (_cat_muzzle if pet.breed.species == "cat" else _dog_muzzle)(pen.moved(0.2 * turn, 0), pet, *(face["muzzle"] + face["nose"]), rng=rng)
     return _around(boxes)
 
 

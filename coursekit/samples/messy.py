@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'UNSORTED', 'WRONG', 'NAMES', 'Plan', 'PAGE', 'SVG', 'NOTES'
 # %% ../../nbs/api/samples/03_messy.ipynb #a438881a
 import csv
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -131,7 +131,7 @@ def _screenshot(src: None, dest: Path, rng: Generator) -> None:
 PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>This picture is no longer here.</body></html>\n"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="80" height="80"><circle cx="40" cy="40" r="30" fill="tan"/></svg>\n'
 NOTES = b"to do: sort the pictures in 'not sure', ask Jan for the ones from the beach\n"
-MAKERS = {"turned": _turned, "camera size": _camera_size, "saved again": _saved_again, "pocket": _pocket, "screenshot": _screenshot}
+MAKERS: dict[str, Callable] = {"turned": _turned, "camera size": _camera_size, "saved again": _saved_again, "pocket": _pocket, "screenshot": _screenshot}
 
 
 def _write(entry: Messy, src: Path | None, photos: Path, spare: Path, rng: Generator) -> None:

@@ -201,7 +201,7 @@ class Canvas:
         "What has been painted so far."
         return Image.fromarray(np.clip(self.rgb + 0.5, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
-# %% ../../nbs/api/samples/00_sprites.ipynb #748e3ab1
+# %% ../../nbs/api/samples/00_sprites.ipynb #c24b96bb
 def _moved(sheet: np.ndarray, by: np.ndarray) -> np.ndarray:
     "The sheet moved by whole pixels, with zeros where nothing was."
     dx, dy = round(by[0]), round(by[1])
@@ -301,7 +301,7 @@ def develop(canvas: Canvas, light: Light, rng: Generator) -> Image.Image:  # RGB
     index = np.clip(v, 0, 1023).astype(np.uint16)
     return Image.merge("RGB", [Image.fromarray(table[plane]) for table, plane in zip(tables, index)])
 
-# %% ../../nbs/api/samples/00_sprites.ipynb #801fad43
+# %% ../../nbs/api/samples/00_sprites.ipynb #bbbeebc2
 def empty_folder(who: str, dest: str | os.PathLike) -> Path:
     "A folder to generate files in: made if it does not exist, refused if there is something in it."
     dest = Path(dest)
