@@ -193,7 +193,7 @@ def test_embeddings_are_what_the_last_linear_layer_sees(photos: list[Path]) -> N
     rows = embeddings(learn)
     assert rows.shape == (16, 10)
     with torch.no_grad():
-        assert torch.allclose(learn.model[6](rows).softmax(1), learn.get_preds()[0], atol=1e-5)
+        assert torch.allclose(learn.model[6](rows).softmax(1), learn.get_preds().preds, atol=1e-5)
     learn.model.train()
     assert embeddings(learn, learn.dls.train).shape == (8, 10) and learn.model.training  # ordered, nothing dropped, mode kept
     assert not any(m._forward_pre_hooks for m in learn.model.modules())

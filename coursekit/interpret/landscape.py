@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import check_whole, seeded
-from ..data.loader import Batch, as_batch
+from ..data.loader import Batch, ordered
 from ..display import as_label, finish, new_axes, progress_bar
 from .embeddings import principal_directions
 from ..training.layers import norm_bias_params
@@ -67,7 +67,7 @@ def _read_batches(dl: Any, device: torch.device) -> list[Batch]:
     "The batches that the losses are computed from: in order and not augmented, unless the loader is a plain one."
     if isinstance(dl, (Batch, tuple)):
         dl = [dl]
-    batches = [as_batch(b).to(device) for b in (dl.in_order() if hasattr(dl, "in_order") else dl)]
+    batches = [b.to(device) for b in ordered(dl)]
     if not any(b.size for b in batches) or not all(b.ys for b in batches):
         raise ValueError("loss_landscape: dl is empty or has no targets, so there is no loss; pass batches of (input, target).")
     return batches
