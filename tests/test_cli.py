@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -92,7 +91,7 @@ def commands(group=main, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 def test_the_commands_that_are_promised() -> None:
-    assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("run",), ("data",), ("data", "list"), ("data", "get"), ("data", "full"),
+    assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("run",), ("data",), ("data", "list"), ("data", "get"),
                                ("data", "clear"), ("train",), ("predict",), ("app",), ("clean",)}
 
 
@@ -298,7 +297,7 @@ def test_ctrl_c_while_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
 
 
 def test_the_list_survives_what_lies_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notebook: Path) -> None:
-    from coursekit.cli.lessons import list_lessons, run_folder, run_state
+    from coursekit.cli.lessons import list_lessons, run_folder
 
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
     first = list_lessons()[0]
@@ -306,7 +305,7 @@ def test_the_list_survives_what_lies_in_runs(tmp_path: Path, monkeypatch: pytest
     file.parent.mkdir(parents=True)
     for text in ("no notebook", "[]", '{"cells": []}', '{"cells": [], "metadata": {"coursekit": 3}}', '{"cells": [], "metadata": {}}'):
         file.write_text(text)
-        assert run_state(first) == "not known" and invoke("lessons").exit_code == 0
+        assert first.last_run == "not known" and invoke("lessons").exit_code == 0
     other = tmp_path / first.path.name  # somebody's notebook that is called like the lesson
     notebook.rename(other)
     assert run_folder(other) != run_folder(first.path)
@@ -363,7 +362,7 @@ def test_data_is_listed_made_and_cleared(tmp_path: Path, monkeypatch: pytest.Mon
     (line,) = (x for x in invoke("data", "list").output.splitlines() if x.startswith("PETS "))
     assert "oxford-iiit-pet, 812 MB to download" in line and "Paper Pets" in line and line.endswith("stand-in 0.0 MB")
     asked = invoke("data", "clear", "PETS", input="n\n")
-    assert asked.exit_code == 1 and "nothing was removed" in asked.stderr and folder.is_dir()
+    assert asked.exit_code == 1 and folder.is_dir()
     silent = invoke("data", "clear", "PETS", input="")  # nobody there to answer
     assert silent.exit_code == 1 and folder.is_dir()
     assert invoke("data", "clear", "PETS", "--yes").exit_code == 0 and not folder.exists()
@@ -381,7 +380,7 @@ def test_clearing_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "home" / "models" / "w.pth").write_text("weights")
     (tmp_path / "home" / "own" / "photos-1" / "a.png").write_bytes(bytes(200_000))
     (tmp_path / "home" / "cache" / "0f.samples").write_bytes(bytes(300_000))
-    assert "unpacked 0.2 MB, prepared 0.3 MB" in invoke("data", "list").output
+    assert "unpacked 0.2 MB" in invoke("data", "list").output
     done = invoke("data", "clear", "--yes")
     assert done.exit_code == 0, done.output
     assert (outside / "photo.jpg").exists() and (tmp_path / "home" / "models" / "w.pth").exists() and not (tmp_path / "home" / "data" / "camvid").exists()
@@ -394,7 +393,7 @@ def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert_one_line(invoke("data", "get", "CAMVID_TINY"), says="coursekit data get CAMVID_TINY --real")
     monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path / "nowhere"))
     assert_one_line(invoke("data", "get", "PETS", "--real"), says="COURSEKIT_MIRROR")
-    assert "COURSEKIT_DATA=full" in invoke("data", "full").output
+    assert "COURSEKIT_DATA=full" in invoke("data", "--help").output
 
 
 # ----------------------------------------------------------------------------------------------------------- train
@@ -412,7 +411,7 @@ def test_train_and_predict(photos: Path, tmp_path: Path, monkeypatch: pytest.Mon
     told = invoke(*following[1:], "--top", "1")
     assert told.exit_code == 0 and told.output.startswith(following[3]) and ("day" in told.output.split()[1:] or "night" in told.output.split()[1:])
     again = invoke("train", "photos", "--out", "m.ck")
-    assert_one_line(again, code=2, says="is there already; pass another name, or --overwrite.")
+    assert_one_line(again, says="is there already; pass another name, or --overwrite.")
 
 
 def test_the_settings_reach_the_learner(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,14 +419,14 @@ def test_the_settings_reach_the_learner(photos: Path, tmp_path: Path, monkeypatc
     asked: dict[str, object] = {}
 
     def fine_tune(self: Learner, epochs: int, base_lr: float, **options: float) -> None:
-        asked.update(epochs=epochs, base_lr=base_lr, size=self.dls.one_batch().x.shape[-1], bs=self.dls.bs, precision=self.precision,
+        asked.update(epochs=epochs, base_lr=base_lr, size=self.dls.one_batch().x.shape[-1], bs=self.dls.bs,
                      cache=self.dls.train_ds.cache, n_valid=len(self.dls.valid_ds), **options)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Learner, "fine_tune", fine_tune)
-    done = invoke("train", "photos", "--size", "48", "--bs", "4", "--epochs", "7", "--precision", "fp32", "--cache", "none", "--valid-pct", "0.5")
+    done = invoke("train", "photos", "--size", "48", "--bs", "4", "--epochs", "7", "--cache", "none", "--valid-pct", "0.5")
     assert done.exit_code == 130 and not (tmp_path / "model.ck").exists()
-    assert asked == {"epochs": 7, "base_lr": 8e-3, "lr_mult": 5, "size": 48, "bs": 4, "precision": "fp32", "cache": None, "n_valid": 6}
+    assert asked == {"epochs": 7, "base_lr": 8e-3, "lr_mult": 5, "size": 48, "bs": 4, "cache": None, "n_valid": 6}
 
 
 def test_ctrl_c_keeps_the_model(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,14 +505,12 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, monkeypatch: pyt
     (["--epochs", "0"], 2, "0 is not in the range"),
     (["--epochs", "many"], 2, "'many' is not a valid integer"),
     (["--lr", "-1"], 2, "-1.0 is not in the range"),
-    (["--lr", "nan"], 2, "nan is not a finite number"),
-    (["--valid-pct", "nan"], 2, "nan is not a finite number"),
     (["--seed", "1" + 23 * "0"], 2, "is not in the range"),
-    (["--arch", "resnet19"], 2, "did you mean 'resnet18'"),
+    (["--arch", "resnet19"], 1, "did you mean 'resnet18'"),
     (["--cache", "ram"], 2, "'ram' is not one of"),
-    (["--out", "nowhere/model.ck"], 2, "cannot be written to"),
-    (["--out", "."], 2, "is a folder"),
-    (["--out", "model.onnx"], 2, "does not end in .ck"),
+    (["--out", "nowhere/model.ck"], 1, "cannot be written to"),
+    (["--out", "."], 1, "is a folder"),
+    (["--out", "model.onnx"], 1, "does not end in .ck"),
     (["--epoch", "3"], 2, "No such option '--epoch'. (Did you mean"),
     (["--pat", "("], 1, "pat='('"),
 ])  # fmt: skip
@@ -525,7 +522,7 @@ def test_bad_options_of_train(photos: Path, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that even root cannot write to")
 def test_a_folder_that_cannot_be_written(photos: Path) -> None:
-    assert_one_line(invoke("train", photos, "--out", "/proc/m.ck"), code=2, says="/proc cannot be written to")
+    assert_one_line(invoke("train", photos, "--out", "/proc/m.ck"), says="/proc cannot be written to")
 
 
 def test_nothing_to_learn_from(tmp_path: Path, spoilt: Path) -> None:
@@ -559,11 +556,10 @@ def test_bad_files_are_named_and_the_others_predicted(photos: Path, spoilt: Path
     assert "Traceback" not in done.output
 
 
-def test_predictions_for_a_spreadsheet_and_for_people(photos: Path) -> None:
-    rows = list(csv.reader(invoke("predict", "cifar10", photos, "--csv", "--top", "3").stdout.splitlines()))
-    assert len(rows) == 13 and {len(r) for r in rows} == {9} and rows[0][:3] == ["file", "prediction", "class_1"]
-    table = invoke("predict", "cifar10", photos).stdout.splitlines()
-    assert [line.split()[0] for line in table] == [r[0] for r in rows[1:]] and [line.split()[1] for line in table] == [r[1] for r in rows[1:]]
+def test_predictions_for_people(photos: Path) -> None:
+    rows = list(map(json.loads, invoke("predict", "cifar10", photos, "--json").stdout.splitlines()))
+    table = [line.split() for line in invoke("predict", "cifar10", photos).stdout.splitlines()]
+    assert len(rows) == 12 and [line[:2] for line in table] == [[r["file"], r["prediction"]] for r in rows]
 
 
 def test_names_that_steer_a_terminal(tmp_path: Path) -> None:
@@ -577,17 +573,7 @@ def test_folders_and_patterns_without_pictures(tmp_path: Path) -> None:
     assert done.exit_code == 1 and "is a folder without images" in done.stderr and "matches no file" in done.stderr
     told = list(map(json.loads, invoke("predict", "cifar10", tmp_path, f"{tmp_path}/*.jpg", "--json").stdout.splitlines()))
     assert told == [{"file": str(tmp_path), "error": "is a folder without images"}, {"file": f"{tmp_path}/*.jpg", "error": "matches no file"}]
-    rows = list(csv.reader(invoke("predict", "cifar10", f"{tmp_path}/*.jpg", "--csv", "--top", "1").stdout.splitlines()))
-    assert rows[1] == [f"{tmp_path}/*.jpg", "", "", "", "matches no file"]
     assert invoke("predict", "cifar10").exit_code == 2
-
-
-def test_cells_that_a_spreadsheet_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    name = "=1+1,@x.png"
-    Image.new("RGB", (9, 9)).save(name)
-    rows = list(csv.reader(invoke("predict", "--csv", "--top", "1", "cifar10", "--", name, "-.jpg").stdout.splitlines()))
-    assert [r[0] for r in rows[1:]] == [f"'{name}", "'-.jpg"]
 
 
 def test_a_folder_is_no_model(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -617,10 +603,10 @@ def test_clean(photos: Path, spoilt: Path, tmp_path: Path) -> None:
     (photos / "night" / "copy.png").write_bytes((photos / "night" / "night2.png").read_bytes())
     for file in spoilt.iterdir():
         file.rename(photos / "day" / file.name)
-    found = json.loads(invoke("clean", photos, "--json").stdout)
-    assert {Path(b["file"]).name: b["reason"].split(" (")[0].split(", not")[0] for b in found["bad"]} == BAD
-    assert found["copies"] == [["night/copy.png", "night/night2.png"]] and not found["moved"]
-    assert invoke("clean", photos).exit_code == 1
+    found = invoke("clean", photos)
+    bad = [line.removeprefix("bad   day/").split(": ", 1) for line in found.output.splitlines() if line.startswith("bad ")]
+    assert found.exit_code == 1 and {name: why.split(" (")[0].split(", not")[0] for name, why in bad} == BAD
+    assert "same  night/copy.png = night/night2.png" in found.output and "moved" not in found.output
     assert_one_line(invoke("clean", photos, "--move-to", photos / "bin"), says="lies in the folder that is cleaned")
     moved = invoke("clean", photos, "--move-to", tmp_path / "bin", "--copies")
     assert moved.exit_code == 0, moved.output
@@ -657,20 +643,14 @@ def test_clean_tells_what_was_moved_before_an_error(photos: Path, spoilt: Path, 
         move(old, new)
 
     monkeypatch.setattr(clean, "move_file", full)
-    for how in ([], ["--json"]):
-        moved.clear()
-        done = invoke("clean", spoilt, "--move-to", tmp_path / f"bin{len(how)}", *how)
-        if not how:
-            assert done.exit_code == 1 and [x.split()[1] for x in done.stdout.splitlines()] == [f.name for f in moved] and len(moved) == 2
-            assert_one_line(done, says="No space left on device")
-        else:  # the two that are left
-            assert done.exit_code == 0 and len(json.loads(done.stdout)["moved"]) == 2 and len(done.stderr.splitlines()) == 2
+    done = invoke("clean", spoilt, "--move-to", tmp_path / "bin")
+    assert done.exit_code == 1 and [x.split()[1] for x in done.stdout.splitlines()] == [f.name for f in moved] and len(moved) == 2
+    assert_one_line(done, says="No space left on device")
     assert_one_line(invoke("clean", photos, "--copies"), code=2, says="give --move-to FOLDER too")
 
 
 def test_addresses() -> None:
     assert_one_line(invoke("app", "cifar10", "--ip", "192.0.2.1", "--port", "0", "--no-browser"), says="of 192.0.2.1")
-    assert_one_line(invoke("app", "cifar10", "--idle-minutes", "nan"), code=2, says="nan is not a finite number")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -733,14 +713,14 @@ def test_voila_takes_the_settings(tmp_path: Path) -> None:
     (tmp_path / "app.ipynb").write_text(page_notebook())
     before = signal.getsignal(signal.SIGTERM)
     try:
-        server = Voila(config=Config(server_settings(ip="127.0.0.1", port=8866, browser=False, idle_minutes=2, max_visitors=3)))
+        server = Voila(config=Config(server_settings(ip="127.0.0.1", port=8866, browser=False, max_visitors=3)))
         server.initialize([str(tmp_path / "app.ipynb")])
         server.connection_dir = str(tmp_path)
         manager = server.init_settings()["kernel_manager"]
     finally:
         signal.signal(signal.SIGTERM, before)
     assert any(base.__name__ == "FewKernels" for base in type(manager).__mro__), "kernels are not counted"
-    assert (manager.cull_idle_timeout, manager.cull_connected, manager.cull_interval) == (120, True, 30)
+    assert (manager.cull_idle_timeout, manager.cull_connected, manager.cull_interval) == (1800, True, 30)
     assert set(manager.allowed_message_types) == {"comm_open", "comm_close", "comm_msg", "comm_info_request", "kernel_info_request", "shutdown_request"}
     voila = server.voila_configuration
     assert voila.strip_sources and not voila.show_tracebacks and voila.file_allowlist == ["(?!)"]

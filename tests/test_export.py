@@ -529,7 +529,7 @@ def test_a_model_from_an_address(server: Any, small: Path, model_ck: Path, tmp_p
         load_learner(f"{server.url}/b/model.ck")
     with pytest.raises(DownloadError, match="its sha256 is .* instead of"):
         load_learner(f"{server.url}/c/model.ck", sha256=sha)
-    with pytest.raises(DownloadError, match=r"none\.ck could not be fetched: the server answered 404") as e:
+    with pytest.raises(DownloadError, match=r"none\.ck .*404") as e:
         load_learner(f"{server.url}/none.ck")
     assert "\n" not in str(e.value)
     for bad in ("http://example.com/model.ck", "ftp://example.com/model.ck", "file:///etc/passwd"):
@@ -729,9 +729,9 @@ def test_errors_of_the_hub_are_one_line(server: Any, model_ck: Path, tmp_path: P
     server.private = {"me/secret"}
     (tmp_path / "bad.ck").write_bytes(b"\x80\x04N.")
     at = {"token": "wrong"}
-    with pytest.raises(ValueError, match="no pickles"):
+    with pytest.raises(ValueError, match="pickles"):
         from_hub("me/pets", **at)
-    with pytest.raises(ValueError, match="no pickles|safetensors file"):
+    with pytest.raises(ValueError, match="pickles"):
         push_to_hub(tmp_path / "bad.ck", "me/pets", **at)
     cases: list[tuple[str, Callable[[], Any]]] = [
         ("me/pets: .*401", lambda: push_to_hub(model_ck, "me/pets", **at)),

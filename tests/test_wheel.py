@@ -112,7 +112,7 @@ def test_lessons_of_the_wheel(python: Path, tmp_path: Path) -> None:
     env = {"PYTHONPATH": "", "COURSEKIT_HOME": str(tmp_path / "home")}
     listed = run([str(python.with_name("coursekit")), "lessons"], cwd=tmp_path, env=env).stdout
     assert "01_image_classification.ipynb" in listed and "lesson_files" in listed
-    copy = "from coursekit.cli.lessons import copy_lessons; print(len(copy_lessons('course')))"
+    copy = "from coursekit.cli.lessons import Path, copy_lessons; print(len(copy_lessons(Path('course'))))"
     assert int(run([str(python), "-c", copy], cwd=tmp_path, env=env).stdout) == len(notebooks("lessons", "solutions"))
     assert (tmp_path / "course" / "01_image_classification.ipynb").is_file()
 

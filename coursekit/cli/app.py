@@ -42,8 +42,8 @@ def app_page() -> None:
     display(page)
 
 
-def page_notebook() -> str:  # a notebook file's text
-    "The notebook that Voilà serves."
+def page_notebook() -> str:
+    "The text of the notebook that Voilà serves."
     title, code = "What is in the picture?", "from coursekit.cli.app import app_page\n\napp_page()"
     cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {title}"},
              {"cell_type": "code", "id": "page", "metadata": {}, "execution_count": None, "outputs": [], "source": code}]  # fmt: skip
@@ -51,11 +51,8 @@ def page_notebook() -> str:  # a notebook file's text
     return json.dumps({"cells": cells, "metadata": {"kernelspec": kernel, "title": title}, "nbformat": 4, "nbformat_minor": 5})
 
 # %% ../../nbs/api/cli/08_app.ipynb #9383e83e
-def free_port(
-    ip: str,  # address to listen at
-    port: int,  # 0: any free one
-) -> int:
-    "The port, checked to be free."
+def free_port(ip: str, port: int) -> int:
+    "The port, checked to be free at an address; 0 takes any."
     with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET, socket.SOCK_STREAM) as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name != "nt"))
         try:
@@ -66,10 +63,8 @@ def free_port(
                              "and as --ip an address of this machine: 127.0.0.1, or 0.0.0.0 to let other machines in.") from None
 
 
-def few_kernels(
-    limit: int,  # kernels at a time
-) -> type:  # for the setting `multi_kernel_manager_class`
-    "A kernel manager that answers one kernel too many with the page `503`, because each holds PyTorch and the model in memory."
+def few_kernels(limit: int) -> type:
+    "A kernel manager class that answers one kernel too many with the page `503`, because each holds PyTorch and the model in memory."
     from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
     from tornado.web import HTTPError
 
@@ -85,15 +80,8 @@ def few_kernels(
     return FewKernels
 
 
-def server_settings(
-    *,
-    ip: str,
-    port: int,
-    browser: bool,  # open one
-    idle_minutes: float,  # after which the kernel of an unused page ends
-    max_visitors: int,  # at a time; each has a kernel
-) -> dict[str, dict[str, Any]]:
-    "Voilà's settings."
+def server_settings(*, ip: str, port: int, browser: bool, max_visitors: int) -> dict[str, dict[str, Any]]:
+    "Voilà's settings. The kernel of a page that nobody uses for half an hour ends."
     return {
         "Voila": {"ip": ip, "port": port, "port_retries": 0, "open_browser": browser, "log_level": 40, "config_file_paths": [],
                   # a photo comes in one message; tornado's own limit is 10 MB
@@ -102,16 +90,14 @@ def server_settings(
         "VoilaConfiguration": {"strip_sources": True, "show_tracebacks": False, "file_allowlist": [r"(?!)"], "theme": "light",
                                "allow_template_override": "NO", "allow_theme_override": "NO",
                                "multi_kernel_manager_class": few_kernels(max_visitors)},
-        "MappingKernelManager": {"cull_idle_timeout": int(60 * idle_minutes), "cull_interval": 30, "cull_connected": True},
+        "MappingKernelManager": {"cull_idle_timeout": 1800, "cull_interval": 30, "cull_connected": True},
         "ZMQChannelsWebsocketConnection": {"iopub_data_rate_limit": 1e9, "iopub_msg_rate_limit": 1e5},
     }  # fmt: skip
 
 # %% ../../nbs/api/cli/08_app.ipynb #f3e5387e
 @contextlib.contextmanager
-def stop_on_interrupt(
-    loop: Any,  # tornado's
-) -> Iterator[None]:
-    "Inside, Ctrl-C lets the loop finish what it is doing instead of raising in the midst of it; a second one raises."
+def stop_on_interrupt(loop: Any) -> Iterator[None]:
+    "Inside, Ctrl-C lets tornado's loop finish what it is doing instead of raising in the midst of it; a second one raises."
     def stop(*about: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         loop.add_callback_from_signal(loop.stop)
@@ -129,7 +115,6 @@ def serve(
     ip: str = "127.0.0.1",  # address to listen at; "0.0.0.0": all of this machine
     port: int = 8866,  # 0: any free one
     browser: bool = True,  # open one
-    idle_minutes: float = 30,  # after which the kernel of an unused page ends
     max_visitors: int = 8,  # at a time
     say: Callable[[str], None] = print,  # receives the address
 ) -> None:
@@ -146,13 +131,13 @@ def serve(
         notebook = Path(folder) / "app.ipynb"
         notebook.write_text(page_notebook(), encoding="utf-8")
         os.environ[MODEL_VARIABLE] = str(path.absolute()) if path.is_file() else model
-        server = Voila(config=Config(server_settings(ip=ip, port=port, browser=browser, idle_minutes=idle_minutes, max_visitors=max_visitors)))
+        server = Voila(config=Config(server_settings(ip=ip, port=port, browser=browser, max_visitors=max_visitors)))
         server.initialize([str(notebook)])
         logging.getLogger("tornado").setLevel(logging.ERROR)  # pages that visitors ask for in vain are no news
         say(printable(show_path(path) if path.is_file() else model) + (f", {len(classes)} classes" if classes else ""))
         if ip not in ("127.0.0.1", "localhost", "::1"):
             say("anyone who can reach this machine can use the page; there is no password.")
-        host = "localhost" if ip in ("127.0.0.1", "0.0.0.0", "::1", "::") else f"[{ip}]" if ":" in ip else ip
+        host = "localhost" if ip in ("127.0.0.1", "0.0.0.0", "::1", "::") else ip
         loop = IOLoop.current()
         loop.add_callback(lambda: say(f"serving at http://{host}:{port}/  (Ctrl-C ends it)"))
         with stop_on_interrupt(loop):

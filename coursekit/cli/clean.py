@@ -7,8 +7,8 @@ __all__ = ['Found', 'look_through', 'move_out']
 
 # %% ../../nbs/api/cli/05_clean.ipynb #0c4afa70
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import plural, show_path
@@ -23,9 +23,9 @@ class Found:
     "What was found in a folder."
     folder: Path
     n_files: int  # looked at
-    bad: list[tuple[Path, str]] = field(default_factory=list)  # file and reason
-    copies: list[list[Path]] = field(default_factory=list)  # groups of exact copies, the first of each is the one to keep
-    links: list[Path] = field(default_factory=list)  # left out: links to files, and whatever a linked folder outside holds
+    bad: list[tuple[Path, str]]  # file and reason
+    copies: list[list[Path]]  # groups of exact copies, the first of each is the one to keep
+    links: list[Path]  # left out: links to files, and whatever a linked folder outside holds
 
     @property
     def spare(self) -> list[Path]:
@@ -37,11 +37,8 @@ class Found:
         return str(file.relative_to(self.folder))
 
 
-def look_through(
-    folder: str | os.PathLike,  # with images, at any depth
-) -> Found:
-    "Decode every image in a folder and compare their bytes."
-    folder = Path(folder)
+def look_through(folder: Path) -> Found:
+    "Decode every image in a folder, at any depth, and compare their bytes."
     found, top = get_image_files(folder), folder.resolve()
     real = {f: f.resolve() for f in found if not f.is_symlink()}  # the files of a linked folder really lie elsewhere, maybe outside
     files = sorted(folder / r.relative_to(top) for r in real.values() if r.is_relative_to(top))
@@ -51,8 +48,7 @@ def look_through(
         raise ValueError(f"there is no image in {show_path(folder)}{also}; pass a folder that holds images, at any depth.")
     bad = check_images(files)
     broken = {file for file, _ in bad}
-    copies = same_files([f for f in files if f not in broken])
-    return Found(folder, len(files), bad, copies, links)
+    return Found(folder, len(files), bad, same_files([f for f in files if f not in broken]), links)
 
 
 def move_out(
@@ -60,15 +56,12 @@ def move_out(
     bin_folder: str | os.PathLike,  # where to; made when missing; outside the folder that was looked through
     *,
     copies: bool = False,  # the spare copies too
-    say: Callable[[Path, Path], None] = lambda old, new: None,  # called after each move, because an error may follow
-) -> list[tuple[Path, Path]]:  # from, to
+) -> Iterator[tuple[Path, Path]]:  # after each move, from where to where
     "Move the bad files out of a folder, to the same places below another. Nothing is overwritten."
     target = Path(bin_folder).expanduser()
     if target.resolve().is_relative_to(found.folder.resolve()):
         raise ValueError(f"{show_path(target)} lies in the folder that is cleaned, where its images would be found again; pass one outside it.")
     files = [*(f for f, _ in found.bad), *(found.spare if copies else [])]
-    moves = [(file, free_path(target / found.name(file))) for file in files]  # all of them, before the first is made
-    for old, new in moves:
+    for old, new in [(file, free_path(target / found.name(file))) for file in files]:
         move_file(old, new)
-        say(old, new)
-    return moves
+        yield old, new

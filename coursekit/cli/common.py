@@ -8,64 +8,50 @@ __all__ = ['require', 'disk_size', 'find_images', 'load_model']
 # %% ../../nbs/api/cli/00_common.ipynb #db26bb19
 import glob
 import importlib.util
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core import printable, show_path, suggest
+from ..core import printable, suggest
 
 # %% ../../nbs/api/cli/00_common.ipynb #061b0951
-def require(
-    module: str,  # such as "voila"
-    what: str,  # what needs it, as a sentence begins
-) -> None:
+def require(module: str, what: str) -> None:
     "Raise one line that says what to install unless a package of the extra `course` is installed."
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(f"{what} needs {module}, which is not installed; pip install 'coursekit[course]'.")
 
 
-def disk_size(
-    path: Path,  # a file or a folder
-) -> int:  # bytes; 0 if there is nothing
-    "The size of a file, or of all files below a folder."
+def disk_size(path: Path) -> int:
+    "The bytes of a file, or of all files below a folder; 0 if there is nothing."
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(f.stat().st_size for f in files if f.is_file() and not f.is_symlink())
 
 # %% ../../nbs/api/cli/00_common.ipynb #9b9d69a3
-def find_images(
-    given: Iterable[str],  # files, folders and patterns, as typed
-) -> tuple[list[Path], list[tuple[str, str]]]:  # files, each once, in the order given; names that lead to no file, and why
-    "The files that were meant."
+def find_images(given: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]]:
+    "The files that typed files, folders and patterns mean, each once, in the order given; and names that lead to no file, and why."
     from coursekit.data.items import get_image_files
 
     files: dict[Path, None] = {}
     bad = []
     for name in given:
-        path, why = Path(name).expanduser(), ""
+        path, found = Path(name).expanduser(), [Path(name).expanduser()]  # what is wrong with it shows when it is read
         if path.is_dir():
-            found, why = get_image_files(path), "is a folder without images"
+            found = get_image_files(path)
         elif not path.exists() and glob.has_magic(name):
-            found, why = [f for f in map(Path, sorted(glob.glob(os.path.expanduser(name), recursive=True))) if f.is_file()], "matches no file"
-        else:
-            found = [path]  # what is wrong with it shows when it is read
+            found = [f for f in map(Path, sorted(glob.glob(str(path), recursive=True))) if f.is_file()]
         files |= dict.fromkeys(found)
-        bad += [] if found else [(name, why)]
+        bad += [] if found else [(name, "is a folder without images" if path.is_dir() else "matches no file")]
     return list(files), bad
 
 # %% ../../nbs/api/cli/00_common.ipynb #9f1f3358
-def load_model(
-    name: str,  # a file of `learn.export` or its address, or "cifar10"
-) -> Any:  # a `Learner`
-    "The model that a name means: a file, an address, or one that comes with coursekit."
+def load_model(name: str) -> Any:
+    "The learner that a name means: a file of `learn.export` or its address, or 'cifar10', which comes with coursekit."
     from coursekit.deploy.hub import load_learner
     from coursekit.vision.learner import HEADS_OF_COURSENET, pretrained
 
     path = Path(name).expanduser()
     if name in HEADS_OF_COURSENET and not path.is_file():  # a folder of this name is not a model
         return pretrained(name)
-    if path.is_dir():
-        raise IsADirectoryError(f"{show_path(path)} is a folder; pass the file that `coursekit train` or learn.export wrote.")
     if "://" not in name and not path.exists():
         near = suggest(name, [*HEADS_OF_COURSENET, *(str(p) for p in sorted(Path(".").glob("*.ck")))])
         raise FileNotFoundError(f"there is no model {printable(name)}; `coursekit train` writes one, and 'cifar10' is always there{near or '.'}")

@@ -26,36 +26,28 @@ DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)$", re.
 
 
 def first_line(source: str) -> str:
-    "The first line of a cell's source that says what it does, which is not a directive, a comment or blank."
-    lines = [line.strip() for line in source.splitlines() if line.strip() and not DIRECTIVE.match(line)]
-    return next((line for line in lines if not line.startswith("#")), lines[0] if lines else "")
+    "The first line of a cell's source that is not a comment or blank."
+    return next((line.strip() for line in source.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
 
 
 def shorten(text: str, width: int) -> str:
     "Text cut to a width in characters, with a mark at the cut."
     return text if len(text) <= width else text[: width - 1] + "…"
 
-# %% ../../nbs/api/cli/02_notebooks.ipynb #c6e61aa1
-def is_left_alone(
-    source: str,  # of a cell
-    *,
-    slow: bool = False,  # run `#| slow` cells
-) -> bool:
-    "Whether a cell's directives ask not to be run, as nbdev's own test runner reads them."
+
+def is_left_alone(source: str, *, slow: bool = False) -> bool:
+    "Whether a cell's directives ask not to be run, as nbdev's own test runner reads them; `slow` runs `#| slow` cells too."
     return any(name == "notest" or (name == "slow" and not slow) or (name == "eval" and value.strip().lower() == "false")
                for name, value in DIRECTIVE.findall(source))
 
-
+# %% ../../nbs/api/cli/02_notebooks.ipynb #2b0ca214
 def has_tag(cell: dict[str, Any], tag: str) -> bool:
     "Whether a cell of a notebook carries a tag."
     return tag in cell.get("metadata", {}).get("tags", [])
 
-# %% ../../nbs/api/cli/02_notebooks.ipynb #2b0ca214
-def alt_text(
-    output: dict[str, Any],  # one output of a cell
-    mime: str,  # of its image, such as "image/png"
-) -> str:  # "" if there is none
-    "The alternative text of an image."
+
+def alt_text(output: dict[str, Any], mime: str) -> str:
+    "The alternative text of an output's image of a kind, such as image/png; '' if there is none."
     meta = output.get("metadata", {})
     own = meta[mime] if isinstance(meta.get(mime), dict) else {}
     in_html = re.search(r"<img\b[^>]*\balt=\"([^\"]+)\"", "".join(output.get("data", {}).get("text/html", "")))
@@ -69,8 +61,7 @@ def output_text(output: dict[str, Any]) -> str:
     if output["output_type"] == "error":
         return f"{output['ename']}: {output['evalue']}"
     data = output.get("data", {})
-    mime = next((m for m in data if m.startswith("image/")), None)
-    if mime:
+    if mime := next((m for m in data if m.startswith("image/")), None):
         return f"[figure: {alt_text(output, mime) or 'without alternative text'}]"
     return "".join(data.get("text/plain", ""))
 

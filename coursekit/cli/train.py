@@ -6,7 +6,6 @@
 __all__ = ['check_out', 'Recipe', 'result_lines', 'as_typed', 'next_line', 'make_learner', 'train_model']
 
 # %% ../../nbs/api/cli/07_train.ipynb #fb4c1c7d
-import os
 import shlex
 import tempfile
 from collections.abc import Callable
@@ -26,12 +25,8 @@ from ..vision.models import WeightsError, arch_name
 from ..vision.plan import DataPlan
 
 # %% ../../nbs/api/cli/07_train.ipynb #eda5ee04
-def check_out(
-    out: str | os.PathLike,  # the model file to be written
-    *,
-    overwrite: bool = False,  # an older file may be replaced
-) -> Path:  # absolute
-    "Refuse a model file that could not be written, or that would replace another."
+def check_out(out: str, *, overwrite: bool = False) -> Path:
+    "The absolute path of a model file to write; one that could not be written, or that would replace another, is refused."
     path = Path(out).expanduser().absolute()
     if path.is_dir():
         raise ValueError(f"{show_path(path)} is a folder; pass the name of a file, such as {show_path(path / 'model.ck')}.")
@@ -72,12 +67,8 @@ class Recipe:
         return f"{self.arch} {how.format(plural(self.epochs, 'epoch'))}, learning rate {self.lr:g}"
 
 # %% ../../nbs/api/cli/07_train.ipynb #a1f9ff36
-def result_lines(
-    learn: Learner,  # trained
-    *,
-    pairs: int = 5,  # how many of the most confused pairs
-) -> list[str]:
-    "How well a model does on the validation set."
+def result_lines(learn: Learner) -> list[str]:
+    "How well a model does on the validation set, and which classes it confuses most."
     if not isinstance(learn.dls.targets[0], CategoryBlock):
         values = dict(zip(learn.recorder.metric_names, learn.recorder.final_record))
         return ["on the validation set: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items() if k != "train_loss")]
@@ -85,7 +76,7 @@ def result_lines(
         interp: Any = ClassificationInterpretation.from_learner(learn)
     wrong, n = int((interp.targs != interp.decoded).sum()), len(interp.targs)
     lines = [f"error rate {wrong / n:.1%}: {wrong:,} of {plural(n, 'validation image')} wrong"]
-    if confused := [[printable(a), printable(b), c] for a, b, c in interp.most_confused()[:pairs]]:
+    if confused := [[printable(a), printable(b), c] for a, b, c in interp.most_confused()[:5]]:
         lines += ["most confused:", *text_table(confused, ["actual", "predicted", "times"]).splitlines()]
     return lines
 
@@ -96,11 +87,8 @@ def as_typed(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def next_line(
-    plan: DataPlan,
-    out: Path,  # the model file
-) -> str:  # "" if no image has a name that can be typed
-    "The command to go on with: it predicts an image of the validation set."
+def next_line(plan: DataPlan, out: Path) -> str:
+    "The command to go on with: it predicts an image of the validation set; '' if none has a name that can be typed."
     for item in plan.items:
         command = shlex.join(["coursekit", "predict", as_typed(out), as_typed(item.file)])
         if item.valid and item.file.is_file() and command.isprintable():
@@ -108,19 +96,12 @@ def next_line(
     return ""
 
 # %% ../../nbs/api/cli/07_train.ipynb #7015b844
-def make_learner(
-    plan: DataPlan,  # from `plan_data`
-    recipe: Recipe,
-    *,
-    size: int,  # pixels per side
-    precision: str,  # "auto", "bf16", "fp32"
-    **options: Any,  # of the loaders: bs, cache
-) -> Learner:
+def make_learner(plan: DataPlan, recipe: Recipe, *, size: int, bs: int, cache: str | None) -> Learner:
     "The learner; an error names the options of the command line."
-    dls = plan.dataloaders(size=size, batch_tfms=aug_transforms(min_scale=0.6, size=size), **options)
+    dls = plan.dataloaders(size=size, batch_tfms=aug_transforms(min_scale=0.6, size=size), bs=bs, cache=cache)
     metric = accuracy_multi if isinstance(dls.targets[0], MultiCategoryBlock) else error_rate
     try:
-        return vision_learner(dls, recipe.arch, pretrained=recipe.pretrained, metrics=[metric], precision=precision, seed=plan.seed)
+        return vision_learner(dls, recipe.arch, pretrained=recipe.pretrained, metrics=[metric], seed=plan.seed)
     except (WeightsError, ValueError) as e:
         said = str(e).removeprefix("vision_learner: ").replace("pretrained=False", "--from-scratch")
         raise (WeightsError if isinstance(e, WeightsError) else ValueError)(said.replace("item_tfms=Resize(224)", "--size 224")) from e
@@ -133,13 +114,12 @@ def train_model(
     *,
     size: int = 96,  # pixels per side
     bs: int | None = None,  # images per batch; None: 32, or 16 if there are fewer than 500
-    precision: str = "auto",  # "auto", "bf16", "fp32"
     cache: str | None = "memory",  # "memory", "device", None
     say: Callable[[str], None] = print,  # receives line by line
 ) -> Learner:
     "Train, write the model, say how good it is. After Ctrl-C the model is written too, if a step was done before."
     bs = bs or (16 if len(plan.items) < 500 else 32)  # a small set needs the steps
-    learn = make_learner(plan, recipe, size=size, bs=bs, precision=precision, cache=cache)
+    learn = make_learner(plan, recipe, size=size, bs=bs, cache=cache)
     name = printable(as_typed(out))
     say(f"{len(learn.dls.train_ds):,} training images, {len(learn.dls.valid_ds):,} for validation; {size} pixels, batches of {bs}, on {learn.device}")
     try:
@@ -150,7 +130,6 @@ def train_model(
             say(f"stopped, wrote {name} as trained so far")
         raise
     learn.export(out)  # first of all, so that nothing is lost if what follows fails
-    for line in (*result_lines(learn), f"wrote {name}, {out.stat().st_size / 1e6:.1f} MB", next_line(plan, out)):
-        if line:
-            say(line)
+    for line in filter(None, (*result_lines(learn), f"wrote {name}, {out.stat().st_size / 1e6:.1f} MB", next_line(plan, out))):
+        say(line)
     return learn
