@@ -79,11 +79,7 @@ class Batch:
 
     def __repr__(self) -> str:
         def shapes(part: Any) -> str:
-            if isinstance(part, Tensor):
-                return f"{str(part.dtype).removeprefix('torch.')}{list(part.shape)}"
-            if isinstance(part, dict):
-                return "{" + ", ".join(f"{k}: {shapes(v)}" for k, v in part.items()) + "}"
-            return f"({', '.join(map(shapes, part))})" if isinstance(part, (tuple, list)) else repr(part)
+            return str(map_tensors(lambda t: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}", part)).replace("'", "")
 
         x, y = (", ".join(map(shapes, side)) or "none" for side in (self.xs, self.ys))
         return f"Batch(x: {x}; y: {y}; {tensors_in(self.xs)[0].device})"

@@ -25,16 +25,8 @@ class Block:
     vocab: list | None = None  # names of the classes, for blocks that have classes
     batch_tfms: ClassVar[tuple] = ()  # batch transforms that this kind of part always needs
     dls_class: ClassVar[Any] = None  # what a `DataBlock` with this first input makes; None: `DataLoaders`
-
-    @property
-    def n_out(self) -> int | None:
-        "How many outputs a model needs to predict this; None if it cannot be a target."
-        return None
-
-    @property
-    def loss(self) -> Any:
-        "The loss that fits this as a target: its name in `training.losses`, (name, options), or a loss of your own; None: no natural one."
-        return None
+    n_out: ClassVar[int | None] = None  # how many outputs a model needs to predict this; None if it cannot be a target
+    loss: ClassVar[Any] = None  # what fits this as a target: a name in `training.losses`, (name, options), or a loss; None: nothing natural
 
     def accepts(self, item: Any, getter: Callable) -> bool:
         "Whether an item given for prediction is an input already, so that `getter`, made for training items, must not be called on it."
@@ -88,6 +80,7 @@ class CategoryBlock(Block):
     vocab: Sequence | None = None  # class names in order; None: those of the training items
     sort: bool = True  # sort the names found; False keeps the order of first appearance
     kind: ClassVar[str] = "category"
+    loss: ClassVar[str] = "cross_entropy"
 
     def setup(self, values: Sequence) -> None:
         self.categories = CategoryMap(values if self.vocab is None else self.vocab,
@@ -114,10 +107,6 @@ class CategoryBlock(Block):
     @property
     def n_out(self) -> int | None:
         return None if self.vocab is None else len(self.vocab)
-
-    @property
-    def loss(self) -> str:
-        return "cross_entropy"
 
 # %% ../../nbs/api/data/05_block.ipynb #11e5b394
 @dataclass
@@ -164,6 +153,7 @@ class RegressionBlock(Block):
     "One or several numbers."
     n: int | None = None  # how many; None: as many as the first training item has
     kind: ClassVar[str] = "regression"
+    loss: ClassVar[str] = "mse"
 
     def setup(self, values: Sequence) -> None:
         self.n = self.n or (self.encode(values[0]).numel() if len(values) else None)
@@ -189,7 +179,3 @@ class RegressionBlock(Block):
     @property
     def n_out(self) -> int | None:
         return self.n
-
-    @property
-    def loss(self) -> str:
-        return "mse"

@@ -76,11 +76,6 @@ class Cache:
         buffers, rows = self.chunks[i // CHUNK]
         return [b.as_strided(shape, stride, start) for b, (start, shape, stride) in zip(buffers, rows[i % CHUNK])]
 
-    @property
-    def n_bytes(self) -> int:
-        "How much memory the samples take."
-        return sum(b.numel() * b.itemsize for buffers, _ in self.chunks for b in buffers)
-
     def fill(self, n: int, make: Callable[[int], list[Tensor]], *, device: torch.device | str = "cpu") -> None:
         "Prepare samples 0 to n - 1 with `make`, which returns a sample's parts, unless that is done; kind 'device' keeps them on `device`."
         if self.filled:
@@ -91,13 +86,14 @@ class Cache:
             buffers, rows = pack(samples)
             if len(chunks) % 8 == 0:  # how much memory the rest will take, judged by this chunk
                 todo = n - CHUNK * len(chunks)
-                _check_room(sum(b.numel() * b.itemsize for b in buffers) * todo / len(rows), _free_memory(where), self.kind)
+                _check_room(sum(b.nbytes for b in buffers) * todo / len(rows), _free_memory(where), self.kind)
             chunks.append(([b.to(where) for b in buffers], rows))
         self.chunks = chunks
 
     def __repr__(self) -> str:
         n = sum(len(rows) for _, rows in self.chunks)
-        return f"Cache({self.kind}: " + (f"{plural(n, 'sample')}, {self.n_bytes / 1e6:,.0f} MB)" if n else "empty)")
+        n_bytes = sum(b.nbytes for buffers, _ in self.chunks for b in buffers)
+        return f"Cache({self.kind}: " + (f"{plural(n, 'sample')}, {n_bytes / 1e6:,.0f} MB)" if n else "empty)")
 
 # %% ../../nbs/api/data/06_cache.ipynb #1d6bf95d
 CHUNK = 128  # samples per buffer

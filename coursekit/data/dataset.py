@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..core import plural, show_path
+from ..core import plural, printable, show_path
 from .block import Block
 from .cache import Cache
 from .transforms import ItemTransform
@@ -196,5 +196,4 @@ def describe_item(item: Any) -> str:
         text = f"{len(item):,} bytes"
     else:
         text = show_path(item) if isinstance(item, os.PathLike) else " ".join(repr(item).split())
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text if len(text) <= 200 else text[:200] + "..."
+    return printable(text, width=200)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAND_INS', 'URLs', 'published_check', 'fetch_file', 'archive_name', 'untar_data', 'data_mode', 'stand_in_title',
-           'course_data', 'Check', 'Digest', 'DownloadError', 'MirrorError', 'download_url', 'is_safe', 'safe_opener']
+           'course_data', 'Check', 'Digest', 'DownloadError', 'MirrorError', 'download_url']
 
 # %% ../../nbs/api/data/02_download.ipynb #09349c5e
 import http.client
@@ -23,9 +23,9 @@ from urllib.parse import quote, urlsplit
 from ..core import atomic_file, coursekit_home, show_path, suggest
 from .archive import extract_archive
 from .transfer import (Broken, Check, Digest, DownloadError, MirrorError, download_url, file_name, is_safe, locked, open_url,
-                                     safe_opener, transfer)
+                                     transfer)
 
-_all_ = ["Check", "Digest", "DownloadError", "MirrorError", "download_url", "is_safe", "safe_opener"]
+_all_ = ["Check", "Digest", "DownloadError", "MirrorError", "download_url"]
 
 # %% ../../nbs/api/data/02_download.ipynb #5889d82b
 _s3 = "https://s3.amazonaws.com/fast-ai-"

@@ -175,15 +175,12 @@ def _is_missing(v) -> bool:
 
 
 def _cell(who: str, row, col: str | int):
-    "The value in column `col` of a row: a Series, a named tuple of `itertuples`, or a dict"
-    fields = row._fields if hasattr(row, "_fields") else row.index if hasattr(row, "iloc") else row.keys()
-    names = list(fields)
-    if isinstance(row, tuple) and names[:1] == ["Index"]:
-        row, names = row[1:], names[1:]  # itertuples puts the index first
+    "The value in column `col` (name or position) of a row: a Series or a dict"
+    names = list(row.keys())
     at = names.index(col) if col in names else col if isinstance(col, int) and 0 <= col < len(names) else None
     if at is None:
         raise ValueError(f"{who}: there is no column {col!r}; the columns are {reprlib.repr(names)}{suggest(str(col), map(str, names)) or '.'}")
-    return row[at] if isinstance(row, tuple) else row.iloc[at] if hasattr(row, "iloc") else row[names[at]]
+    return row.iloc[at] if hasattr(row, "iloc") else row[names[at]]
 
 
 @dataclass(frozen=True)
@@ -193,10 +190,8 @@ class ColSplitter:
     col: str | int = "is_valid"  # name or position of the column
 
     def __call__(self, items) -> Split:
-        if hasattr(items, "columns"):  # a table
-            column = _cell("ColSplitter", {name: items.iloc[:, i] for i, name in enumerate(items.columns)}, self.col).tolist()
-        else:
-            column = [_cell("ColSplitter", row, self.col) for row in items]
+        rows = [row for _, row in items.iterrows()] if hasattr(items, "iterrows") else items
+        column = [_cell("ColSplitter", row, self.col) for row in rows]
         empty = next((i for i, v in enumerate(column) if _is_missing(v)), None)
         if empty is not None:
             raise ValueError(f"ColSplitter: column {self.col!r} is empty in row {empty}; fill it in or drop the row.")
@@ -295,7 +290,7 @@ def _kind(v) -> str:
 
 # %% ../../nbs/api/data/03_items.ipynb #cc249aee
 class CategoryMap:
-    "The table between labels and their numbers"
+    "The labels (`vocab`, in the order of their numbers) and the number of each"
 
     def __init__(
         self,
@@ -319,47 +314,13 @@ class CategoryMap:
             examples = " and ".join(repr(kinds[k]) for k in sorted(kinds))
             raise TypeError(f"CategoryMap: the labels mix {' and '.join(sorted(kinds))} (such as {examples}); make them all the same kind, e.g. with str().")
         unique = [str(v) if isinstance(v, str) else v for v in dict.fromkeys(values)]
-        self._vocab = sorted(unique) if sort else unique
-        self._o2i = {v: i for i, v in enumerate(self._vocab)}
-
-    @property
-    def vocab(self) -> list:  # in the order of their numbers
-        "The labels"
-        return self._vocab
+        self.vocab = sorted(unique) if sort else unique
+        self._o2i = {v: i for i, v in enumerate(self.vocab)}
 
     def index(self, value) -> int:
         "The number of a label"
-        if value in self:
-            return self._o2i[value]
-        raise ValueError(f"CategoryMap: {value!r} is not one of the {plural(len(self), 'label')} {reprlib.repr(self._vocab)}"
-                         f"{suggest(str(value), map(str, self._vocab)) or '.'}")
-
-    def decode(self, i: int):
-        "The label of a number"
-        i = int(i)
-        if not 0 <= i < len(self):
-            raise IndexError(f"CategoryMap: there is no label number {i}; they are 0 to {len(self) - 1}.")
-        return self._vocab[i]
-
-    __getitem__ = decode
-
-    def __len__(self) -> int:
-        return len(self._vocab)
-
-    def __iter__(self):
-        return iter(self._vocab)
-
-    def __contains__(self, value) -> bool:
         try:
-            return value in self._o2i
-        except TypeError:
-            return False  # not hashable, so not a label
-
-    def __eq__(self, other) -> bool:
-        return isinstance(other, CategoryMap) and self._vocab == other._vocab
-
-    def __hash__(self) -> int:
-        return hash(tuple(self._vocab))
-
-    def __repr__(self) -> str:
-        return f"CategoryMap({reprlib.repr(self._vocab)})"
+            return self._o2i[value]
+        except (KeyError, TypeError):  # TypeError: not hashable, so not a label
+            raise ValueError(f"CategoryMap: {value!r} is not one of the {plural(len(self.vocab), 'label')} {reprlib.repr(self.vocab)}"
+                             f"{suggest(str(value), map(str, self.vocab)) or '.'}") from None
