@@ -358,13 +358,13 @@ def test_every_exercise_has_cases():
     assert len(all_exercises()) == sum(len(lesson_exercises(n)) for n in content_files())  # names are unique
 
 
-@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=str)
+@pytest.mark.parametrize(("name", "answer"), RIGHT, ids=[f"{name}-{k}" for k, (name, *_) in enumerate(RIGHT)])
 def test_solution_is_accepted(name, answer):
     result = check(name, answer)
     assert result and result.text.endswith("."), result
 
 
-@pytest.mark.parametrize(("name", "key", "answer"), WRONG, ids=lambda value: value if isinstance(value, str) and len(value) < 60 else "answer")
+@pytest.mark.parametrize(("name", "key", "answer"), WRONG, ids=[f"{name}-{key}-{k}" for k, (name, key, _) in enumerate(WRONG)])
 def test_mistake_gets_its_own_hint(name, key, answer):
     assert hint_of(name, answer) == key
     text = check(name, answer).text
