@@ -160,7 +160,7 @@ def _mirror_sums(root: str | Path) -> dict[str, str]:  # file name -> sha256
         sums[found[2]] = found[1].lower()
     return sums
 
-
+# %% ../../nbs/api/data/02_download.ipynb #e89015df
 def _from_mirror(url: str, folder: Path, check: Check) -> tuple[Path, str] | None:
     "The mirror's file and its sha256; None if there is no mirror, or it does not have the file"
     root, name = _mirror(), file_name(url)

@@ -73,26 +73,31 @@ class Interpretation:
         figsize: tuple[float, float] | None = None,  # inches
     ) -> None:
         "The items with the highest losses, each with target, prediction, loss and, for classes, the probability of the prediction."
-        losses, order = self.top_losses(k)
-        batch, blocks = self.dl.samples(order.tolist(), order.tolist()), self.dl.blocks
-        block, classes = self.dl.targets[self.target], self.vocab is not None and self.decoded.ndim == 1
-        targets = [self.vocab[i] for i in self.decoded[order].tolist()] if classes else None
-        maps = heat_maps(self.learn, batch, targets=targets, output=self.target) if heatmap else []
-        fig, axes = figure_grid(len(order), ncols=ncols, figsize=figsize, imsize=2.6)
-        for ax, i, loss, sample in zip(axes, order.tolist(), losses.tolist(), self.learn.dls.decode(batch)):
-            for shown, value in zip(blocks[:self.dl.n_inp], sample):
-                shown.show(value, ax)
-            block.show_result(block.decode(self.targs[i]), block.decode(self.decoded[i]), ax)
-            sure = f", {self.preds[i].max():.0%} sure" if classes else ""
-            ax.set_title(f"{ax.get_title()}\nloss {loss:.2f}{sure}", fontsize=9, color=ax.title.get_color())
-        for ax, heat in zip(axes, maps):
-            ax.imshow(heat.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
-        fig.suptitle("actual / predicted / loss", fontsize=9)
-        finish(fig, f"{plural(len(axes), 'item')} with the highest losses{', with heat maps of the predictions' if maps else ''}: "
-               + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
+        _plot_top_losses(self, k, heatmap=heatmap, ncols=ncols, figsize=figsize)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({plural(len(self.losses), 'item')}, mean loss {self.losses.mean():.4f})"
+
+# %% ../../nbs/api/interpret/01_interpretation.ipynb #abeae11b
+def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, ncols: int | None, figsize: tuple[float, float] | None) -> None:
+    "What `Interpretation.plot_top_losses` does."
+    losses, order = interp.top_losses(k)
+    batch, blocks = interp.dl.samples(order.tolist(), order.tolist()), interp.dl.blocks
+    block, classes = interp.dl.targets[interp.target], interp.vocab is not None and interp.decoded.ndim == 1
+    targets = [interp.vocab[i] for i in interp.decoded[order].tolist()] if classes else None
+    maps = heat_maps(interp.learn, batch, targets=targets, output=interp.target) if heatmap else []
+    fig, axes = figure_grid(len(order), ncols=ncols, figsize=figsize, imsize=2.6)
+    for ax, i, loss, sample in zip(axes, order.tolist(), losses.tolist(), interp.learn.dls.decode(batch)):
+        for shown, value in zip(blocks[:interp.dl.n_inp], sample):
+            shown.show(value, ax)
+        block.show_result(block.decode(interp.targs[i]), block.decode(interp.decoded[i]), ax)
+        sure = f", {interp.preds[i].max():.0%} sure" if classes else ""
+        ax.set_title(f"{ax.get_title()}\nloss {loss:.2f}{sure}", fontsize=9, color=ax.title.get_color())
+    for ax, heat in zip(axes, maps):
+        ax.imshow(heat.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+    fig.suptitle("actual / predicted / loss", fontsize=9)
+    finish(fig, f"{plural(len(axes), 'item')} with the highest losses{', with heat maps of the predictions' if maps else ''}: "
+           + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #db81dabb
 class ClassificationInterpretation(Interpretation):

@@ -124,6 +124,25 @@ def _drawn(aug: "Augment", n: int, source: tuple[int, int], size: tuple[int, int
     light = [torch.where(u[p] < aug.p_lighting, v, same) for p, v, same in (("p_bright", bright, 0.0), ("p_contrast", contrast, 1.0))]
     return _Draw(matrix, way, light[0], light[1], size)
 
+# %% ../../nbs/api/vision/03_augment.ipynb #a7121004
+def _run(aug: "Augment", tensors, kinds, rng, train: bool, channels) -> list[torch.Tensor]:
+    "As `apply`; `channels` are a scale and a shift of each channel that are applied in the same pass."
+    shapes = [t.shape[-2:] for t, k in zip(tensors, kinds) if k in ("image", "mask")]
+    if not shapes or not len(tensors[0]):
+        return list(tensors)
+    source = tuple(shapes[0])
+    size = source if aug.size is None else _as_hw("Augment", aug.size)
+    if not train:
+        return [_fit(t, k, source, size) if k in _SPATIAL and size != source else t for t, k in zip(tensors, kinds)]
+    draw = _drawn(aug, len(tensors[0]), source, size, rng)
+    step = min(source[0] / size[0], source[1] / size[1]) * math.sqrt(aug.min_scale) / aug.max_zoom
+    moves: dict[str, Callable] = {
+        "image": lambda t: _augment_images(t, draw, mode=aug.mode, pad_mode=aug.pad_mode, step=step, channels=channels),
+        "mask": lambda t: _augment_masks(t, draw, pad_mode=aug.pad_mode),
+        "points": lambda t: _augment_points(t, draw, source),
+    }
+    return [moves[k](t) if k in moves else t for t, k in zip(tensors, kinds)]
+
 # %% ../../nbs/api/vision/03_augment.ipynb #4346ecbe
 @dataclasses.dataclass(frozen=True, repr=False)
 class Augment(BatchTransform):
@@ -159,25 +178,7 @@ class Augment(BatchTransform):
 
     def apply(self, tensors: list[torch.Tensor], kinds: list[str], *, rng: torch.Generator, train: bool) -> list[torch.Tensor]:
         "A batch augmented in training, with its images as float32 in 0..1; otherwise only the size is changed."
-        return self._run(tensors, kinds, rng, train, None)
-
-    def _run(self, tensors, kinds, rng, train: bool, channels) -> list[torch.Tensor]:
-        "As `apply`; `channels` are a scale and a shift of each channel that are applied in the same pass."
-        shapes = [t.shape[-2:] for t, k in zip(tensors, kinds) if k in ("image", "mask")]
-        if not shapes or not len(tensors[0]):
-            return list(tensors)
-        source = tuple(shapes[0])
-        size = source if self.size is None else _as_hw("Augment", self.size)
-        if not train:
-            return [_fit(t, k, source, size) if k in _SPATIAL and size != source else t for t, k in zip(tensors, kinds)]
-        draw = _drawn(self, len(tensors[0]), source, size, rng)
-        step = min(source[0] / size[0], source[1] / size[1]) * math.sqrt(self.min_scale) / self.max_zoom
-        moves: dict[str, Callable] = {
-            "image": lambda t: _augment_images(t, draw, mode=self.mode, pad_mode=self.pad_mode, step=step, channels=channels),
-            "mask": lambda t: _augment_masks(t, draw, pad_mode=self.pad_mode),
-            "points": lambda t: _augment_points(t, draw, source),
-        }
-        return [moves[k](t) if k in moves else t for t, k in zip(tensors, kinds)]
+        return _run(self, tensors, kinds, rng, train, None)
 
     def undo(self, preds: list, kinds: list[str], shapes: dict[str, tuple[int, ...]], *, rng: torch.Generator) -> list:
         "Predictions of masks (n, C, h, w) and of points moved back to where they are without augmentation."
@@ -245,7 +246,7 @@ class AugmentNormalize(BatchTransform):
         if not train:
             return self.normalize.apply(self.augment.apply(tensors, kinds, rng=rng, train=False), kinds)
         device = next((t.device for t, k in zip(tensors, kinds) if k == "image"), None)
-        return self.augment._run(tensors, kinds, rng, True, self.normalize.scale_shift(device))
+        return _run(self.augment, tensors, kinds, rng, True, self.normalize.scale_shift(device))
 
     def undo(self, preds: list, kinds: list[str], shapes: dict[str, tuple[int, ...]], *, rng: torch.Generator) -> list:
         "As `Augment.undo`."

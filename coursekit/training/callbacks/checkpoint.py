@@ -91,14 +91,7 @@ class Checkpoint(Callback):
         self.active = True
 
     def before_train(self, learn: Learner) -> None:
-        s = learn.state
-        self.in_epoch, self.begun, self.epoch_rng = s.skip, _data_state(learn), torch.get_rng_state()
-        if self.resumed:
-            self.epoch_rng = self.resumed["rng.epoch"]
-            torch.set_rng_state(self.epoch_rng)  # a plain loader draws its order from torch's generator
-            s.batches, s.skip = learn.dl.starting_at(s.skip), 0
-            _set_rng(learn, self.resumed)
-            self.resumed = {}
+        _begin_epoch(self, learn)
 
     def after_batch(self, learn: Learner) -> None:
         if learn.state.training and self.active:
@@ -119,6 +112,18 @@ class Checkpoint(Callback):
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.name!r}, every={self.every})"
+
+# %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #12406642
+def _begin_epoch(cb: Checkpoint, learn: Learner) -> None:
+    "Note where the epoch's random numbers start; if it is resumed in its middle, go to that place."
+    s = learn.state
+    cb.in_epoch, cb.begun, cb.epoch_rng = s.skip, _data_state(learn), torch.get_rng_state()
+    if cb.resumed:
+        cb.epoch_rng = cb.resumed["rng.epoch"]
+        torch.set_rng_state(cb.epoch_rng)  # a plain loader draws its order from torch's generator
+        s.batches, s.skip = learn.dl.starting_at(s.skip), 0
+        _set_rng(learn, cb.resumed)
+        cb.resumed = {}
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #e000f3f3
 def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: dict) -> None:
