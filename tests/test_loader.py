@@ -120,7 +120,7 @@ def test_a_sampler_by_length_with_padding(workers: int) -> None:
     assert [tuple(b.x["ids"].shape) for b in first] == [(3, 9), (3, 5), (1, 2)] and [b.size for b in second] == [1, 3, 3]
     assert all((b.x["mask"].sum(1) == torch.tensor([lengths[i] for i in b.x["ids"][:, 0]])).all() for b in first)
     rows = [i for b in dl.in_order() for i in b.x["ids"][:, 0].tolist()]
-    assert rows == list(range(7)) and not dl.is_ordered and dl.in_order().is_ordered
+    assert rows == list(range(7)) and (again := dl.in_order()) is not dl and again.in_order() is again
 
 
 def test_a_batch_sampler_replaces_the_other_options() -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['map_tensors', 'tensors_in', 'Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'Keys', 'default_workers',
-           'ignore_interrupts', 'Collate', 'ToBatch']
+           'ignore_interrupts', 'collate_blocks', 'to_batch']
 
 # %% ../../nbs/api/data/08_batch.ipynb #5d5dfc6d
 import itertools
@@ -174,22 +174,12 @@ def ignore_interrupts(worker: int) -> None:  # number of the process, as torch p
     sys.excepthook = lambda kind, error, trace: None if issubclass(kind, (ConnectionError, EOFError)) else report(kind, error, trace)
 
 # %% ../../nbs/api/data/08_batch.ipynb #cca60d59
-class Collate:
-    "Stacks samples block by block; picklable, so that it can run in a worker process."
-
-    def __init__(self, blocks: Sequence, n_inp: int):
-        self.blocks, self.n_inp = blocks, n_inp
-
-    def __call__(self, samples: Sequence[tuple]) -> Batch:
-        parts = [b.collate(values) for b, values in zip(self.blocks, zip(*samples))]
-        return Batch(tuple(parts[:self.n_inp]), tuple(parts[self.n_inp:]))
+def collate_blocks(blocks: Sequence, n_inp: int, samples: Sequence[tuple]) -> Batch:
+    "Samples stacked block by block."
+    parts = [b.collate(values) for b, values in zip(blocks, zip(*samples))]
+    return Batch(tuple(parts[:n_inp]), tuple(parts[n_inp:]))
 
 
-class ToBatch:
-    "Makes a `Batch` of what a dataset returns: a list of samples is stacked, a batch served in one call is passed on."
-
-    def __init__(self, collate: Callable):
-        self.collate = collate
-
-    def __call__(self, data: Any) -> Batch:
-        return as_batch(self.collate(data) if isinstance(data, list) else data)
+def to_batch(collate: Callable, data: Any) -> Batch:
+    "A `Batch` of what a dataset returns: a list of samples is stacked, a batch served in one call is passed on."
+    return as_batch(collate(data) if isinstance(data, list) else data)

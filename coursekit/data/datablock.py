@@ -17,10 +17,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..core import plural, takes_options
+from .batch import collate_blocks
 from .block import Block
 from .dataset import Dataset, as_items, call_getter, describe_item, encode_part
 from .items import RandomSplitter
-from .loader import Collate, DataLoaders, LoaderOptions
+from .loader import DataLoaders, LoaderOptions
 from .transforms import BatchTransform, ItemTransform, as_transforms
 
 # %% ../../nbs/api/data/10_datablock.ipynb #36fc6ad4
@@ -191,7 +192,7 @@ class DataBlock:
         yield "sample", "; ".join(map(_describe_part, ds.with_tfms(())[0]))
         for n in range(1, len(self.item_tfms) + 1):
             yield f"item transform {self.item_tfms[n - 1]!r}", "; ".join(map(_describe_part, ds.with_tfms(self.item_tfms[:n])[0]))
-        batch = Collate(ds.blocks, ds.n_inp)([ds[i] for i in range(min(bs, len(ds)))])
+        batch = collate_blocks(ds.blocks, ds.n_inp, [ds[i] for i in range(min(bs, len(ds)))])
         yield "batch", repr(batch)
         parts = list(batch)
         for t in self.all_batch_tfms():

@@ -107,12 +107,7 @@ class Dataset(torch.utils.data.Dataset):
 
         self.cache.fill(len(self), make, device=device)
 
-    def with_items(
-        self,
-        items: Sequence,  # new items
-        *,
-        with_labels: bool = False,  # keep the target blocks
-    ) -> "Dataset":
+    def with_items(self, items: Sequence, *, with_labels: bool = False) -> "Dataset":  # with_labels: keep the target blocks
         "A dataset of other items with the same blocks, as for validation; an item that is an input already needs no getter."
         items, n = as_items(items), len(self.blocks) if with_labels else self.n_inp
         getters = [_InputGetter(b, g) if g and p < self.n_inp else g

@@ -233,25 +233,17 @@ class RegexLabeller:
 
 # %% ../../nbs/api/data/03_items.ipynb #91319255
 @dataclass(frozen=True)
-class _UsingAttr:
-    "`f` of an attribute of the item"
+class using_attr:  # lower case, because it is written like a function
+    "A labeller that calls `f` with `item.attr`"
 
-    f: Callable[[Any], Any]
-    attr: str
+    f: Callable[[Any], Any]  # a labeller
+    attr: str  # attribute of the item to call it with, such as "name" of a path
 
     def __call__(self, o):
         return self.f(getattr(o, self.attr))
 
     def __repr__(self) -> str:
         return f"using_attr({_name(self.f)}, {self.attr!r})"
-
-
-def using_attr(
-    f: Callable[[Any], Any],  # a labeller
-    attr: str,  # attribute of the item to call it with, such as "name" of a path
-) -> Callable[[Any], Any]:  # a labeller
-    "A labeller that calls `f` with `item.attr`"
-    return _UsingAttr(f, attr)
 
 # %% ../../nbs/api/data/03_items.ipynb #792e3f04
 @dataclass(frozen=True)

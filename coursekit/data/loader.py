@@ -11,6 +11,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,8 +20,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..core import check_device, check_whole, default_device, plural, takes_options
-from .batch import (Batch, Collate, EpochSampler, Keys, ToBatch, as_batch, default_workers, derive_seed, ignore_interrupts,
-                                  map_tensors)
+from .batch import (Batch, EpochSampler, Keys, as_batch, collate_blocks, default_workers, derive_seed, ignore_interrupts,
+                                  map_tensors, to_batch)
 from .cache import Cache, threads
 from ..display import figure_grid, finish
 
@@ -44,11 +45,6 @@ class Loader:
     def kinds(self) -> list[str]:
         "The kind of each block."
         return [b.kind for b in self.blocks]
-
-    @property
-    def is_ordered(self) -> bool:
-        "Whether its batches are known to have every item, in order and not augmented."
-        return False
 
     def __iter__(self) -> Iterator[Batch]:
         return self.starting_at(0)
@@ -123,7 +119,8 @@ class DataLoader(Loader):
         if batch_sampler is None:
             batch_sampler = EpochSampler(len(dataset), bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
         self.keys = Keys(dataset, batch_sampler, seed)
-        self.to_batch = ToBatch(collate or (Collate(self.blocks, self.n_inp) if self.blocks else torch.utils.data.default_collate))
+        stack = partial(collate_blocks, self.blocks, self.n_inp) if self.blocks else torch.utils.data.default_collate
+        self.to_batch = partial(to_batch, collate or stack)
         self.loader = None if self.num_workers == 0 else torch.utils.data.DataLoader(
             dataset, batch_sampler=self.keys, collate_fn=self.to_batch, num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda", persistent_workers=True, worker_init_fn=ignore_interrupts,
@@ -181,13 +178,11 @@ class DataLoader(Loader):
         keys = list(zip(indices, seeds)) if self.keys.seeded and not self.keys.whole else self.keys.of(indices, 0)
         return self._transform(self._here(self._fetch(keys)), derive_seed(*seeds))
 
-    @property
-    def is_ordered(self) -> bool:
-        return not (self.shuffle or self.drop_last or self.train or self.batch_sampler is not None)
-
     def in_order(self) -> "DataLoader":
+        if not (self.shuffle or self.drop_last or self.train or self.batch_sampler is not None):
+            return self
         dataset = self.dataset.with_train(False) if self.blocks else self.dataset
-        return self if self.is_ordered else self.new(dataset=dataset, shuffle=False, drop_last=False)
+        return self.new(dataset=dataset, shuffle=False, drop_last=False)
 
     def new(self, **changes: Any) -> "DataLoader":
         "The same loader with some arguments changed (None: not); a `batch_sampler` is kept unless bs, shuffle or drop_last is given."
