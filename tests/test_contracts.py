@@ -48,7 +48,7 @@ from coursekit.training.layers import ModelSpec
 from coursekit.training.loss_wrappers import as_loss
 from coursekit.training.losses import Loss
 from coursekit.training.metrics import AverageMetric, Metric
-from coursekit.training.schedules import SchedCos, SchedExp, Schedule, SchedLin, SchedNo, SchedPoly, combine_scheds
+from coursekit.training.schedules import SchedCos, SchedExp, Schedule, SchedLin, SchedNo, combine_scheds
 from coursekit.training.learner import synthetic_learner
 from coursekit.vision.images import to_uint8_tensor
 
@@ -79,13 +79,11 @@ SCHEDULES = {
     "SchedLin": (SchedLin(2.0, 1.0), (2.0, 2.0, 1.0)),
     "SchedCos": (SchedCos(0.0, 1.0), (0.0, 1.0, 1.0)),
     "SchedExp": (SchedExp(1e-7, 10.0), (1e-7, 10.0, 10.0)),
-    "SchedPoly": (SchedPoly(1.0, 0.0, 2.0), (1.0, 1.0, 0.0)),
     "CombinedSched": (combine_scheds([0.25, 0.75], [SchedLin(0.0, 1.0), SchedCos(1.0, 0.5)]), (0.0, 1.0, 0.5)),
     "combined_cos": (coursekit.training.schedules.combined_cos(0.25, 1.0, 2.0, 0.5), (1.0, 2.0, 0.5)),
     "combine_scheds": (combine_scheds([0.5, 0.5], [SchedNo(1.0), SchedLin(1.0, 0.0)]), (1.0, 1.0, 0.0)),
     "one_cycle": (coursekit.training.schedules.one_cycle(1e-3)[0], (4e-5, 1e-3, 1e-8)),
     "one_cycle-momentum": (coursekit.training.schedules.one_cycle(1e-3)[1], (0.95, 0.95, 0.95)),
-    "flat_cos": (coursekit.training.schedules.flat_cos(1.0), (1.0, 1.0, 1e-5)),
 }
 
 

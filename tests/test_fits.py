@@ -68,17 +68,6 @@ def test_constant_rate() -> None:
     assert watch.rates == [list(GROUPS)] * 20 and watch.moms == [0.95] * 20
 
 
-def test_flat_cos_against_pytorch() -> None:
-    def make(opt, lr):
-        return lr_scheduler.SequentialLR(opt, [lr_scheduler.ConstantLR(opt, 1.0), lr_scheduler.CosineAnnealingLR(opt, 10, lr / 1e5)], [30])
-
-    learn, watch = learner()
-    learn.fit_flat_cos(4, slice(*GROUPS))
-    assert same(watch.rates, theirs(make, 40))
-    learn.fit_flat_cos(2, list(GROUPS), pct_start=0.0, div_final=10)
-    assert same(watch.rates, theirs(lambda opt, lr: lr_scheduler.CosineAnnealingLR(opt, 20, lr / 10), 20))
-
-
 @pytest.mark.parametrize(("n_cycles", "cycle_len", "cycle_mult"), [(1, 2, 2), (3, 1, 2), (2, 2, 1), (2, 1, 3)])
 def test_warm_restarts_against_pytorch(n_cycles: int, cycle_len: int, cycle_mult: int) -> None:
     learn, watch = learner()
@@ -126,7 +115,7 @@ def test_a_schedule_of_ones_own() -> None:
 
 def test_unknown_options_raise() -> None:
     learn, _ = learner()
-    for call in (lambda: learn.fit_flat_cos(1, 0.1, pct=0.5), lambda: learn.fit_one_cycle(1, lr=0.1)):
+    for call in (lambda: learn.fit(1, rate=0.1), lambda: learn.fit_one_cycle(1, lr=0.1)):
         with pytest.raises(TypeError, match="unexpected keyword"):
             call()
 

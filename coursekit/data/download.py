@@ -38,15 +38,23 @@ class URLs:
     PETS = f"{_s3}imageclas/oxford-iiit-pet.tgz"
     DOGS = f"{_s3}sample/dogscats.tgz"
     CIFAR = f"{_s3}sample/cifar10.tgz"
+    CIFAR_100 = f"{_s3}imageclas/cifar100.tgz"
+    CALTECH_101 = f"{_s3}imageclas/caltech_101.tgz"
+    FLOWERS = f"{_s3}imageclas/oxford-102-flowers.tgz"
+    IMAGENETTE = f"{_s3}imageclas/imagenette2.tgz"
     IMAGENETTE_160 = f"{_s3}imageclas/imagenette2-160.tgz"
+    IMAGENETTE_320 = f"{_s3}imageclas/imagenette2-320.tgz"
+    IMAGEWOOF_160 = f"{_s3}imageclas/imagewoof2-160.tgz"
     MNIST = f"{_s3}imageclas/mnist_png.tgz"
     MNIST_SAMPLE = f"{_s3}sample/mnist_sample.tgz"
     MNIST_TINY = f"{_s3}sample/mnist_tiny.tgz"
     PLANET_SAMPLE = f"{_s3}sample/planet_sample.tgz"
+    PLANET_TINY = f"{_s3}sample/planet_tiny.tgz"
     # images with masks, boxes or points
     BIWI_SAMPLE = f"{_s3}sample/biwi_sample.tgz"
     CAMVID = f"{_s3}imagelocal/camvid.tgz"
     CAMVID_TINY = f"{_s3}sample/camvid_tiny.tgz"
+    PASCAL_2007 = f"{_s3}imagelocal/pascal_2007.tgz"
     # tables, ratings, text
     ADULT_SAMPLE = f"{_s3}sample/adult_sample.tgz"
     ML_SAMPLE = f"{_s3}sample/movie_lens_sample.tgz"
@@ -64,14 +72,22 @@ _published = {  # size in bytes, md5 of the first megabyte: fastai's table of do
     "imageclas/oxford-iiit-pet.tgz": (811706944, "e4db5c768afd933bb91f5f594d7417a4"),
     "sample/dogscats.tgz": (839285364, "3e483c8d6ef2175e9d395a6027eb92b7"),
     "sample/cifar10.tgz": (168168549, "a5f8c31371b63a406b23368042812d3c"),
+    "imageclas/cifar100.tgz": (169168619, "e5e65dcb54b9d3913f7b8a9ad6607e62"),
+    "imageclas/caltech_101.tgz": (131740031, "d673425306e98ee4619fcdeef8a0e876"),
+    "imageclas/oxford-102-flowers.tgz": (345236087, "5666e01c1311b4c67fcf20d2b3850a88"),
+    "imageclas/imagenette2.tgz": (1557161267, "2c774ecb40005b35d7937d50f5d42336"),
     "imageclas/imagenette2-160.tgz": (99003388, "c475f8f7617a200ba35b9facc48443c3"),
+    "imageclas/imagenette2-320.tgz": (341663724, "1f1f74f133caff120e575856659b87a2"),
+    "imageclas/imagewoof2-160.tgz": (92612825, "3559b194123981a540b87132dbda412f"),
     "imageclas/mnist_png.tgz": (15683414, "03639f83c4e3d19e0a3a53a8a997c487"),
     "sample/mnist_sample.tgz": (3214948, "2dbc7ec6f9259b583af0072c55816a88"),
     "sample/mnist_tiny.tgz": (342207, "56143e8f24db90d925d82a5a74141875"),
     "sample/planet_sample.tgz": (15523994, "8bfb174b3162f07fbde09b54555bdb00"),
+    "sample/planet_tiny.tgz": (997569, "490873c5683454d4b2611fb1f00a68a9"),
     "sample/biwi_sample.tgz": (593774, "9179f4c1435f4b291f0d5b072d60c2c9"),
     "imagelocal/camvid.tgz": (598913237, "648371e4f3a833682afb39b08a3ce2aa"),
     "sample/camvid_tiny.tgz": (2314212, "2cf6daf91b7a2083ecfa3e9968e9d915"),
+    "imagelocal/pascal_2007.tgz": (1637796771, "433b4706eb7c42bd74e7f784e3fdf244"),
     "sample/adult_sample.tgz": (968212, "64eb9d7e23732de0b138f7372d15492f"),
     "sample/movie_lens_sample.tgz": (51790, "10961384dfe7c5181460390a460c1f77"),
     "sample/human_numbers.tgz": (30252, "8a19c3bfa2bcb08cd787e741261f3ea2"),

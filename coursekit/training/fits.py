@@ -22,7 +22,7 @@ from .lr_find import lr_find
 from .optimizers import describe_groups, make_optimizer, moved_state, set_hyper, split_params
 from .predictions import KeptPreds
 from .progress import ProgressCallback
-from .schedules import flat_cos, lr_groups, one_cycle, valley
+from .schedules import lr_groups, one_cycle, valley
 
 # %% ../../nbs/api/training/14_fits.ipynb #242877df
 class Fits(Loop):
@@ -127,21 +127,6 @@ class Fits(Loop):
         lrs = lr_groups(self.lr if lr_max is None else lr_max, len(self.groups))
         cycles = [one_cycle(lr, div=div, div_final=div_final, pct_start=pct_start, moms=moms or self.moms) for lr in lrs]
         self._fit(n_epoch, lrs, wd=wd, cbs=[ParamScheduler(lr=[lr for lr, _ in cycles], mom=cycles[0][1]), *check_callbacks(cbs)])
-
-    def fit_flat_cos(
-        self,
-        n_epoch: int,  # passes over the training data
-        lr: float | slice | Sequence[float] | None = None,  # learning rate of the flat part; None: `self.lr`
-        *,
-        div_final: float = 1e5,  # the learning rate ends at lr / div_final
-        pct_start: float = 0.75,  # share of the batches before it starts to fall, 0..1
-        wd: float | None = None,  # weight decay; None: `self.wd`
-        cbs: Callback | Sequence[Callback] = (),  # for this fit only
-    ) -> None:
-        "Train at a constant learning rate that falls along a cosine at the end."
-        lrs = lr_groups(self.lr if lr is None else lr, len(self.groups))
-        scheds = [flat_cos(x, div_final=div_final, pct_start=pct_start) for x in lrs]
-        self._fit(n_epoch, lrs, wd=wd, cbs=[ParamScheduler(lr=scheds), *check_callbacks(cbs)])
 
     def fine_tune(
         self,

@@ -54,7 +54,7 @@ from coursekit.training.metrics import (
 )
 from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp
 from coursekit.training.schedules import (
-    SchedCos, SchedExp, SchedLin, SchedNo, SchedPoly, combine_scheds, combined_cos, minimum, one_cycle, slide, steep, valley
+    SchedCos, SchedExp, SchedLin, SchedNo, combine_scheds, combined_cos, minimum, one_cycle, slide, steep, valley
 )
 from coursekit.display import display_table, finish, show_grid, show_image
 from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
