@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from coursekit.training.callback import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException, CancelValidateException, ParamScheduler
 )
-from coursekit.training.callbacks import loggers
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.callbacks.ema import EMA
 from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback
+from coursekit.training.callbacks.loggers import CSVLogger
 from coursekit.training.callbacks.mixup import CutMix, MixUp, rectangles
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
@@ -763,50 +762,6 @@ def test_csv_with_other_columns_and_a_folder_are_refused(tmp_path: Path) -> None
             learn.fit(1, cbs=CSVLogger(name))
     learn.fit(1, cbs=CSVLogger())
     assert list(rows_of(file)[0])[3] == "error_rate"
-
-
-def test_graph_outside_a_notebook_is_one_figure_at_the_end() -> None:
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
-    learn = small(cbs=ShowGraphCallback())
-    learn.fit(3)
-    (number,) = plt.get_fignums()
-    fig = plt.figure(number)
-    assert "21 of 21 batches" in fig.alt_text  # type: ignore[attr-defined]
-    train, valid = fig.axes[0].lines
-    assert list(train.get_ydata()) == learn.recorder.smooth_losses and list(valid.get_ydata()) == [row[1] for row in learn.recorder.values]
-    plt.close("all")
-    learn.lr_find(num_it=10, show_plot=False)
-    broken(learn, 1, [Break("before_train", epoch=0)])  # nothing to draw
-    assert plt.get_fignums() == []
-
-
-def test_graph_in_a_notebook_is_one_output_that_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import IPython.display
-    import matplotlib.pyplot as plt
-
-    shown: list[tuple[str, str]] = []
-
-    class Handle:
-        def update(self, picture: IPython.display.Image) -> None:
-            shown.append(("update", picture.alt))
-
-    def display(picture: IPython.display.Image, *, display_id: bool) -> Handle:
-        shown.append(("display", picture.alt))
-        return Handle()
-
-    monkeypatch.setattr(IPython.display, "display", display)
-    monkeypatch.setattr(loggers, "in_notebook", lambda: True)
-    monkeypatch.setattr(ShowGraphCallback, "seconds", -1.0)  # draw after every batch
-    plt.close("all")
-    learn, graph = small(n=16), ShowGraphCallback()
-    for _ in range(2):  # each fit has an output of its own
-        shown.clear()
-        learn.fit(1, cbs=graph)
-        assert [what for what, _ in shown] == ["display", "update", "update", "update"]  # two batches, the epoch, the end
-        assert "1 of 2" in shown[0][1] and "2 of 2" in shown[-1][1]
-    assert plt.get_fignums() == []
 
 
 # ---------------------------------------------------------------- all of them, resumed

@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+import urllib.request
 import zipfile
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 import coursekit.data.archive as archive_module
 from coursekit.data import download as external
 from coursekit.data.archive import ArchiveError, Limits, extract_archive
+from coursekit.data.transfer import _SafeRedirects
 from coursekit.data.download import Check, DownloadError, MirrorError, URLs, course_data, download_url, fetch_file, untar_data
 from coursekit.data.items import get_image_files
 
@@ -252,6 +254,14 @@ def test_redirect_to_an_unsafe_place(server, tmp_path, to):
     server.plan = [{"status": 302, "headers": {"Location": to}}]
     with pytest.raises(DownloadError, match="not https|not allowed"):
         get(server, tmp_path / "a")
+
+
+@pytest.mark.parametrize("to", ["http://127.0.0.1:8000/secret", "http://localhost/secret", "https://[::1]/secret"])
+def test_another_machine_cannot_redirect_to_this_one(to):
+    request = urllib.request.Request("https://example.com/cat.jpg")
+    with raises(DownloadError, to, "this machine"):
+        _SafeRedirects(local=False).redirect_request(request, None, 302, "Found", {}, to)
+    assert _SafeRedirects(local=True).redirect_request(request, None, 302, "Found", {}, to).full_url == to
 
 
 def test_redirect_within(server, tmp_path):

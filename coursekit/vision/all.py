@@ -22,7 +22,7 @@ from coursekit.training.recorder import Recorder
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.callbacks.ema import EMA
 from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
-from coursekit.training.callbacks.loggers import CSVLogger, ShowGraphCallback
+from coursekit.training.callbacks.loggers import CSVLogger
 from coursekit.training.callbacks.mixup import CutMix, MixUp
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback

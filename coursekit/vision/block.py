@@ -24,7 +24,7 @@ from ..data.loader import LoaderOptions
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import show_image
 from .augment import ToFloat
-from .images import load_image, to_pil, to_uint8_tensor
+from .images import _open, _read_source, load_image, to_pil, to_uint8_tensor
 
 # %% ../../nbs/api/vision/04_block.ipynb #58831c50
 class ImageOptions(LoaderOptions, total=False):
@@ -57,6 +57,13 @@ def target_block(labels: Sequence) -> type[Block]:
         return MultiCategoryBlock
     return RegressionBlock if len(labels) and all(isinstance(v, float) for v in labels) else CategoryBlock
 
+# %% ../../nbs/api/vision/04_block.ipynb #ff106299
+def _gray_levels(img: Image.Image) -> list[int]:
+    "The values that a one-channel image holds; none for a color image."
+    if img.mode not in ("L", "P") or (img.mode == "P" and img.convert("RGB").getcolors(1) is None):
+        return []
+    return [v for v, n in enumerate(img.histogram()) if n]
+
 # %% ../../nbs/api/vision/04_block.ipynb #05073608
 @dataclass
 class ImageBlock(Block):
@@ -77,6 +84,13 @@ class ImageBlock(Block):
 
     def blank(self) -> Tensor:
         return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    def inspect(self, value: Any) -> None:
+        img = _open(*_read_source(value)) if isinstance(value, (str, os.PathLike)) else value  # it can be read: encode was called before
+        levels = _gray_levels(img) if isinstance(img, Image.Image) else []
+        if 1 < len(levels) <= 20 and max(levels) <= 40:  # a dark photo has more
+            raise ValueError(f"ImageBlock: {value} holds only the values {', '.join(map(str, levels))}, so it looks like a mask (a class per "
+                             "pixel) and not like a photo; check get_items and get_x.")
 
     def before(self, item_tfms: Sequence[ItemTransform], kinds: Sequence[str]) -> "ImageBlock":
         size = getattr(item_tfms[0], "reads", None) if item_tfms and not {"mask", "points"} & set(kinds) else None
