@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import raises
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
