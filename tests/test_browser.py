@@ -185,10 +185,11 @@ def test_upload_and_predict(tmp_path: Path, chromium: str) -> None:
         assert not ran
 
 
-def test_cleaner(tmp_path: Path, chromium: str) -> None:
-    """Choices stay when class and set are changed; nothing moves before Apply is confirmed; it can be taken back."""
+def test_cleaner_and_explorer(tmp_path: Path, chromium: str) -> None:
+    """Choices stay when class and set are changed; nothing moves before Apply is confirmed; it can be taken back. And the explorer."""
     folder = make_hostile_classes(tmp_path / "classes")
-    write_notebook(tmp_path / "clean.ipynb", TINY, "cleaner = ImageClassifierCleaner(learn, max_n=4)\ncleaner")
+    write_notebook(tmp_path / "clean.ipynb", TINY, "cleaner = ImageClassifierCleaner(learn, max_n=4)\ncleaner",
+                   "lr_explorer(lr=0.09)")
 
     def lying() -> list[str]:
         return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
@@ -240,3 +241,9 @@ def test_cleaner(tmp_path: Path, chromium: str) -> None:
         page.get_by_role("button", name="Undo what was applied").click()
         nb.wait_shown("2 edits taken back")
         assert lying() == before and not ran
+
+        assert "the path diverges" not in nb.shown() and page.locator(".jp-RenderedImage img").count() == 1
+        page.locator(".noUi-handle").first.focus()
+        for _ in range(4):  # the explorer of the last cell, by keyboard
+            page.keyboard.press("ArrowRight")
+        nb.wait_shown("the path diverges")

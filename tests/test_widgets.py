@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import html
 import io
 import re
 import shutil
@@ -28,10 +29,11 @@ from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.resize import Resize
-from coursekit.widgets import ImageClassifierCleaner, edits, read_edits, upload_and_predict
+from coursekit.widgets import ImageClassifierCleaner, edits, lr_explorer, read_edits, upload_and_predict
 from coursekit.widgets.cleaner import LabelledFiles
 from coursekit.widgets.dropzone import Collector
 from coursekit.widgets.edits import BIN, FIELDS, Edit, EditLog, apply_edits, undo_edits
+from coursekit.widgets.explorer import CURVATURES, descend
 from coursekit.widgets.upload import UploadAndPredict
 
 ALLOWED = {"div", "figure", "figcaption", "img", "table", "caption", "tbody", "tr", "th", "td", "span", "p", "b", "br", "style"}
@@ -669,3 +671,53 @@ def test_what_the_cleaner_refuses(learn: Learner, tmp_path: Path) -> None:
         LabelledFiles(synthetic_learner())
     with pytest.raises(ValueError, match="99"):
         ImageClassifierCleaner(learn).choose(99, "delete")
+
+
+# ----------------------------------------------------------------------------------------------------- explorer
+
+
+@given(st.floats(0, 0.98), st.floats(0.05, 1.9))
+@settings(max_examples=50, deadline=None)
+def test_limit_is_that_of_the_iteration_matrix(momentum: float, share: float) -> None:
+    """A linear iteration converges just where the spectral radius of its matrix is below one; the path does the same."""
+    if abs(share - 1) < 1e-3:
+        return
+    lr = share * 2 * (1 + momentum) / max(CURVATURES)
+    radius = max(np.abs(np.linalg.eigvals([[1 - lr * c, -lr * momentum], [c, momentum]])).max() for c in CURVATURES)
+    assert (radius < 1) == (share < 1)
+    path = descend(lr, momentum, 1000)
+    assert share < 1 or np.abs(path[-1]).max() > np.abs(path[0]).max()
+
+
+def test_explorer_draws_at_every_place_of_its_sliders() -> None:
+    ex = lr_explorer(steps=1000)
+    for lr, m in ((1e-4, 0.0), (0.02, 0.5), (0.16, 0.5), (1.0, 0.98)):
+        ex.slider.value, ex.momentum.value = lr, m
+        (shown,) = ex.out.outputs
+        text = shown["metadata"]["image/png"]["alt"]
+        assert text in html.unescape(ex.text.value) and not re.search("nan|inf", text) and ex.voice.said[-1] == ("status", text)
+        assert ("so the path diverges" in text) == (ex.lr > 0.1 * (1 + m))
+        assert Image.open(io.BytesIO(base64.b64decode(shown["data"]["image/png"]))).width > 700
+    data, metadata = ex._repr_mimebundle_()  # the picture is what a page without a kernel shows
+    assert "application/vnd.jupyter.widget-view+json" in data and data["image/png"] == shown["data"]["image/png"] and metadata["image/png"]["alt"]
+    check_html(page(ex.widget))
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 2.5), ("steps", True), ("steps", 0), ("lr", 5.0), ("momentum", 1.0)])
+def test_what_the_explorer_refuses(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        lr_explorer(**{name: value})
+
+
+def test_explorer_of_a_learner() -> None:
+    learn = synthetic_learner()
+    for wrong in (learn, "model.ck"):
+        with pytest.raises(ValueError, match="lr_find"):
+            lr_explorer(wrong)
+    learn.lr_find(show_plot=False)
+    ex = lr_explorer(learn, lr=0.01)
+    k = int(np.abs(np.log(np.array(learn.recorder.lrs) / 0.1)).argmin())
+    said = float(re.search(r"ten times \(0\.1\): (\d+\.?\d*)", ex.text.value)[1])
+    assert said == pytest.approx(learn.recorder.smooth_losses[k], rel=0.05) and ex.momentum not in ex.widget.children
+    ex.slider.value = learn.recorder.lrs[-1]
+    assert "not tried" in ex.text.value and len(ex.out.outputs) == 1

@@ -67,7 +67,7 @@ from coursekit.vision.models import VisionModel, WeightsError, course_arch, cour
 from coursekit.vision.plan import DataPlan, plan_data
 from coursekit.vision.augment import Augment, Normalize, aug_transforms, cifar_stats, imagenet_stats, mnist_stats
 from coursekit.vision.resize import RandomResizedCrop, Resize
-from coursekit.widgets import ImageClassifierCleaner, read_edits, upload_and_predict
+from coursekit.widgets import ImageClassifierCleaner, lr_explorer, read_edits, upload_and_predict
 
 pd = lazy_module("pandas")
 plt = lazy_module("matplotlib.pyplot")

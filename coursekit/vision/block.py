@@ -32,7 +32,7 @@ class ImageOptions(LoaderOptions, total=False):
     item_tfms: ItemTransform | Sequence[ItemTransform] | None  # done to each image, such as Resize(224)
     batch_tfms: BatchTransform | Sequence[BatchTransform] | None  # done to each batch, such as aug_transforms()
 
-
+# %% ../../nbs/api/vision/04_block.ipynb #7a1f0c3e
 @dataclass(frozen=True)
 class NameFunc:
     "Apply a function to the file name of a path."
@@ -41,7 +41,7 @@ class NameFunc:
     def __call__(self, path: str | os.PathLike) -> Any:
         return self.func(Path(path).name)
 
-
+# %% ../../nbs/api/vision/04_block.ipynb #b94d2e60
 @dataclass(frozen=True)
 class ItemPart:
     "Take one part of an item that is a tuple; any other item stays whole."
@@ -50,7 +50,7 @@ class ItemPart:
     def __call__(self, item: Any) -> Any:
         return item[self.i] if isinstance(item, tuple) else item
 
-
+# %% ../../nbs/api/vision/04_block.ipynb #c5e8317d
 def target_block(labels: Sequence) -> type[Block]:
     "The block that fits a list of labels: `MultiCategoryBlock` for lists, `RegressionBlock` for floats, else `CategoryBlock`."
     if len(labels) and all(isinstance(v, (list, tuple, set)) for v in labels):
