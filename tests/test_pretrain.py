@@ -112,13 +112,13 @@ def test_stopped_and_gone_on_with_is_the_same(pictures: dict, tmp_path: Path, mo
 
 def test_the_last_epoch_may_be_an_average(pictures: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights after a constant rate are the mean over the steps: recorded here step by step."""
-    seen, step = [], tool.Learner._step
+    seen, step = [], tool.Learner.take_step
 
     def and_record(learn: tool.Learner) -> None:
         step(learn)
         seen.append((learn.opt.param_groups[0]["lr"], learn.model.fc.weight.detach().clone()))
 
-    monkeypatch.setattr(tool.Learner, "_step", and_record)
+    monkeypatch.setattr(tool.Learner, "take_step", and_record)
     last = run(monkeypatch, pictures, tmp_path / "a", "--average", "0.01")
     half = len(seen) // 2
     assert {rate for rate, _ in seen[half:]} == {0.01} and len({rate for rate, _ in seen[:half]}) > 1

@@ -110,7 +110,7 @@ def read_yaml(file: Path) -> Any:
         return yaml.safe_load(f)
 
 # %% ../../nbs/api/course/08_exercises.ipynb #166a6265
-def checked(entry: Any, where: str, keys: dict[str, type], optional: tuple[str, ...] = ()) -> dict[str, Any]:
+def checked(entry: Any, where: str, keys: dict[str, type], *, optional: tuple[str, ...] = ()) -> dict[str, Any]:
     "An entry of a file. A key that is missing, unknown, or empty or of the wrong type is an error that says where, and what it should be."
     entry = entry if isinstance(entry, dict) else {}
     for key in [*entry, *keys]:
@@ -129,9 +129,9 @@ def exercise_from(entry: Any, where: str, judges: Any) -> Exercise:
         checked(entry, where, {**keys, "hints": dict})
         judge = getattr(judges, re.sub(r"\W", "_", entry["name"]).lower())
     else:
-        checked(entry, where, {**keys, "answer": object, "wrong": list, "otherwise": str, "tolerance": object}, ("tolerance",))
+        checked(entry, where, {**keys, "answer": object, "wrong": list, "otherwise": str, "tolerance": object}, optional=("tolerance",))
         for i, row in enumerate(entry["wrong"], 1):
-            checked(row, f"{where} ({entry['name']}), wrong answer {i}", {"when": object, "hint": str, "tolerance": float}, ("tolerance",))
+            checked(row, f"{where} ({entry['name']}), wrong answer {i}", {"when": object, "hint": str, "tolerance": float}, optional=("tolerance",))
         judge = AnswerTable(entry["answer"], entry["wrong"], entry["otherwise"], entry.get("tolerance", 1e-3))
     return Exercise(entry["name"], entry["ask"], entry["starter"], judge, entry["right"], entry.get("hints", {}))
 

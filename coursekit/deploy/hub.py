@@ -43,7 +43,7 @@ def hub_errors(who: str, repo_id: str) -> Iterator[None]:
     except Exception as e:
         said, library = " ".join((str(e) or type(e).__name__).split())[:300], type(e).__module__.partition(".")[0]
         offline = (ConnectionError, TimeoutError, socket.gaierror, ssl.SSLError, hf.LocalEntryNotFoundError)
-        if isinstance(e, offline) or library in ("httpx", "httpcore", "requests", "urllib3"):
+        if isinstance(e, offline) or library.rstrip("2") in ("httpx", "httpcore", "requests", "urllib3"):
             hint = "Check the connection to the Hub, or pass a file to load_learner."
         elif isinstance(e, (hf.HfHubHTTPError, hf.HFValidationError)):
             hint = "Check the names of repository, file and revision; a private repository needs token=, or run 'hf auth login'."
@@ -54,7 +54,7 @@ def hub_errors(who: str, repo_id: str) -> Iterator[None]:
         raise HubError(f"{who}: {repo_id}: {said.rstrip('.')}. {hint}".strip()) from e
 
 
-def hub_file(who: str, repo_id: str, filename: str, revision: str | None, token: str | bool | None = None) -> Path:
+def hub_file(who: str, repo_id: str, filename: str, *, revision: str | None, token: str | bool | None = None) -> Path:
     "A file of a repository of the Hub, fetched again only where it has changed; without a connection, the local copy."
     with hub_errors(who, repo_id):
         from huggingface_hub import hf_hub_download
@@ -72,7 +72,7 @@ def model_file(where: str | os.PathLike, *, sha256: str | None = None) -> Path:
         hub = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w./-]+))?", str(where))
         if not hub or ".." in str(where):
             raise ValueError(f"load: {where!r} is not a model on the Hub; write hf://owner/repository or hf://owner/repository/file.ck.")
-        path = hub_file("load", hub[1], hub[3] or "model.ck", hub[2])
+        path = hub_file("load", hub[1], hub[3] or "model.ck", revision=hub[2])
     elif "://" in str(where):
         return fetch_file(str(where), _subdir(where), sha256=sha256, max_bytes=MAX_MODEL, mirror=sha256 is not None)
     if sha256 and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != sha256.lower():
@@ -127,7 +127,7 @@ def from_hub(
     device: torch.device | str | None = None,  # None: `default_device()`
 ) -> Learner:
     "A learner that predicts, from a repository of the Hugging Face Hub; fetched again only where it has changed."
-    return load_learner(hub_file("from_hub", repo_id, filename, revision, token), device=device)
+    return load_learner(hub_file("from_hub", repo_id, filename, revision=revision, token=token), device=device)
 
 # %% ../../nbs/api/deploy/03_hub.ipynb #baf1a3f3
 def plain(text: Any) -> str:

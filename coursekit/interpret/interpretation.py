@@ -103,8 +103,8 @@ def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, ncols: in
 class ClassificationInterpretation(Interpretation):
     "Interpretation of a classifier with one class per item."
 
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
+    def __init__(self, learn: Learner, dl: Any, preds: Tensor, targs: Tensor, decoded: Tensor, losses: Tensor, *, target: int = 0):
+        super().__init__(learn, dl, preds, targs, decoded, losses, target=target)
         if self.decoded.ndim != 1 or self.preds.ndim != 2:
             raise ValueError("ClassificationInterpretation: the targets are not one class per item; use Interpretation.")
         self.vocab = self.vocab or list(range(self.preds.shape[1]))

@@ -120,8 +120,8 @@ class UploadPage(Shown):
 class UploadAndPredict(UploadPage):
     "The widget that `upload_and_predict` makes. `widget` is the ipywidgets box, to put into other boxes."
 
-    def __init__(self, learn: Learner, *, top: int, **options: Any):  # at most `top` bars; options of the page
-        super().__init__(**options)
+    def __init__(self, learn: Learner, *, top: int, heat: Callable | None, max_bytes: int, uploader: Callable):  # at most `top` bars
+        super().__init__(heat=heat, max_bytes=max_bytes, uploader=uploader)
         self.learn, self.top = learn, top
 
     def take(self, name: str, data: bytes) -> None:
