@@ -743,7 +743,7 @@ def test_errors_of_the_hub_are_one_line(server: Any, model_ck: Path, tmp_path: P
     ]
     offline: list[tuple[str, Callable[[], Any]]] = [
         ("Check the connection", lambda: push_to_hub(model_ck, "me/pets", **at)),
-        ("Check the connection", lambda: from_hub("me/pets", token=False)),
+        ("Check the connection", lambda: from_hub("me/elsewhere", token=False)),
     ]
     for said, call in [*cases, *offline]:
         if (said, call) == offline[0]:
