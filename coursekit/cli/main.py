@@ -214,8 +214,7 @@ def data_clear(name: str | None, yes: bool) -> None:
 @click.option("--valid-pct", type=click.FloatRange(0, 0.9, min_open=True), default=0.2, show_default=True,
               help="Share of images for validation, chosen at random if the source does not say which.")
 @click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from pretrained weights or not.")
-@click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True,
-              help="Where to keep decoded images.")
+@click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True, help="Where to keep decoded images.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder of the files that a CSV names.  [default: its own]")
 @click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")

@@ -83,8 +83,7 @@ class CategoryBlock(Block):
     loss: ClassVar[str] = "cross_entropy"
 
     def setup(self, values: Sequence) -> None:
-        self.categories = CategoryMap(values if self.vocab is None else self.vocab,
-                                      sort=self.sort and self.vocab is None)
+        self.categories = CategoryMap(values if self.vocab is None else self.vocab, sort=self.sort and self.vocab is None)
         self.vocab = list(self.categories.vocab)
         if len(self.vocab) < 2:
             raise ValueError(f"CategoryBlock: {plural(len(values), 'training item')} have only one class, {self.vocab}, but a classifier needs "
@@ -105,7 +104,7 @@ class CategoryBlock(Block):
         return self.vocab[int(value)]
 
     @property
-    def n_out(self) -> int | None:
+    def n_out(self) -> int | None:  # type: ignore[override]
         return None if self.vocab is None else len(self.vocab)
 
 # %% ../../nbs/api/data/05_block.ipynb #11e5b394
@@ -140,7 +139,7 @@ class MultiCategoryBlock(Block):
         super().show("; ".join(map(str, value)) or "(none)", ax)
 
     @property
-    def n_out(self) -> int | None:
+    def n_out(self) -> int | None:  # type: ignore[override]
         return None if self.vocab is None else len(self.vocab)
 
     @property
@@ -177,5 +176,5 @@ class RegressionBlock(Block):
         _add_title(ax, "\n".join(both))  # numbers are never quite equal, so none is marked as wrong
 
     @property
-    def n_out(self) -> int | None:
+    def n_out(self) -> int | None:  # type: ignore[override]
         return self.n

@@ -22,8 +22,7 @@ from urllib.parse import quote, urlsplit
 
 from ..core import atomic_file, coursekit_home, show_path, suggest
 from .archive import extract_archive
-from .transfer import (Broken, Check, Digest, DownloadError, MirrorError, download_url, file_name, is_safe, locked, open_url,
-                                     transfer)
+from .transfer import (Broken, Check, Digest, DownloadError, MirrorError, download_url, file_name, is_safe, locked, open_url, transfer)
 
 _all_ = ["Check", "Digest", "DownloadError", "MirrorError", "download_url"]
 

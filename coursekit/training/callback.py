@@ -53,6 +53,8 @@ class LearnerLike(Protocol):
     device: torch.device
     state: State
     recorder: Any  # a `recorder.Recorder`
+    kept: Any  # a `predictions.KeptPreds`
+    trial_fit: Callable
     progress: bool  # whether fits show a bar and a table
     running: list["Callback"]  # all callbacks of the current fit, in running order
     hooks: dict[str, list[Callable]]  # event -> methods to call
@@ -96,26 +98,26 @@ class Callback:
     # epoch calls `before_epoch` and `before_train` of that epoch once more.
     keeps: ClassVar[tuple[str, ...]] = ()
 
-    def before_fit(self, learn: LearnerLike) -> None: "Before the first epoch; the optimizer exists."
-    def before_epoch(self, learn: LearnerLike) -> None: "Before each epoch."
-    def before_train(self, learn: LearnerLike) -> None: "Before the training part of an epoch."
-    def before_validate(self, learn: LearnerLike) -> None: "Before the validation part of an epoch."
-    def before_batch(self, learn: LearnerLike) -> None: "The batch is on the device; learning rates can be set."
-    def after_pred(self, learn: LearnerLike) -> None: "`state.preds` is set."
-    def after_loss(self, learn: LearnerLike) -> None: "`state.loss` is set."
-    def after_backward(self, learn: LearnerLike) -> None: "Gradients are set (training only)."
-    def before_step(self, learn: LearnerLike) -> None: "Before the optimizer's step: the last word on gradients."
-    def after_step(self, learn: LearnerLike) -> None: "The weights have moved; the gradients are still set."
-    def after_batch(self, learn: LearnerLike) -> None: "The batch is done and counted."
-    def after_cancel_batch(self, learn: LearnerLike) -> None: "A `CancelBatchException` ended the batch."
-    def after_train(self, learn: LearnerLike) -> None: "After the training part of an epoch."
-    def after_cancel_train(self, learn: LearnerLike) -> None: "A `CancelTrainException` ended it."
-    def after_validate(self, learn: LearnerLike) -> None: "`state.metrics` is set."
-    def after_cancel_validate(self, learn: LearnerLike) -> None: "A `CancelValidateException` ended it."
-    def after_epoch(self, learn: LearnerLike) -> None: "After each epoch."
-    def after_cancel_epoch(self, learn: LearnerLike) -> None: "A `CancelEpochException` ended the epoch."
-    def after_cancel_fit(self, learn: LearnerLike) -> None: "A `CancelFitException` ended the fit."
-    def after_fit(self, learn: LearnerLike) -> None: "After the last epoch, however the fit ended."
+    def before_fit(self, learn: Any) -> None: "Before the first epoch; the optimizer exists."
+    def before_epoch(self, learn: Any) -> None: "Before each epoch."
+    def before_train(self, learn: Any) -> None: "Before the training part of an epoch."
+    def before_validate(self, learn: Any) -> None: "Before the validation part of an epoch."
+    def before_batch(self, learn: Any) -> None: "The batch is on the device; learning rates can be set."
+    def after_pred(self, learn: Any) -> None: "`state.preds` is set."
+    def after_loss(self, learn: Any) -> None: "`state.loss` is set."
+    def after_backward(self, learn: Any) -> None: "Gradients are set (training only)."
+    def before_step(self, learn: Any) -> None: "Before the optimizer's step: the last word on gradients."
+    def after_step(self, learn: Any) -> None: "The weights have moved; the gradients are still set."
+    def after_batch(self, learn: Any) -> None: "The batch is done and counted."
+    def after_cancel_batch(self, learn: Any) -> None: "A `CancelBatchException` ended the batch."
+    def after_train(self, learn: Any) -> None: "After the training part of an epoch."
+    def after_cancel_train(self, learn: Any) -> None: "A `CancelTrainException` ended it."
+    def after_validate(self, learn: Any) -> None: "`state.metrics` is set."
+    def after_cancel_validate(self, learn: Any) -> None: "A `CancelValidateException` ended it."
+    def after_epoch(self, learn: Any) -> None: "After each epoch."
+    def after_cancel_epoch(self, learn: Any) -> None: "A `CancelEpochException` ended the epoch."
+    def after_cancel_fit(self, learn: Any) -> None: "A `CancelFitException` ended the fit."
+    def after_fit(self, learn: Any) -> None: "After the last epoch, however the fit ended."
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -194,5 +196,4 @@ class ParamScheduler(Callback):
         s = learn.state
         if s.training:
             pct = s.step / s.n_steps
-            set_hyper(learn.opt, lrs=[f(pct) for f in self.scheds] if self.scheds else None,
-                      mom=None if self.mom is None else self.mom(pct))
+            set_hyper(learn.opt, lrs=[f(pct) for f in self.scheds] if self.scheds else None, mom=None if self.mom is None else self.mom(pct))

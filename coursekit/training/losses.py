@@ -317,7 +317,8 @@ class MultiTargetLoss(Loss):
         weights: Sequence[float] | None = None,  # factor of each loss in the sum; None: all 1
     ):
         super().__init__()
-        self.losses, self.sizes = nn.ModuleList(losses), list(sizes)
+        self.losses: Any = nn.ModuleList(losses)
+        self.sizes = list(sizes)
         self.weights = [1.0] * len(self.losses) if weights is None else list(weights)
         if len(self.weights) != len(self.losses) or len(self.sizes) not in (0, len(self.losses)):
             raise ValueError(f"MultiTargetLoss: {len(self.losses)} losses, sizes={self.sizes}, weights={self.weights}; pass one size and one weight per loss.")
@@ -339,10 +340,10 @@ class MultiTargetLoss(Loss):
     def per_item(self, preds: Any, *targs: Tensor) -> Tensor:  # (N,)
         return sum(w * loss.per_item(p, t) for w, loss, p, t in zip(self.weights, self.losses, self.parts(preds), targs))
 
-    def activation(self, preds: Any) -> tuple:
+    def activation(self, preds: Any) -> Any:
         return tuple(loss.activation(p) for loss, p in zip(self.losses, self.parts(preds)))
 
-    def decode(self, preds: Any) -> tuple:
+    def decode(self, preds: Any) -> Any:
         return tuple(loss.decode(p) for loss, p in zip(self.losses, self.parts(preds)))
 
     def options(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class LossPlots:
     "Plots of the losses and the schedule of a `Recorder`."
 
     def plot_loss(
-        self,
+        self: Any,
         *,
         skip_start: int = 5,  # first batches to leave out: their losses dwarf the rest
         with_valid: bool = True,  # mark the validation loss at the end of each epoch
@@ -53,7 +53,7 @@ class LossPlots:
             finish(fig, f"Training loss over {len(losses)} batches, from {losses[skip]:.3g} to {losses[-1]:.3g}")
 
     def plot_sched(
-        self,
+        self: Any,
         *,
         figsize: tuple[float, float] = (9, 3),  # inches
     ) -> None:
@@ -72,7 +72,7 @@ class LossPlots:
             axes[0].legend(frameon=False)
         finish(fig, f"Learning rate and momentum over {len(self.lrs)} batches; the learning rate peaks at {max(self.lrs):.2g}")
 
-    def _recorded(self, who: str) -> list[float]:
+    def _recorded(self: Any, who: str) -> list[float]:
         if not self.losses:
             raise ValueError(f"Recorder.{who}: nothing is recorded yet; call a fit or lr_find first.")
         return self.smooth_losses
@@ -82,17 +82,17 @@ class RecorderPlots(LossPlots):
     "What a `Recorder` can draw, and the losses it draws."
 
     @property
-    def smooth_losses(self) -> list[float]:
+    def smooth_losses(self: Any) -> list[float]:
         "Training losses, exponentially weighted."
         return smooth(self.losses)
 
     @property
-    def final_record(self) -> list[float]:
+    def final_record(self: Any) -> list[float]:
         "train_loss, valid_loss and metrics of the last epoch."
         return self.values[-1]
 
     def plot_lr_find(
-        self,
+        self: Any,
         *,
         suggestions: dict[str, float] | None = None,  # learning rates to mark, by name
         skip_end: int = 5,  # last batches to leave out, where the loss explodes
@@ -113,7 +113,7 @@ class RecorderPlots(LossPlots):
             at = "".join(f"; {n} at {v:.2g}" for n, v in marks.items())
             finish(fig, f"Loss against learning rate from {self.lrs[0]:.0e} to {self.lrs[end - 1]:.0e}{at}")
 
-    def plot(self, *, skip_end: int = 5) -> None:
+    def plot(self: Any, *, skip_end: int = 5) -> None:
         "The learning rate finder's curve, under its name in the first version of the course."
         self.plot_lr_find(skip_end=skip_end)
 

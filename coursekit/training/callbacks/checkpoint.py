@@ -114,7 +114,7 @@ class Checkpoint(Callback):
         return f"Checkpoint({self.name!r}, every={self.every})"
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #12406642
-def _begin_epoch(cb: Checkpoint, learn: Learner) -> None:
+def _begin_epoch(cb: Any, learn: Learner) -> None:
     "Note where the epoch's random numbers start; if it is resumed in its middle, go to that place."
     s = learn.state
     cb.in_epoch, cb.begun, cb.epoch_rng = s.skip, _data_state(learn), torch.get_rng_state()
@@ -148,7 +148,7 @@ def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: 
     print(f"{where}: resuming after batch {s.step} of {s.n_steps}.", flush=True)
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #34759980
-def _write(cb: Checkpoint, learn: Learner, epoch: int, skip: int, *, done: bool = False) -> None:
+def _write(cb: Any, learn: Learner, epoch: int, skip: int, *, done: bool = False) -> None:
     "Write the file: the fit in an epoch after `skip` batches."
     s = learn.state
     if not all(bool(t.isfinite().all()) for t in learn.model.state_dict().values()):
@@ -216,6 +216,6 @@ def _load_fit(learn: Learner, tensors: dict[str, Tensor], header: dict, who: str
     for dl, epoch in zip((learn.dls.valid, learn.dls.train), reversed(header["passes"])):  # they may be the same loader
         dl.epoch = epoch
     if "rng.loader" in tensors:
-        learn.dls.train.loader.generator.set_state(tensors["rng.loader"])
+        learn.dls.train.loader.generator.set_state(tensors["rng.loader"])  # type: ignore[attr-defined]
     _set_rng(learn, tensors)
     learn.state.epoch, learn.state.step, learn.state.skip = header["epoch"], header["step"], header["skip"]

@@ -61,7 +61,8 @@ class MixUp(Callback):
     ):
         if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
             raise ValueError(f"{type(self).__name__}: alpha={alpha!r}; pass a finite number above 0.")
-        self.alpha, self.plain, self.checked = alpha, None, False
+        self.plain: Any = None
+        self.alpha, self.checked = alpha, False
 
     def before_fit(self, learn: Learner) -> None:
         both = [cb for cb in learn.running if isinstance(cb, MixUp)]
