@@ -257,7 +257,8 @@ def test_ctrl_c_at_random_moments(pictures: Path, tmp_path: Path, seed: int, wor
         if how.startswith("interrupted after batch"):
             assert history == "KeyboardInterrupt" and f"batch {step} of {n_steps}" in how
         else:
-            assert (how, history, step) in (("returned", "", n_steps), ("after the fit", "", n_steps))
+            # "": after the last batch, when fit_one_cycle no longer answers Ctrl-C but has not returned yet
+            assert how in ("returned", "after the fit", "") and (history, step) == ("", n_steps)
     assert sum(history == "KeyboardInterrupt" for _, history, *_ in said) >= times // 4  # the others came to a fit that was quicker than the first
 
 
