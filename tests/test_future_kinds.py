@@ -50,10 +50,10 @@ def test_a_class_and_a_number_train_together(tmp_path) -> None:
     learn = two_target_learner(metrics=[accuracy, for_target(1, mae)])
     assert isinstance(learn.loss_func, MultiTargetLoss) and learn.dls.n_out == 3
     with learn.no_bar():
-        learn.fit_one_cycle(20, 5e-3)
-    loss, right, error = learn.validate()
-    first, last = learn.recorder.losses[:4], learn.recorder.losses[-4:]  # 8 held-out items are too few to judge by
-    assert sum(last) < 0.75 * sum(first) and error > 0 and loss == pytest.approx(learn.recorder.values[-1][1])
+        learn.fit_one_cycle(60, 1e-2)
+    loss, right, _ = learn.validate()
+    assert loss == pytest.approx(learn.recorder.values[-1][1])
+    assert sum(learn.recorder.losses[-4:]) / 4 < 0.5  # constants reach no less than 0.77: log 2 for the class, 0.08 for the number
     found = learn.get_preds(with_decoded=True, with_loss=True)
     assert [tuple(p.shape) for p in found.preds] == [(8, 2), (8, 1)] and [len(t) for t in found.targs] == [8, 8]
     assert (found.decoded[0] == found.targs[0]).float().mean().item() == right and found.losses.shape == (8,)

@@ -133,7 +133,7 @@ def serve(
         os.environ[MODEL_VARIABLE] = str(path.absolute()) if path.is_file() else model
         server = Voila(config=Config(server_settings(ip=ip, port=port, browser=browser, max_visitors=max_visitors)))
         server.initialize([str(notebook)])
-        logging.getLogger("tornado").setLevel(logging.ERROR)  # pages that visitors ask for in vain are no news
+        logging.getLogger("tornado").setLevel(logging.ERROR)  # a request for a missing page is not worth a log line
         say(printable(show_path(path) if path.is_file() else model) + (f", {len(classes)} classes" if classes else ""))
         if ip not in ("127.0.0.1", "localhost", "::1"):
             say("anyone who can reach this machine can use the page; there is no password.")
