@@ -57,7 +57,7 @@ def read_tensors(
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"load: there is no file {show_path(path)}.")
+        raise FileNotFoundError(f"load: {show_path(path)} {'is a folder, not a file' if path.is_dir() else 'does not exist'}.")
     try:
         with safe_open(path, framework="pt") as f:
             header, problem = _read_header(f.metadata() or {})  # before the tensors, so that a damaged file is refused early

@@ -96,13 +96,14 @@ def _add_normalize(dls: DataLoaders, arch: str) -> DataLoaders:
 
 # %% ../../nbs/api/vision/10_learner.ipynb #d411d57d
 SEEN_SIZE = 32  # pixels of the photos that coursenet learned from
-LOOKED_AT = (80, 96, 112, 128)  # pixels that `pretrained` enlarges them to, one after the other
+LOOKED_AT = (80, 96, 112, 128)  # pixels that it is best at
 HEADS_OF_COURSENET = {"cifar10": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]}
 
 
 def pretrained(
     name: str = "cifar10",  # what it names: so far the ten classes of CIFAR-10
     *,
+    sizes: Sequence[int] = LOOKED_AT,  # pixels that it enlarges them to, one after the other
     device: torch.device | str | None = None,  # None: `default_device()`
 ) -> Learner:
     """A learner that recognizes an airplane, automobile, bird, cat, deer, dog, frog, horse, ship or truck in any photo, with weights that come with
@@ -112,7 +113,7 @@ def pretrained(
     target = CategoryBlock(HEADS_OF_COURSENET[name])
     target.setup(target.vocab)
     with seeded(0):
-        model = VisionModel("coursenet", len(target.vocab), (), 0.0, False, views=LOOKED_AT).build()
+        model = VisionModel("coursenet", len(target.vocab), (), 0.0, False, views=tuple(sizes)).build()
     file = fetch_weights("coursenet")
     load_body_weights(model[0], "coursenet", file)
     state = read_state(file)  # of the head: pool, flatten, batch norm (which does nothing yet), linear
