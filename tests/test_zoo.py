@@ -289,7 +289,10 @@ def test_interpretation_after_a_fit_reads_no_data(photos: Path, monkeypatch: pyt
     fresh = learn.get_preds(with_loss=True)
     assert calls and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, fresh))
 
-    def in_place(): learn.model[1][-1].weight.data[0, 0] += 1.0
+    def in_place():
+        with torch.no_grad():
+            learn.model[1][-1].weight[0, 0] += 1.0
+
     def rows(): learn.model[1][-1].weight.data = learn.model[1][-1].weight.data.flip(0)
     def load(): learn.model.load_state_dict({k: v + 0.1 if v.is_floating_point() else v for k, v in learn.model.state_dict().items()})
     def layer(): learn.model[1].append(torch.nn.Hardtanh())

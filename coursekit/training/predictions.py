@@ -58,10 +58,10 @@ class Prediction:
 # %% ../../nbs/api/training/11_predictions.ipynb #433580c5
 def versions(
     model: nn.Module,  # any
-) -> list[tuple[int, int]]:
-    "What changes when a layer or a weight does: the identity of every module and tensor, and PyTorch's count of a tensor's in-place changes."
+) -> list[tuple[int, ...]]:
+    "What changes when a layer or a weight does: the identity of every module and tensor, its memory, and PyTorch's count of in-place changes."
     tensors = [*model.parameters(), *model.buffers()]
-    return [(id(m), 0) for m in model.modules()] + [(id(t), t._version) for t in tensors]
+    return [(id(m),) for m in model.modules()] + [(id(t), t.data_ptr(), t._version) for t in tensors]
 
 # %% ../../nbs/api/training/11_predictions.ipynb #d2956ed4
 class KeptPreds(Callback):
@@ -85,14 +85,14 @@ class KeptPreds(Callback):
 
     def after_validate(self, learn: LearnerLike) -> None:
         if self.keep and sum(len(ys[0]) for _, ys in self.rows) == len(learn.dl.dataset):
-            self.dl, self.versions = learn.dl, versions(learn.model)
+            self.dl, self.versions, self.items = learn.dl, versions(learn.model), [id(i) for i in getattr(learn.dl.dataset, "items", ())]
         else:
             self.rows = []
         self.keep = False
 
     def fit(self, dl: Any, model: nn.Module) -> bool:
-        "Whether these are the outputs of this model for this loader."
-        return self.dl is not None and dl is self.dl and len(self.dl.dataset) == sum(len(ys[0]) for _, ys in self.rows) and self.versions == versions(model)
+        "Whether these are the outputs of this model, as it is, for this loader and its items, as they are."
+        return self.dl is not None and dl is self.dl and self.versions == versions(model) and self.items == [id(i) for i in getattr(dl.dataset, "items", ())]
 
 # %% ../../nbs/api/training/11_predictions.ipynb #02b5010a
 def meddling(
