@@ -11,6 +11,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..core import check_device, check_whole, default_device, plural, takes_options
+from ..core import check_device, check_whole, default_device, plural, reuse_memory, takes_options
 from .batch import (Batch, EpochSampler, Keys, as_batch, collate_blocks, default_workers, derive_seed, ignore_interrupts,
                                   map_tensors, to_batch)
 from .cache import Cache, threads
@@ -141,18 +142,17 @@ class DataLoader(Loader):
 
     def _batches(self) -> Iterator[Batch]:
         "Stacked batches: from worker processes, or prepared here, by several threads if a sample takes long."
+        if self.device.type == "cpu":
+            reuse_memory()
         if self.cache:
             self.dataset.fill_cache(self.device)
         if self.num_workers:
             yield from self.loader
             return
-        pool = ThreadPoolExecutor(threads()) if getattr(self.dataset, "slow", False) and not self.keys.whole else None
-        try:
+        slow = getattr(self.dataset, "slow", False) and not self.keys.whole
+        with ThreadPoolExecutor(threads()) if slow else nullcontext() as pool:
             for keys in self.keys:
                 yield self._fetch(keys, pool.map if pool else map)
-        finally:
-            if pool:
-                pool.shutdown()
 
     def _fetch(self, keys: Any, each: Callable = map) -> Batch:
         "One stacked batch, prepared in this process."

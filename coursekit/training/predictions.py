@@ -146,7 +146,7 @@ def raw_preds(learn: LearnerLike, dl: Any, *,
 
 
 def to_cpu(x: Any) -> Any:
-    "A tensor, or a tuple or dict of tensors, on the CPU."
+    "The same on the CPU."
     return joined([x])
 
 # %% ../../nbs/api/training/11_predictions.ipynb #20fc3c9c
