@@ -54,6 +54,8 @@ def picture(mode="RGB", size=(48, 32), seed=0):
     img = Image.fromarray(a.astype(np.uint8))
     if mode == "I;16":
         return Image.fromarray(np.asarray(img.convert("L")).astype(np.uint16) * 257)
+    if mode == "F":
+        return Image.fromarray(np.asarray(img.convert("L")).astype(np.float32) / 255)
     return img.convert(mode)
 
 

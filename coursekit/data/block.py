@@ -37,7 +37,11 @@ class Block:
         return None
 
     def setup(self, values: Sequence) -> None:
-        "Learn from the values of the training items."
+        "Learn from the values of the training items: a list, or if the block is not eager a sequence that reads a value when it is asked for."
+
+    def note(self) -> str:
+        "What `setup` decided that people should know, in a few words; '' if nothing."
+        return ""
 
     def inspect(self, value: Any) -> None:
         "Look at the first training value for signs of a mix-up; raise a ValueError that names it."

@@ -39,6 +39,19 @@ class Datasets:
     def __repr__(self) -> str:
         return f"Datasets({len(self.train):,} training and {plural(len(self.valid), 'validation item')})"
 
+# %% ../../nbs/api/data/10_datablock.ipynb #2a5f733b
+class _Unread(Sequence):
+    "Values that are read when they are asked for, because reading all of them takes long."
+
+    def __init__(self, items: Sequence, read: Callable):
+        self.items, self.read = items, read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.read(self.items[i])
+
 # %% ../../nbs/api/data/10_datablock.ipynb #b679ed45
 @dataclass(frozen=True, kw_only=True)
 class DataBlock:
@@ -120,7 +133,7 @@ class DataBlock:
         splits = self.split(items)
         blocks = [b() if isinstance(b, type) else copy.copy(b) for b in self.blocks]
         getters = self.getters()
-        values = [self._read(p, b, getters[p], items, splits[0]) if b.eager else None for p, b in enumerate(blocks)]
+        values = [self._read(p, b, getters[p], items, splits[0]) for p, b in enumerate(blocks)]
         dsets = Datasets(*(Dataset([items[i] for i in idx], blocks, getters, n_inp=self.n_inp, item_tfms=self.item_tfms,
                                    train=train, values=[v and [v[i] for i in idx] for v in values])
                            for idx, train in zip(splits, (True, False))))
@@ -131,8 +144,11 @@ class DataBlock:
                 block.inspect(value)
         return dsets
 
-    def _read(self, part: int, block: Block, getter: Callable | None, items: Sequence, train: Sequence[int]) -> list:
-        "The values of one part for all items, which the block is set up on; a value that does not fit shows now, with its item."
+    def _read(self, part: int, block: Block, getter: Callable | None, items: Sequence, train: Sequence[int]) -> list | None:
+        "Set up a block, and return the values of its part for all items if it is eager; a value that does not fit shows now, with its item."
+        if not block.eager:
+            block.setup(_Unread([items[i] for i in train], lambda item: call_getter(getter, item, part, self.n_inp)))
+            return None
         values = [call_getter(getter, item, part, self.n_inp) for item in items]
         for value, item in zip(values, items):
             if value is None:
@@ -187,6 +203,8 @@ class DataBlock:
         for p, block in enumerate(ds.blocks):
             what = "input" if p < ds.n_inp else "target"
             yield f"{what} {block.kind}", f"{describe_item(ds.value(0, p))} by {ds.getters[p] or 'the item itself'}"
+            if note := block.note():
+                yield f"{what} {block.kind}", note
         if dsets.vocab:
             yield "vocab", f"{plural(len(dsets.vocab), 'class', 'classes')}: {dsets.vocab[:12]}{' ...' * (len(dsets.vocab) > 12)}"
         yield "sample", "; ".join(map(_describe_part, ds.with_tfms(())[0]))

@@ -94,7 +94,7 @@ def graph_notes(learn: Learner, shape: Sequence[int]) -> dict[str, str]:
     return {"coursekit": coursekit.__version__, "classes": json.dumps(vocabs[0] if len(vocabs) == 1 else vocabs),
             "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; red, green, blue; 0 to 255; not normalized",
             "output": f"{what}: what {type(learn.loss_func).__name__} makes of the network's output",
-            "preparation": "; ".join(map(str, [*learn.dls.valid_ds.item_tfms, *resizing]))}
+            "preparation": "; ".join(filter(None, map(str, [learn.dls.valid_ds.blocks[0].note(), *learn.dls.valid_ds.item_tfms, *resizing])))}
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #cb39e49c
 def write_onnx(

@@ -23,16 +23,17 @@ from ..core import atomic_file, check_range, plural, printable, show_path
 from ..data.items import get_image_files
 from ..data.transfer import Broken, DownloadError, is_safe, open_url
 from ..display import progress_bar
-from .images import FORMATS, ImageError, _open, _refused, load_image
+from .block import find_scale
+from .images import FORMATS, ImageError, Scale, _open, _refused, check_image, load_image
 
 # %% ../../nbs/api/vision/08_collect.ipynb #34f66c41
-def _shrink(src: Path, target: Path, max_size: int) -> None:
+def _shrink(src: Path, target: Path, max_size: int, scale: Scale = None) -> None:
     "Write one image with at most max_size pixels a side; raises `ImageError`."
     Image.init()
     fmt = {"MPO": "JPEG"}.get(kind := Image.EXTENSION.get(src.suffix.lower(), ""), kind)
     if fmt not in FORMATS or fmt not in Image.SAVE:
         raise ImageError(f"{src.name} cannot be written again", reason=f"has an ending, {src.suffix}, that no image can be saved with")
-    img = load_image(src, draft_size=max_size)
+    img = load_image(src, draft_size=max_size, scale=scale)
     img.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
     with atomic_file(target) as f:
         img.save(f, fmt, **({"quality": 90} if fmt in ("JPEG", "WEBP", "AVIF") else {}))
@@ -55,9 +56,11 @@ def resize_images(
         target = dest / file.relative_to(src)
         if a in target.resolve().parents:
             raise ImageError(f"{file.name} would be overwritten", reason="would be overwritten: a folder in dest is a link to src")
-        _shrink(file, target, max_size)
+        _shrink(file, target, max_size, scale)
 
-    return _refused(copy, get_image_files(src), "resizing images")
+    files = get_image_files(src)
+    scale = find_scale(files, "resize_images")  # of images of 16 or 32 bits or floats, which become 8 bits
+    return _refused(copy, files, "resizing images")
 
 # %% ../../nbs/api/vision/08_collect.ipynb #81a7c871
 def _is_web(text: str) -> bool:
@@ -117,7 +120,7 @@ def _save(url: str, dest: Path, timeout: float) -> tuple[str, str]:
             raise
         except (OSError, Broken, http.client.HTTPException):
             data = _fetch(wire, timeout)
-        load_image(data, draft_size=1)
+        check_image(data)
     except ImageError as e:
         return "", e.reason
     except ValueError:  # UnicodeError, too

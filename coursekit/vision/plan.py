@@ -24,7 +24,7 @@ from ..data.datablock import DataBlock
 from ..data.download import Check, Digest
 from ..data.items import IndexSplitter, get_files
 from ..data.loader import DataLoaders
-from .block import ImageBlock, ImageOptions, ItemPart
+from .block import ImageBlock, ImageOptions, ItemPart, find_scale, scale_text
 from .folders import Labelled, Layout, folder_layout, table_layout
 from .images import check_images
 from .resize import Resize
@@ -212,6 +212,16 @@ def _facts(plan: DataPlan) -> list[str]:
             f"classes   {len(sizes):,}: {', '.join(sizes[:12])}{more}"]
 
 
+def _scale_notes(plan: DataPlan) -> list[Note]:
+    "What the gray values of images of 16 or 32 bits or floats mean, if there are such images."
+    try:
+        scale = find_scale([i.file for i in plan.items if not i.valid])
+    except ValueError as e:
+        text, _, fix = str(e).partition(". ")
+        return [Note("problem", text.partition(": ")[2], fix.rstrip("."))]
+    return [] if scale is None else [Note("info", f"gray values of 16-bit, 32-bit and floating-point images go {scale_text(scale)} in all of them")]
+
+
 def _source_notes(plan: DataPlan) -> list[Note]:
     "Notes on files."
     layout, sides = plan.layout, {i.file: i.valid for i in plan.layout.items}
@@ -260,5 +270,5 @@ def plan_data(
     known = {i.file for i in layout.items} | {*layout.stray, *layout.clashes, *layout.tests}
     others = [f for f in get_files(layout.root) if f not in known and f.suffix.lower() not in (".csv", ".tsv")]
     plan = DataPlan(source, layout, items, bad, copies, clashes, others, valid_pct=valid_pct, seed=seed)
-    plan.notes = _class_notes(plan.counts(False), plan.counts(True)) + _source_notes(plan)
+    plan.notes = _class_notes(plan.counts(False), plan.counts(True)) + _scale_notes(plan) + _source_notes(plan)
     return plan

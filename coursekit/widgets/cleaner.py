@@ -63,7 +63,7 @@ class LabelledFiles:
             raise ValueError(f"ImageClassifierCleaner: learn is a {type(learn).__name__}{f' of {kinds}' if kinds else ''}; pass a Learner for images "
                              "with one class each, whose data was made with ImageDataLoaders or a DataBlock.")
         self.learn, self.sets = learn, (learn.eval_dl(0), learn.eval_dl(1))
-        self.n_train = len(self.sets[0].dataset)
+        self.n_train, self.scale = len(self.sets[0].dataset), getattr(learn.dls.train_ds.blocks[0], "scale", None)
         both = [(dl.dataset, i) for dl in self.sets for i in range(len(dl.dataset))]
         if not both:
             raise ValueError("ImageClassifierCleaner: this learner has no data; set learn.dls to the data you want to clean.")
@@ -345,7 +345,8 @@ class Card:
         if (file, label) != self.key:
             said, sure, loss = c.files.about[i]
             alt = f"{printable(file.name)}, labelled {label}; predicted {said} ({percent(sure)}), loss {loss:.2f}"
-            self.image.value = (f'<div class="ck ck-card"><div class="ck-thumb">{thumbnail(file, alt, 150)}</div><b>{html.escape(str(label))}</b>'
+            small = thumbnail(file, alt, 150, scale=c.files.scale)
+            self.image.value = (f'<div class="ck ck-card"><div class="ck-thumb">{small}</div><b>{html.escape(str(label))}</b>'
                                 f"<br>predicted {html.escape(str(said))}, {html.escape(percent(sure))}<br>loss {loss:.2f}</div>")
             self.pick.description, self.key = printable(file.name), (file, label)
         choice, self.busy = c.choices.pending.get(i), True

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from ..core import printable
-from ..vision.images import load_image
+from ..vision.images import Scale, load_image
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #30a3c77d
 def static_text(name: str) -> str:
@@ -68,10 +68,10 @@ def status_html(text: str) -> str:  # HTML
     return f'<div class="ck ck-note">{html.escape(text)}</div>'
 
 
-def thumbnail(file: str | Path, alt: str, size: int) -> str:  # HTML: the image, or why there is none
-    "A small image of a file, or why there is none."
+def thumbnail(file: str | Path, alt: str, size: int, *, scale: Scale = None) -> str:  # HTML: the image, or why there is none
+    "A small image of a file, or why there is none; `scale` as `load_image` takes it."
     try:
-        return img_tag(jpeg(load_image(file, draft_size=size), size), alt)
+        return img_tag(jpeg(load_image(file, draft_size=size, scale=scale), size), alt)
     except ValueError as e:  # the file was moved or damaged since the data was made
         return message_html(str(e))
 

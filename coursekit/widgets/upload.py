@@ -129,7 +129,8 @@ class UploadAndPredict(UploadPage):
         name = printable(name) or "the image"
         self.status.value = status_html(f"Looking at {name} ...")
         try:
-            img = load_image({"name": name, "content": data}, max_bytes=self.max_bytes, draft_size=SHOWN)
+            scale = getattr(self.learn.dls.valid_ds.blocks[0], "scale", None)
+            img = load_image({"name": name, "content": data}, max_bytes=self.max_bytes, draft_size=SHOWN, scale=scale)
             found = Seen(name, self.learn.predict(data), jpeg(img, SHOWN))  # from the file, as predict(path) would
             self.add(self.seen, found, self.draw(found))
             self.voice.say(found.line())
