@@ -109,6 +109,17 @@ class CategoryBlock(Block):
     def n_out(self) -> int | None:  # type: ignore[override]
         return None if self.vocab is None else len(self.vocab)
 
+# %% ../../nbs/api/data/05_block.ipynb #b95624ae
+def _check_lists(values: Sequence, vocab: Sequence | None) -> None:
+    "Raise if the targets of a multi-label block are not lists of labels."
+    one = next((v for v in values if isinstance(v, str) or not hasattr(v, "__iter__")), None)
+    if one is not None:
+        raise ValueError(f"MultiCategoryBlock: each item needs a list of labels, got {one!r}; with ColReader, pass label_delim=' '.")
+    if are_flags(values) and not any(flag(name) is not None for name in vocab or ()):
+        row = list(values[0])
+        raise ValueError(f"MultiCategoryBlock: the targets are rows of zeros and ones, such as {row}, and not lists of labels; pass "
+                         f"encoded=True and vocab=[...] with the {plural(len(row), 'class name')}.")
+
 # %% ../../nbs/api/data/05_block.ipynb #11e5b394
 @dataclass
 class MultiCategoryBlock(Block):
@@ -125,21 +136,11 @@ class MultiCategoryBlock(Block):
     def setup(self, values: Sequence) -> None:
         found = self.vocab is None
         if not self.encoded:
-            self._check_lists(values)
+            _check_lists(values, self.vocab)
         if found:
             self.vocab = [label for row in values for label in row if not is_blank(label)]
         self.categories = CategoryMap(self.vocab, sort=found)
         self.vocab = list(self.categories.vocab)
-
-    def _check_lists(self, values: Sequence) -> None:
-        "Raise if targets are no lists of labels."
-        one = next((v for v in values if isinstance(v, str) or not hasattr(v, "__iter__")), None)
-        if one is not None:
-            raise ValueError(f"MultiCategoryBlock: each item needs a list of labels, got {one!r}; with ColReader, pass label_delim=' '.")
-        if are_flags(values) and not any(flag(name) is not None for name in self.vocab or ()):
-            row = list(values[0])
-            raise ValueError(f"MultiCategoryBlock: the targets are rows of zeros and ones, such as {row}, and no lists of labels; pass "
-                             f"encoded=True and vocab=[...] with the {plural(len(row), 'class name')}.")
 
     def encode(self, value: Iterable) -> Tensor:
         if not hasattr(self, "categories"):
@@ -173,7 +174,7 @@ class MultiCategoryBlock(Block):
     def loss(self) -> tuple[str, dict]:
         return "binary_cross_entropy", {"thresh": self.thresh}
 
-# %% ../../nbs/api/data/05_block.ipynb #7f2a526f
+# %% ../../nbs/api/data/05_block.ipynb #0059712c
 def _as_numbers(value: Any) -> Any:
     "The cells of a table, which are text, as numbers; anything else as it is."
     if isinstance(value, (list, tuple)):

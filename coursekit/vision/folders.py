@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ..core import plural, printable, show_path
 from ..data.items import get_image_files
@@ -265,15 +264,14 @@ def table_layout(
 
 def table_in_folder(
     root: Path,  # a folder with images and one table
-    **columns: Any,  # those of `table_layout`
-) -> Layout:
-    "The images of a folder, labeled by the table in it."
-    root = _unwrap(root)
-    found = _tables(root)
+    asked: str,  # the options that somebody passed for a table, for the error
+) -> Path:
+    "The table in a folder; none or several are an error."
+    found = _tables(_unwrap(root))
     if len(found) != 1:
-        raise ValueError(f"plan_data: {', '.join(f'{k}={v!r}' for k, v in columns.items())} is for a table, and {show_path(root)} has "
-                         f"{plural(len(found), 'table')}{': ' * bool(found)}{', '.join(printable(t.name) for t in found)}; pass the path of one.")
-    return table_layout(found[0], root, **columns)
+        raise ValueError(f"plan_data: {asked} is for a table, and {show_path(root)} has {plural(len(found), 'table')}{': ' * bool(found)}"
+                         f"{', '.join(printable(t.name) for t in found)}; pass the path of one.")
+    return found[0]
 
 # %% ../../nbs/api/vision/05_folders.ipynb #e9eda430
 def _why_no_files(table: dict[str, list[str]], path: Path, root: Path) -> str:

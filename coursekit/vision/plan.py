@@ -63,7 +63,10 @@ def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, 
         raise ValueError(f"plan_data: pat={pat!r} is for file names and {next(iter(columns))} for a table; leave one of them out.")
     if is_dir or _is_archive(path):
         root = path if is_dir else _unpacked(path)
-        return table_in_folder(root, **columns) if columns else folder_layout(root, pat=pat)
+        if not columns:
+            return folder_layout(root, pat=pat)
+        path = table_in_folder(root, ", ".join(f"{k}={v!r}" for k, v in columns.items()))
+        return table_layout(path, path.parent, **columns)
     if not is_table:
         raise ValueError(f"plan_data: {printable(show_path(path))} is one file, neither a folder nor an archive nor a table (.csv); pass "
                          "the folder with the images.")
