@@ -6,7 +6,7 @@
 __all__ = ['is_missing', 'is_blank', 'plain', 'split_labels', 'as_number', 'flag', 'are_flags', 'side_of', 'row_sides',
            'read_text', 'read_table', 'find_column', 'found_delimiter']
 
-# %% ../../nbs/api/data/02b_tables.ipynb #100bb975
+# %% ../../nbs/api/data/02b_tables.ipynb #ed303edc
 import csv
 import io
 import os
@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core import printable, show_path, suggest
 
-# %% ../../nbs/api/data/02b_tables.ipynb #0e079626
+# %% ../../nbs/api/data/02b_tables.ipynb #0b666738
 def is_missing(value: Any) -> bool:
     "Whether a value is None, NaN, NaT or pandas.NA."
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
@@ -44,7 +44,7 @@ def plain(value: Any) -> Any:
         value = value.item()
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
-# %% ../../nbs/api/data/02b_tables.ipynb #79471773
+# %% ../../nbs/api/data/02b_tables.ipynb #12dde1f5
 def split_labels(value: Any, delim: str) -> list[str]:
     "The labels in a cell, without blanks around them; empty pieces and repeated labels are dropped."
     text = "" if is_missing(value) else str(plain(value))
@@ -58,7 +58,7 @@ def as_number(value: Any) -> int | float | None:
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-# %% ../../nbs/api/data/02b_tables.ipynb #7ff52a00
+# %% ../../nbs/api/data/02b_tables.ipynb #12e84ab9
 _FLAGS = {**dict.fromkeys(("0", "0.0", "false", "falsch", "faux", "falso"), 0), **dict.fromkeys(("1", "1.0", "true", "wahr", "vrai", "verdadero", "vero"), 1)}
 
 
@@ -76,7 +76,7 @@ def are_flags(rows: Iterable) -> bool:
     cells = [v for r in rows for v in r if not is_blank(v)]
     return len(rows[0]) > 1 and bool(cells) and all(flag(v) is not None for v in cells)
 
-# %% ../../nbs/api/data/02b_tables.ipynb #74a18375
+# %% ../../nbs/api/data/02b_tables.ipynb #beff2ee3
 _SIDES = {"train": r"train(ing)?|trn|n|no|f|" + "|".join(k for k, v in _FLAGS.items() if not v),
           "valid": r"val(id)?(ation)?|dev|y|yes|t|" + "|".join(k for k, v in _FLAGS.items() if v), "test": r"te?st(ing)?"}
 
@@ -100,7 +100,7 @@ def row_sides(who: str, col: Any, cells: Sequence) -> list[str]:
     sides = [side or "train" for side in sides]
     return sides if "valid" in sides else ["valid" if side == "test" else side for side in sides]
 
-# %% ../../nbs/api/data/02b_tables.ipynb #8cdf731e
+# %% ../../nbs/api/data/02b_tables.ipynb #ed098b31
 def read_text(path: str | os.PathLike) -> str:
     "The text of a file in the encodings that spreadsheets write: UTF-8, UTF-16 or Windows-1252."
     data = Path(path).read_bytes()
@@ -116,7 +116,7 @@ def read_text(path: str | os.PathLike) -> str:
             text = data.decode("cp1252", errors="replace")
     return text.replace("\0", "")
 
-# %% ../../nbs/api/data/02b_tables.ipynb #e1449bbe
+# %% ../../nbs/api/data/02b_tables.ipynb #4cdd0c81
 _MARKS = "\t;,|"  # that separate columns
 
 
@@ -151,7 +151,7 @@ def _mark_of(text: str, is_file: Callable[[str], Any], *, blanks: bool) -> str:
         return " "
     return max(found, key=lambda m: found[m]) if found else max(marks, key=head.count, default=",")
 
-# %% ../../nbs/api/data/02b_tables.ipynb #6ce13850
+# %% ../../nbs/api/data/02b_tables.ipynb #9a22ad7e
 def _columns(who: str, path: Path, rows: list[list[str]], header: int | None) -> dict[str, list[str]]:
     "Rows as columns with a name each; a row with more cells than names raises."
     if header is not None and header >= len(rows):
@@ -196,7 +196,7 @@ def read_table(
         header = None if any(is_file(cell) for cell in rows[0] if cell) else 0
     return _columns(who, path, rows, header)
 
-# %% ../../nbs/api/data/02b_tables.ipynb #0508639a
+# %% ../../nbs/api/data/02b_tables.ipynb #5f88f035
 def find_column(
     who: str,  # the function that an error names
     col: str | int,  # name of a column, or its position from 0

@@ -68,9 +68,9 @@ def target_block(
         print(f"{who}: the targets are numbers such as {broken:g}, so a RegressionBlock predicts them; y_block=CategoryBlock takes them as classes.")
         return RegressionBlock
     if 2 * len(set(labels)) > len(labels):
-        raise ValueError(f"{who}: the targets are whole numbers written as fractions, such as {labels[0]}, and most occur only once; pass "
+        raise ValueError(f"{who}: the targets are whole numbers stored as floats, such as {labels[0]}, and most occur only once; pass "
                          "y_block=RegressionBlock to predict a number, or y_block=CategoryBlock if each is a class.")
-    print(f"{who}: the targets are whole numbers written as fractions, such as {labels[0]}, and are taken as classes; y_block=RegressionBlock "
+    print(f"{who}: the targets are whole numbers stored as floats, such as {labels[0]}, and are taken as classes; y_block=RegressionBlock "
           "predicts a number.")
     return CategoryBlock
 
