@@ -52,17 +52,18 @@ def _column_target(df, label_col: int | str | Sequence[int | str], label_delim: 
     return target_block(cells if None in numbers else numbers, who=who)
 
 
-def _usable_rows(rows: Sequence, get_x: ColReader, get_y: ColReader, y_block: Block | type[Block]) -> list:
+def _usable_rows(df, get_x: ColReader, get_y: ColReader, y_block: Block | type[Block]) -> list:
     "The rows with a file and a label; an image with two different labels goes, too. What is left out is printed."
+    rows = df.to_dict("records") if df.columns.is_unique else as_items(df)  # dicts are read much faster
     kept, found, left_out = [], defaultdict(set), Counter()
     classes = issubclass(y_block if isinstance(y_block, type) else type(y_block), (CategoryBlock, MultiCategoryBlock))
-    for row in rows:
+    for i, row in enumerate(rows):
         blank = [all(map(is_blank, reader.cells(row))) for reader in (get_x, get_y)]
         if blank[0] or (blank[1] and not get_y.label_delim):
             left_out["without a file name" if blank[0] else "without a label"] += 1
             continue
         file, label = os.path.abspath(get_x(row)), get_y(row)
-        kept.append((file, row))
+        kept.append((file, i))
         if classes:
             several = hasattr(label, "__iter__") and not isinstance(label, str)
             found[file].add(label if not several else tuple(label) if getattr(y_block, "encoded", False) else frozenset(label))
@@ -72,7 +73,8 @@ def _usable_rows(rows: Sequence, get_x: ColReader, get_y: ColReader, y_block: Bl
         notes.append(f"{plural(len(torn), 'image')} with different labels, such as {printable(os.path.basename(torn[0]))}")
     if notes:
         print(f"ImageDataLoaders.from_df: left out {' and '.join(notes)}.")
-    return [row for file, row in kept if file not in set(torn)]
+    out = set(torn)
+    return as_items(df.iloc[[i for file, i in kept if file not in out]])
 
 # %% ../../nbs/api/vision/07_data.ipynb #601ce244
 class ImageDataLoaders(DataLoaders):
@@ -264,7 +266,7 @@ class ImageDataLoaders(DataLoaders):
         get_x = ColReader(fn_col, pref=Path(path) / (folder or ""), suff=suff)
         get_y = ColReader(label_col, label_delim=label_delim)
         y_block = y_block or _column_target(df, label_col, label_delim)
-        rows = _usable_rows(as_items(df.astype(object)), get_x, get_y, y_block)  # object: numbers stay what they are beside other numbers
+        rows = _usable_rows(df.astype(object), get_x, get_y, y_block)  # object: numbers stay what they are beside other numbers
         return cls._made(rows, path, seed, options, blocks=(ImageBlock, y_block), splitter=splitter, get_x=get_x, get_y=get_y)
 
     @classmethod
