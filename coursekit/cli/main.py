@@ -217,10 +217,15 @@ def data_clear(name: str | None, yes: bool) -> None:
 @click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True, help="Where to keep decoded images.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder of the files that a CSV names.  [default: its own]")
 @click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")
+@click.option("--fn-col", help="Column of a table with the file names, by name or by number from 0.  [default: found]")
+@click.option("--label-col", multiple=True, help="Column of a table with the labels; give it once per column.  [default: found]")
+@click.option("--label-delim", help="What separates several labels in a cell; '' if a cell is one label.  [default: found]")
+@click.option("--valid-col", help="Column of a table that is true, or says valid, in rows for validation.  [default: found]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option("--dry-run", is_flag=True, help="Only print how SOURCE is understood and what would be done.")
 def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
-          pretrained: bool, cache: str, images: str | None, pat: str | None, overwrite: bool, dry_run: bool) -> None:
+          pretrained: bool, cache: str, images: str | None, pat: str | None, fn_col: str | None, label_col: tuple[str, ...],
+          label_delim: str | None, valid_col: str | None, overwrite: bool, dry_run: bool) -> None:
     """Train a model on the images of SOURCE and write it to a file.
 
     SOURCE is a folder (with one folder per class, or the class in the file names), a zip of one, or a CSV with file names and classes.
@@ -231,13 +236,15 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
       coursekit train photos/
       coursekit train pets.zip --epochs 5 --size 128 --out pets.ck
       coursekit train labels.csv --arch resnet34 --dry-run
+      coursekit train tags.csv --label-col tags --label-delim ";"
     """
     from coursekit.cli.train import Recipe, check_out, train_model
     from coursekit.vision.plan import plan_data
 
     target = check_out(out, overwrite=overwrite or dry_run)
     recipe = Recipe(arch, pretrained=pretrained, epochs=epochs, lr=lr)
-    plan = plan_data(source, images=images, pat=pat, valid_pct=valid_pct, seed=seed)
+    plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col or None, label_delim=label_delim, valid_col=valid_col,
+                     valid_pct=valid_pct, seed=seed)
     click.echo(str(plan))
     plan.dblock()  # what makes training impossible is an error here
     click.echo(f"training  {recipe}")

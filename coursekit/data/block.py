@@ -6,6 +6,7 @@
 __all__ = ['Block', 'CategoryBlock', 'MultiCategoryBlock', 'RegressionBlock']
 
 # %% ../../nbs/api/data/05_block.ipynb #ec731b05
+import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..core import plural
 from .items import CategoryMap
+from .tables import are_flags, as_number, flag, is_blank
 
 # %% ../../nbs/api/data/05_block.ipynb #8c6116c4
 class Block:
@@ -111,30 +113,56 @@ class CategoryBlock(Block):
     def n_out(self) -> int | None:  # type: ignore[override]
         return None if self.vocab is None else len(self.vocab)
 
+# %% ../../nbs/api/data/05_block.ipynb #b95624ae
+def _check_lists(values: Sequence, vocab: Sequence | None) -> None:
+    "Raise if the targets of a multi-label block are not lists of labels."
+    one = next((v for v in values if isinstance(v, str) or not hasattr(v, "__iter__")), None)
+    if one is not None:
+        raise ValueError(f"MultiCategoryBlock: each item needs a list of labels, got {one!r}; with ColReader, pass label_delim=' '.")
+    if are_flags(values) and not any(flag(name) is not None for name in vocab or ()):
+        row = list(values[0])
+        raise ValueError(f"MultiCategoryBlock: the targets are rows of zeros and ones, such as {row}, and not lists of labels; pass "
+                         f"encoded=True and vocab=[...] with the {plural(len(row), 'class name')}.")
+
 # %% ../../nbs/api/data/05_block.ipynb #11e5b394
 @dataclass
 class MultiCategoryBlock(Block):
     "Any number of classes at once, as a row of zeros and ones."
     vocab: Sequence | None = None  # class names in order; None: those of the training items, sorted
     thresh: float = 0.5  # a class is predicted from this probability on, 0..1
+    encoded: bool = False  # True: a target is a row of zeros and ones already, one for each name in vocab
     kind: ClassVar[str] = "multicategory"
+
+    def __post_init__(self) -> None:
+        if self.encoded and self.vocab is None:
+            raise ValueError("MultiCategoryBlock: encoded=True needs the class names in the order of the zeros and ones; pass vocab=[...].")
 
     def setup(self, values: Sequence) -> None:
         found = self.vocab is None
+        if not self.encoded:
+            _check_lists(values, self.vocab)
         if found:
-            if any(isinstance(v, str) for v in values):
-                raise ValueError("MultiCategoryBlock: each item needs a list of labels, got a string; with ColReader, pass label_delim=' '.")
-            self.vocab = [label for row in values for label in row]
+            self.vocab = [label for row in values for label in row if not is_blank(label)]
         self.categories = CategoryMap(self.vocab, sort=found)
         self.vocab = list(self.categories.vocab)
 
     def encode(self, value: Iterable) -> Tensor:
         if not hasattr(self, "categories"):
             self.setup([])
+        if self.encoded:
+            return self._from_flags(value)
         target = torch.zeros(len(self.vocab))
         for label in value:
-            target[self.categories.index(label)] = 1.0
+            if not is_blank(label):
+                target[self.categories.index(label)] = 1.0
         return target
+
+    def _from_flags(self, value: Iterable) -> Tensor:
+        found = [None] if isinstance(value, str) or not hasattr(value, "__iter__") else [flag(v) for v in value]
+        if None in found or len(found) != len(self.vocab):
+            raise ValueError(f"MultiCategoryBlock: {reprlib.repr(value)} is not a target with a 0 or a 1 for each of the "
+                             f"{plural(len(self.vocab), 'class', 'classes')} {reprlib.repr(self.vocab)}.")
+        return torch.tensor(found, dtype=torch.float32)
 
     def decode(self, value: Tensor) -> list:
         return [self.vocab[i] for i in (value >= self.thresh).nonzero().flatten().tolist()]
@@ -150,6 +178,14 @@ class MultiCategoryBlock(Block):
     def loss(self) -> tuple[str, dict]:
         return "binary_cross_entropy", {"thresh": self.thresh}
 
+# %% ../../nbs/api/data/05_block.ipynb #0059712c
+def _as_numbers(value: Any) -> Any:
+    "The cells of a table, which are text, as numbers; anything else as it is."
+    if isinstance(value, (list, tuple)):
+        return [_as_numbers(v) for v in value]
+    number = as_number(value) if isinstance(value, str) else None
+    return value if number is None else number
+
 # %% ../../nbs/api/data/05_block.ipynb #0430d214
 @dataclass
 class RegressionBlock(Block):
@@ -163,7 +199,7 @@ class RegressionBlock(Block):
 
     def encode(self, value: Any) -> Tensor:
         try:
-            target = torch.as_tensor(value, dtype=torch.float32)
+            target = torch.as_tensor(_as_numbers(value), dtype=torch.float32)
         except (TypeError, ValueError) as e:
             raise ValueError(f"RegressionBlock: {value!r} is not a number or a list of numbers; get_y must return floats.") from e
         if self.n is not None and target.numel() != self.n:

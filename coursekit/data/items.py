@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from ..core import check_range, plural, show_path, suggest
+from .tables import find_column, is_blank, is_missing, plain, row_sides, split_labels
 
 # %% ../../nbs/api/data/03_items.ipynb #fcdd1019
 def _walk(root: Path, recurse: bool) -> list[str]:
@@ -164,41 +165,23 @@ class IndexSplitter:
         return f"IndexSplitter({reprlib.repr(list(self.valid_idx))})"
 
 # %% ../../nbs/api/data/03_items.ipynb #8164214e
-def _is_missing(v) -> bool:
-    "None, NaN, NaT or pandas.NA"
-    if v is None or type(v).__name__ in ("NAType", "NaTType"):
-        return True
-    try:
-        return bool(v != v)
-    except (TypeError, ValueError):
-        return False
-
-
 def _cell(who: str, row, col: str | int):
     "The value in column `col` (name or position) of a row: a Series or a dict"
     names = list(row.keys())
-    at = names.index(col) if col in names else col if isinstance(col, int) and 0 <= col < len(names) else None
-    if at is None:
-        raise ValueError(f"{who}: there is no column {col!r}; the columns are {reprlib.repr(names)}{suggest(str(col), map(str, names)) or '.'}")
+    at = find_column(who, col, names)
     return row.iloc[at] if hasattr(row, "iloc") else row[names[at]]
 
 
 @dataclass(frozen=True)
 class ColSplitter:
-    "Rows whose column `col` is true (or 1) are held out for validation"
+    "Rows whose column `col` is true, 1 or `valid` are held out for validation; those that are `test` are left out, unless none is `valid`"
 
     col: str | int = "is_valid"  # name or position of the column
 
     def __call__(self, items) -> Split:
         rows = [row for _, row in items.iterrows()] if hasattr(items, "iterrows") else items
-        column = [_cell("ColSplitter", row, self.col) for row in rows]
-        empty = next((i for i, v in enumerate(column) if _is_missing(v)), None)
-        if empty is not None:
-            raise ValueError(f"ColSplitter: column {self.col!r} is empty in row {empty}; fill it in or drop the row.")
-        odd = next((v for v in column if v not in (0, 1)), None)
-        if odd is not None:
-            raise ValueError(f"ColSplitter: column {self.col!r} has {odd!r}, which is neither true nor false; use FuncSplitter for such a column.")
-        return _by_mask(column)
+        sides = row_sides("ColSplitter", self.col, [_cell("ColSplitter", row, self.col) for row in rows])
+        return [i for i, side in enumerate(sides) if side == "train"], [i for i, side in enumerate(sides) if side == "valid"]
 
 # %% ../../nbs/api/data/03_items.ipynb #112348d9
 def parent_label(
@@ -248,29 +231,32 @@ class using_attr:  # lower case, because it is written like a function
 # %% ../../nbs/api/data/03_items.ipynb #792e3f04
 @dataclass(frozen=True)
 class ColReader:
-    "The value of column(s) `cols` of a row"
+    "The value of column(s) `cols` of a row, as somebody wrote it (see `plain`)"
 
     cols: str | int | Sequence[str | int]  # name(s) or position(s); several make a list
-    pref: str | os.PathLike = ""  # put in front; a folder is joined with /
+    pref: str | os.PathLike = ""  # put in front; a folder (a `Path`) is joined with / unless the value is an absolute path
     suff: str = ""  # put at the end, such as ".jpg"
     label_delim: str | None = None  # split the text here, because a cell has several labels
 
+    def cells(self, row) -> list:
+        "The cells that are read, without what is put in front or at the end"
+        return [plain(_cell("ColReader", row, c)) for c in ([self.cols] if isinstance(self.cols, (str, int)) else self.cols)]
+
     def __call__(self, row):
-        if isinstance(self.cols, (str, int)):
-            return self._one(row, self.cols)
-        values = [self._one(row, c) for c in self.cols]
+        cells = self.cells(row)
+        if self.label_delim:
+            return list(dict.fromkeys(label for value in cells for label in split_labels(value, self.label_delim)))
+        values = [self._named(value, row) for value in cells] if self.pref or self.suff else cells
         return values[0] if len(values) == 1 else values
 
-    def _one(self, row, col):
-        value = _cell("ColReader", row, col)
-        if self.label_delim is not None:  # pandas reads an empty cell as missing: both mean no label
-            return [] if _is_missing(value) or value == "" else str(value).split(self.label_delim)
-        pref = self.pref if isinstance(self.pref, str) else f"{Path(self.pref).as_posix()}/"
-        if not pref and not self.suff:
-            return value
-        if _is_missing(value):
-            raise ValueError(f"ColReader: column {col!r} is empty in {reprlib.repr(row)}; fill it in or drop the row.")
-        return f"{pref}{value}{self.suff}"
+    def _named(self, value, row) -> str:
+        if is_blank(value):
+            raise ValueError(f"ColReader: column {self.cols!r} is empty in {reprlib.repr(row)}; fill it in or drop the row.")
+        name = f"{value}{self.suff}"
+        if isinstance(self.pref, str):
+            return f"{self.pref}{name}"
+        name = name.replace("\\", "/")  # as Windows writes paths
+        return name if Path(name).is_absolute() else f"{Path(self.pref).as_posix()}/{name}"
 
 # %% ../../nbs/api/data/03_items.ipynb #ee57c2a8
 def _kind(v) -> str:
@@ -295,7 +281,7 @@ class CategoryMap:
         if hasattr(values, "cat") and not values.isna().any():  # a pandas column with categories brings its own order
             values, sort = values.cat.categories, False
         values = values.tolist() if hasattr(values, "tolist") else [v.item() if hasattr(v, "item") else v for v in values]
-        missing = sum(map(_is_missing, values))
+        missing = sum(map(is_missing, values))
         if missing:
             raise ValueError(f"CategoryMap: {plural(missing, 'label')} of {len(values)} missing (None or NaN); drop those items or give them "
                              "a label of their own, such as 'unknown'.")

@@ -25,6 +25,7 @@ from ..core import cpu_cores
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from ..data.items import ColReader
 from ..data.loader import LoaderOptions
+from ..data.tables import are_flags, as_number, is_missing
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import show_image
 from .augment import ToFloat
@@ -55,11 +56,44 @@ class ItemPart:
         return item[self.i] if isinstance(item, tuple) else item
 
 # %% ../../nbs/api/vision/04_block.ipynb #c5e8317d
-def target_block(labels: Sequence) -> type[Block]:
-    "The block that fits a list of labels: `MultiCategoryBlock` for lists, `RegressionBlock` for floats, else `CategoryBlock`."
-    if len(labels) and all(isinstance(v, (list, tuple, set)) for v in labels):
+def target_block(
+    labels: Sequence,  # one target per item
+    *,
+    names: Sequence[str] = (),  # of the columns that the targets come from, if these are several
+    who: str = "target_block",  # the function that a note or an error names
+) -> Block | type[Block]:
+    "The block that fits targets, judged by their values. Numbers can be meant in two ways: a guess is printed, and without a hint it is an error."
+    labels = [v for v in labels if not is_missing(v)]
+    if labels and all(isinstance(v, (list, tuple, set)) for v in labels):
+        return _block_of_lists(labels, names, who)
+    if not any(isinstance(v, float) for v in labels) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in labels):
+        return CategoryBlock
+    if broken := next((v for v in labels if v % 1), None):
+        print(f"{who}: the targets are numbers such as {broken:g}, so a RegressionBlock predicts them; y_block=CategoryBlock takes them as classes.")
+        return RegressionBlock
+    if 2 * len(set(labels)) > len(labels):
+        raise ValueError(f"{who}: the targets are whole numbers stored as floats, such as {labels[0]}, and most occur only once; pass "
+                         "y_block=RegressionBlock to predict a number, or y_block=CategoryBlock if each is a class.")
+    print(f"{who}: the targets are whole numbers stored as floats, such as {labels[0]}, and are taken as classes; y_block=RegressionBlock "
+          "predicts a number.")
+    return CategoryBlock
+
+# %% ../../nbs/api/vision/04_block.ipynb #f1113aad
+def _block_of_lists(rows: list, names: Sequence[str], who: str) -> Block | type[Block]:
+    "The block for targets that are lists: of labels, of zeros and ones, or of numbers."
+    if are_flags(rows):
+        if names:
+            return MultiCategoryBlock(encoded=True, vocab=list(names))
+        raise ValueError(f"{who}: the targets are rows of zeros and ones, such as {list(rows[0])}; name the {len(rows[0])} classes with "
+                         "y_block=MultiCategoryBlock(encoded=True, vocab=[...]).")
+    cells = [as_number(v) if names or not isinstance(v, str) else None for row in rows for v in row]
+    if None in cells or len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
         return MultiCategoryBlock
-    return RegressionBlock if len(labels) and all(isinstance(v, float) for v in labels) else CategoryBlock
+    if any(v % 1 for v in cells):
+        print(f"{who}: the targets are {len(rows[0])} numbers each, such as {list(rows[0])}, so a RegressionBlock predicts them.")
+        return RegressionBlock
+    raise ValueError(f"{who}: the targets are {len(rows[0])} whole numbers each, such as {list(rows[0])}; pass y_block=RegressionBlock to predict "
+                     "numbers, or y_block=MultiCategoryBlock if each is the number of a class.")
 
 # %% ../../nbs/api/vision/04_block.ipynb #8fd6d537
 _DEEP_FILES = {b"\x89PNG": "PNG", b"II": "TIFF", b"MM": "TIFF", b"P": "PPM"}  # how files begin that can hold deep images

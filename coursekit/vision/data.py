@@ -8,17 +8,20 @@ __all__ = ['ImageDataLoaders']
 # %% ../../nbs/api/vision/07_data.ipynb #d9158f91
 import dataclasses
 import os
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import Unpack
 
-from ..core import takes_options
+from ..core import plural, printable, takes_options
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
+from ..data.dataset import as_items
 from ..data.items import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, RegexLabeller, get_image_files, parent_label
 from ..data.loader import DataLoaders, LoaderOptions
+from ..data.tables import as_number, find_column, found_delimiter, is_blank, read_table
 from .block import ImageBlock, ImageOptions, ItemPart, NameFunc, target_block
 from .plan import plan_data
 
@@ -32,6 +35,46 @@ def _with_size(tfms: Sequence, size: int | tuple[int, int], by: int | tuple[int,
             t = t.with_size(new) if hasattr(t, "with_size") else dataclasses.replace(t, size=new)
         made.append(t)
     return made
+
+# %% ../../nbs/api/vision/07_data.ipynb #47f49ecc
+def _column_target(df, label_col: int | str | Sequence[int | str], label_delim: str | None) -> Block | type[Block]:
+    "The block that fits the columns of a table; if a column looks as if it held lists of labels, that is printed."
+    who = "ImageDataLoaders.from_df"
+    if label_delim:
+        return MultiCategoryBlock
+    columns = [df.iloc[:, find_column(who, c, df.columns)] for c in ([label_col] if isinstance(label_col, (int, str)) else label_col)]
+    if len(columns) > 1:
+        return target_block([list(row) for row in zip(*columns)], names=[str(c.name) for c in columns], who=who)
+    cells = [v for v in columns[0].tolist() if not is_blank(v)]
+    if all(isinstance(v, str) for v in cells) and (delim := found_delimiter(str(columns[0].name), cells)):
+        print(f"{who}: column {columns[0].name!r} has cells with {delim!r}, taken as one label each; label_delim={delim!r} takes them as several.")
+    numbers = [as_number(v) for v in cells]
+    return target_block(cells if None in numbers else numbers, who=who)
+
+
+def _usable_rows(df, get_x: ColReader, get_y: ColReader, y_block: Block | type[Block]) -> list:
+    "The rows with a file and a label; an image with two different labels goes, too. What is left out is printed."
+    rows = df.to_dict("records") if df.columns.is_unique else as_items(df)  # dicts are read much faster
+    kept, found, left_out = [], defaultdict(set), Counter()
+    classes = issubclass(y_block if isinstance(y_block, type) else type(y_block), (CategoryBlock, MultiCategoryBlock))
+    for i, row in enumerate(rows):
+        blank = [all(map(is_blank, reader.cells(row))) for reader in (get_x, get_y)]
+        if blank[0] or (blank[1] and not get_y.label_delim):
+            left_out["without a file name" if blank[0] else "without a label"] += 1
+            continue
+        file, label = os.path.abspath(get_x(row)), get_y(row)
+        kept.append((file, i))
+        if classes:
+            several = hasattr(label, "__iter__") and not isinstance(label, str)
+            found[file].add(label if not several else tuple(label) if getattr(y_block, "encoded", False) else frozenset(label))
+    torn = [file for file, labels in found.items() if len(labels) > 1]
+    notes = [f"{plural(n, 'row')} {what}" for what, n in left_out.items()]
+    if torn:
+        notes.append(f"{plural(len(torn), 'image')} with different labels, such as {printable(os.path.basename(torn[0]))}")
+    if notes:
+        print(f"ImageDataLoaders.from_df: left out {' and '.join(notes)}.")
+    out = set(torn)
+    return as_items(df.iloc[[i for file, i in kept if file not in out]])
 
 # %% ../../nbs/api/vision/07_data.ipynb #601ce244
 class ImageDataLoaders(DataLoaders):
@@ -105,12 +148,17 @@ class ImageDataLoaders(DataLoaders):
         size: int | tuple[int, int] = 224,  # image size in pixels; item_tfms replaces it
         images: str | os.PathLike | None = None,  # the folder that a CSV file's names are in; None: the CSV file's own
         pat: str | None = None,  # regular expression whose first group is the class in a file name; None: found
+        fn_col: int | str | None = None,  # column of a table with the file names; None: found, as are the next three
+        label_col: int | str | Sequence[int | str] | None = None,  # column(s) of a table with the labels
+        label_delim: str | None = None,  # what separates several labels in a cell; "": a cell is one label
+        valid_col: int | str | None = None,  # column of a table that is True or `valid` for validation rows
         valid_pct: float = 0.2,  # share 0..1 held out where the source has no split
         seed: int = 42,  # of the split, shuffling and augmentation
         **options: Unpack[ImageOptions],
     ) -> DataLoaders:
         "Find out how a source is labeled, show the plan, and load what can be used: `plan_data` in one call."
-        plan = plan_data(source, images=images, pat=pat, valid_pct=valid_pct, seed=seed)
+        plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col, label_delim=label_delim, valid_col=valid_col,
+                         valid_pct=valid_pct, seed=seed)
         print(plan)
         return plan.dataloaders(size=size, **options)
 
@@ -192,7 +240,7 @@ class ImageDataLoaders(DataLoaders):
         if len(fnames) != len(labels):
             raise ValueError(f"ImageDataLoaders.from_lists: got {len(fnames)} files and {len(labels)} labels; pass one label per file.")
         labels = labels.tolist() if hasattr(labels, "tolist") else [v.item() if hasattr(v, "item") else v for v in labels]
-        return cls._made(list(zip(fnames, labels)), path, seed, options, blocks=(ImageBlock, y_block or target_block(labels)),
+        return cls._made(list(zip(fnames, labels)), path, seed, options, blocks=(ImageBlock, y_block or target_block(labels, who="ImageDataLoaders.from_lists")),
                          get_x=ItemPart(0), get_y=ItemPart(1), splitter=RandomSplitter(valid_pct, seed=seed))
 
     @classmethod
@@ -207,36 +255,40 @@ class ImageDataLoaders(DataLoaders):
         fn_col: int | str = 0,  # column of the file names
         folder: str | None = None,  # folder inside path with the files
         suff: str = "",  # ending to add to the file names
-        label_col: int | str | list = 1,  # column(s) of the labels
-        label_delim: str | None = None,  # what separates several labels of a row
+        label_col: int | str | list = 1,  # column(s) of the labels; several with zeros and ones are named after the classes
+        label_delim: str | None = None,  # what separates several labels in a cell
         y_block: Block | type[Block] | None = None,  # kind of target; None: found from the labels
-        valid_col: int | str | None = None,  # column that is true for validation rows
+        valid_col: int | str | None = None,  # column that is True or `valid` for validation rows
         **options: Unpack[ImageOptions],
     ) -> "ImageDataLoaders":
         "Take file names and labels from the columns of a table."
         splitter = RandomSplitter(valid_pct, seed=seed) if valid_col is None else ColSplitter(valid_col)
-        prefix = f"{Path(path) / folder if folder else Path(path)}{os.sep}"
-        reader = ColReader(label_col, label_delim=label_delim)
-        if y_block is None:
-            labels = [reader(row) for _, row in df.head(1000).iterrows()]
-            y_block = MultiCategoryBlock if label_delim is not None else target_block(labels)
-        return cls._made(df, path, seed, options, blocks=(ImageBlock, y_block), splitter=splitter,
-                         get_x=ColReader(fn_col, pref=prefix, suff=suff), get_y=reader)
+        get_x = ColReader(fn_col, pref=Path(path) / (folder or ""), suff=suff)
+        get_y = ColReader(label_col, label_delim=label_delim)
+        y_block = y_block or _column_target(df, label_col, label_delim)
+        rows = _usable_rows(df.astype(object), get_x, get_y, y_block)  # object: numbers stay what they are beside other numbers
+        return cls._made(rows, path, seed, options, blocks=(ImageBlock, y_block), splitter=splitter, get_x=get_x, get_y=get_y)
 
     @classmethod
     def from_csv(
         cls,
         path: str | os.PathLike,  # folder with the table
-        csv_fname: str = "labels.csv",  # the table's file name
+        csv_fname: str | os.PathLike = "labels.csv",  # the table: its name in that folder, or a path
         *,
-        header: int | str | None = "infer",  # row of column names, as pandas.read_csv takes it
-        delimiter: str | None = None,  # between columns; None: comma
+        header: int | str | None = "infer",  # row of column names, from 0; None: there is none; "infer": row 0, unless it names an image
+        delimiter: str | None = None,  # between columns; None: found
         **options: Any,  # those of `from_df`
     ) -> "ImageDataLoaders":
-        "Do the same with the columns of a CSV file."
+        "Do the same with the columns of a CSV file, all of whose cells are text."
         import pandas as pd
 
-        return cls.from_df(pd.read_csv(Path(path) / csv_fname, header=header, sep=delimiter or ","), path, **options)
+        home, suff = Path(path).expanduser(), options.get("suff", "")
+
+        def is_file(cell: str) -> bool:
+            return os.path.isfile(home / (options.get("folder") or "") / f"{cell}{suff}".replace("\\", "/"))
+
+        table = read_table(home / csv_fname, header=header, delimiter=delimiter, is_file=is_file, who="ImageDataLoaders.from_csv")
+        return cls.from_df(pd.DataFrame(table, dtype=object), path, **options)
 
 
 ImageBlock.dls_class = ImageDataLoaders  # what a DataBlock of images makes

@@ -25,7 +25,7 @@ from ..data.download import Check, Digest
 from ..data.items import IndexSplitter, get_files
 from ..data.loader import DataLoaders
 from .block import ImageBlock, ImageOptions, ItemPart, find_scale, scale_text
-from .folders import Labelled, Layout, folder_layout, table_layout
+from .folders import Labelled, Layout, folder_layout, table_in_folder, table_layout
 from .images import check_images
 from .resize import Resize
 
@@ -52,21 +52,27 @@ def _unpacked(archive: Path) -> Path:
     return folder
 
 
-def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None) -> Layout:
+def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, columns: dict[str, Any]) -> Layout:
     "The layout of a folder, of an archive, or of a table with its images in the folder `images`."
     if not path.exists():
         raise FileNotFoundError(f"plan_data: there is no {printable(show_path(path))}; check the path, or fetch a web address with untar_data first.")
     is_dir, is_table = path.is_dir(), path.suffix.lower() in (".csv", ".tsv", ".txt")
     if images is not None and not is_table:
         raise ValueError(f"plan_data: images={os.fspath(images)!r} belongs to a CSV file, but the source is none; leave it out.")
+    if pat is not None and columns:
+        raise ValueError(f"plan_data: pat={pat!r} is for file names and {next(iter(columns))} for a table; leave one of them out.")
     if is_dir or _is_archive(path):
-        return folder_layout(path if is_dir else _unpacked(path), pat=pat)
+        root = path if is_dir else _unpacked(path)
+        if not columns:
+            return folder_layout(root, pat=pat)
+        path = table_in_folder(root, ", ".join(f"{k}={v!r}" for k, v in columns.items()))
+        return table_layout(path, path.parent, **columns)
     if not is_table:
         raise ValueError(f"plan_data: {printable(show_path(path))} is one file, neither a folder nor an archive nor a table (.csv); pass "
                          "the folder with the images.")
     if pat is not None:
         raise ValueError(f"plan_data: pat={pat!r} is for the file names in a folder, but the source is a table; leave it out.")
-    return table_layout(path, path.parent if images is None else Path(images).expanduser())
+    return table_layout(path, path.parent if images is None else Path(images).expanduser(), **columns)
 
 # %% ../../nbs/api/vision/06_plan.ipynb #591a8a6c
 @dataclass(frozen=True)
@@ -253,13 +259,18 @@ def plan_data(
     *,
     images: str | os.PathLike | None = None,  # the folder that a CSV file's names are in; None: the CSV file's own
     pat: str | None = None,  # regular expression whose first group is the class in a file name; None: found
+    fn_col: int | str | None = None,  # column of a table with the file names; None: found, as are the next three
+    label_col: int | str | Sequence[int | str] | None = None,  # column(s) of a table with the labels
+    label_delim: str | None = None,  # what separates several labels in a cell; "": a cell is one label
+    valid_col: int | str | None = None,  # column of a table that is True or `valid` for validation rows
     valid_pct: float = 0.2,  # share 0..1 for validation where the source has no split
     seed: int = 42,  # of that split
 ) -> DataPlan:  # print it, then `.dataloaders()`
     "Look at a source of images: its labels, how many images each class has, what is wrong. Only reads, but unpacks an archive."
     check_range("plan_data", "valid_pct", valid_pct, 0, 0.9)
     source = Path(source).expanduser()
-    layout = _find_layout(source, images, pat)
+    columns = {"fn_col": fn_col, "label_col": label_col, "label_delim": label_delim, "valid_col": valid_col}
+    layout = _find_layout(source, images, pat, {k: v for k, v in columns.items() if v is not None})
     layout.items = [i for i in layout.items if i.label != "" and i.file.is_file()]
     bad = check_images([i.file for i in layout.items])
     unreadable = {f for f, _ in bad}
