@@ -42,8 +42,10 @@ def state_folder(root: str | os.PathLike) -> Path:  # `coursekit_home()/state/<n
     root = Path(root).expanduser().resolve()
     name = re.sub(r"[^\w.-]", "_", root.name)[:40] or "root"
     folder = coursekit_home() / "state" / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
-    check_writable(folder / "any", "state_folder", "set COURSEKIT_HOME to a folder you can write to")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"state_folder: {folder} cannot be made ({e.strerror or e}); set COURSEKIT_HOME to a folder you can write to.") from e
     return folder
 
 # %% ../nbs/api/00_core.ipynb #aa3483e0
@@ -176,7 +178,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:  # open for writ
         temporary.unlink(missing_ok=True)
         raise
 
-# %% ../nbs/api/00_core.ipynb #d6564c73
+# %% ../nbs/api/00_core.ipynb #f051d7ee
 def check_writable(
     path: str | os.PathLike,  # file to write later; its folder may not exist yet
     who: str,  # first words of the error
@@ -187,7 +189,8 @@ def check_writable(
     try:
         folder = next(p for p in path.parents if p.exists())
         if path.is_dir() or not folder.is_dir():
-            raise ValueError(f"{who}: {show_path(path)} {'is a folder' if path.is_dir() else f'lies in {folder.name}, which is a file'}; {fix}.")
+            raise ValueError(f"{who}: {show_path(path)} {'is a folder' if path.is_dir() else f'lies in {folder.name}, which is a file'}; "
+                             "pass the name of a file.")
         with tempfile.TemporaryFile(dir=folder):
             pass
         if path.exists():

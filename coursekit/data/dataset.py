@@ -151,7 +151,7 @@ class _InputGetter:
     def __call__(self, item: Any) -> Any:
         return item if self.block.accepts(item, self.getter) else self.getter(item)
 
-# %% ../../nbs/api/data/07_dataset.ipynb #8b3f736a
+# %% ../../nbs/api/data/07_dataset.ipynb #e7618583
 def unknown_label(
     item: Any,  # whose label nobody knows how to read
 ) -> Any:
