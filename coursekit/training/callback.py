@@ -88,6 +88,12 @@ class CancelFitException(Exception):
 
 CANCELS = (CancelBatchException, CancelStepException, CancelTrainException, CancelValidateException, CancelEpochException, CancelFitException)
 
+# %% ../../nbs/api/training/06_callback.ipynb #4755b1ba
+def _same_kind(old: Any, new: Any) -> bool:
+    "Whether one value can take the place of another: both numbers, or of the same type."
+    number = (bool, int, float)
+    return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
+
 # %% ../../nbs/api/training/06_callback.ipynb #d84ed202
 class Callback:
     """Base of all callbacks: one method per event, each of which does nothing here.
@@ -146,12 +152,6 @@ class Callback:
         return type(self).__name__
 
 
-def _same_kind(old: Any, new: Any) -> bool:
-    "Whether one value can take the place of another: both numbers, or of the same type."
-    number = (bool, int, float)
-    return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
-
-
 EVENTS: tuple[str, ...] = tuple(n for n in vars(Callback) if n.startswith(("before_", "after_")))
 
 # %% ../../nbs/api/training/06_callback.ipynb #aa1edfd3
@@ -175,7 +175,7 @@ def check_callbacks(
             raise ValueError(f"cbs: {cb!r} is not a Callback; pass instances of classes that inherit from Callback.")
     return made
 
-# %% ../../nbs/api/training/06_callback.ipynb #be63dbfa
+# %% ../../nbs/api/training/06_callback.ipynb #44a5c15f
 def check_writes(
     cbs: Sequence[Callback],  # of a fit that is about to start
     learn: Any,  # the learner, with the fit's `state`

@@ -132,21 +132,65 @@ def evaluating(
         for module, mode in modes:
             module.training = mode
 
-# %% ../../nbs/api/training/11_predictions.ipynb #84ff1d8d
-class Turns:
-    """Who may use a model: one training, or any number of predictions. A training that waits for its next batch lets in the predictions that were
-    asked for, so each of them sees the weights as they are between two batches. A thread is never kept waiting by itself: what a callback predicts
-    in the middle of a batch is predicted there."""
+# %% ../../nbs/api/training/11_predictions.ipynb #cc247e4f
+class _Door:
+    "Where predictions wait while a training has the model."
 
     def __init__(self) -> None:
-        self.door = threading.Condition()
+        self.lock = threading.Condition()
         self.trainer: int | None = None  # the thread that trains
-        self.depth = 0  # trainings of that thread inside each other; the outermost may rest
         self.came = 0  # predictions that have asked so far
         self.allowed = math.inf  # as many of them may begin
         self.asked: dict[int, int] = {}  # thread -> number of its prediction, until that is done
         self.inside = 0  # predictions under way
         self.modes = contextlib.ExitStack()  # puts the model back into its mode after the last of them
+
+    def open(self) -> None:
+        "Let predictions begin."
+        with self.lock:
+            self.allowed = math.inf
+            self.lock.notify_all()
+
+    def close(self) -> None:
+        "Let no more predictions begin, and wait for those that have asked."
+        with self.lock:
+            self.allowed = self.came
+            self.lock.wait_for(lambda: min(self.asked.values(), default=math.inf) >= self.allowed)
+
+    @contextlib.contextmanager
+    def predicting(self, model: nn.Module) -> Iterator[None]:
+        "Inside, the model is in evaluation mode and nobody trains it."
+        me, entered = threading.get_ident(), False
+        if me == self.trainer or me in self.asked:  # a callback, or a prediction that needs another
+            with evaluating(model):
+                yield
+            return
+        try:
+            with self.lock:
+                number, self.came = self.came, self.came + 1
+                self.asked[me] = number
+                self.lock.wait_for(lambda: number < self.allowed)
+                self.inside, entered = self.inside + 1, True
+                if self.inside == 1:
+                    self.modes.enter_context(evaluating(model))
+            yield
+        finally:
+            with self.lock:
+                self.asked.pop(me, None)
+                self.inside -= entered
+                if entered and not self.inside:
+                    self.modes.close()
+                self.lock.notify_all()
+
+# %% ../../nbs/api/training/11_predictions.ipynb #499a2f1b
+class Turns(_Door):
+    """Who may use a model: one training, or any number of predictions. A training that waits for its next batch lets in the predictions that were
+    asked for, so each of them sees the weights as they are between two batches. A thread is never kept waiting by itself: what a callback predicts
+    in the middle of a batch is predicted there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 0  # trainings of the same thread inside each other; the outermost may rest
 
     def __reduce__(self) -> tuple:  # a copy of a learner takes turns of its own
         return Turns, ()
@@ -163,44 +207,18 @@ class Turns:
         if me in self.asked:  # a callback of its own `validate`
             yield
             return
-        with self.door:
-            self.door.wait_for(lambda: self.trainer in (None, me))
+        with self.lock:
+            self.lock.wait_for(lambda: self.trainer in (None, me))
             self.trainer, self.depth = me, self.depth + 1
         try:
             if self.depth == 1:
-                self._close()
+                self.close()
             yield
         finally:
-            with self.door:
-                self.depth -= 1
-                if not self.depth:
-                    self.trainer, self.allowed = None, math.inf
-                    self.door.notify_all()
-
-    @contextlib.contextmanager
-    def predicting(self, model: nn.Module) -> Iterator[None]:
-        "Inside, the model is in evaluation mode and nobody trains it."
-        me, entered = threading.get_ident(), False
-        if me == self.trainer or me in self.asked:
-            with evaluating(model):
-                yield
-            return
-        try:
-            with self.door:
-                number = self.asked[me] = self.came
-                self.came += 1
-                self.door.wait_for(lambda: number < self.allowed)
-                self.inside, entered = self.inside + 1, True
-                if self.inside == 1:
-                    self.modes.enter_context(evaluating(model))
-            yield
-        finally:
-            with self.door:
-                self.asked.pop(me, None)
-                self.inside -= entered
-                if entered and not self.inside:
-                    self.modes.close()
-                self.door.notify_all()
+            self.depth -= 1
+            if not self.depth:
+                self.trainer = None
+                self.open()
 
     def between(self, items: Iterable) -> Iterator:
         "The items of an iterable. While the training waits for the next one, predictions may run."
@@ -208,27 +226,15 @@ class Turns:
         while True:
             rests = self.trainer == threading.get_ident() and self.depth == 1
             if rests:
-                self._open()
+                self.open()
             try:
                 item = next(it, end)
             finally:
                 if rests:
-                    self._close()
+                    self.close()
             if item is end:
                 return
             yield item
-
-    def _open(self) -> None:
-        "Let predictions begin."
-        with self.door:
-            self.allowed = math.inf
-            self.door.notify_all()
-
-    def _close(self) -> None:
-        "Let no more predictions begin, and wait for those that have asked."
-        with self.door:
-            self.allowed = self.came
-            self.door.wait_for(lambda: min(self.asked.values(), default=math.inf) >= self.allowed)
 
 # %% ../../nbs/api/training/11_predictions.ipynb #f46345ec
 def joined(
