@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['coursekit_home', 'state_folder', 'show_path', 'printable', 'suggest', 'takes_options', 'check_range', 'check_whole',
            'check_fname', 'plural', 'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype', 'cpu_cores',
-           'atomic_file', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
+           'atomic_file', 'check_writable', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
 
 # %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
@@ -18,6 +18,7 @@ import inspect
 import os
 import re
 import secrets
+import tempfile
 import types
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -41,7 +42,10 @@ def state_folder(root: str | os.PathLike) -> Path:  # `coursekit_home()/state/<n
     root = Path(root).expanduser().resolve()
     name = re.sub(r"[^\w.-]", "_", root.name)[:40] or "root"
     folder = coursekit_home() / "state" / f"{name}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OSError(f"state_folder: {folder} cannot be made ({e.strerror or e}); set COURSEKIT_HOME to a folder you can write to.") from e
     return folder
 
 # %% ../nbs/api/00_core.ipynb #aa3483e0
@@ -173,6 +177,26 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:  # open for writ
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+# %% ../nbs/api/00_core.ipynb #f051d7ee
+def check_writable(
+    path: str | os.PathLike,  # file to write later; its folder may not exist yet
+    who: str,  # first words of the error
+    fix: str,  # its last: what to do
+) -> None:
+    "Raise an `OSError` that says what to do if a file cannot be written. Nothing is left behind."
+    path = Path(path).expanduser().absolute()
+    try:
+        folder = next(p for p in path.parents if p.exists())
+        if path.is_dir() or not folder.is_dir():
+            raise ValueError(f"{who}: {show_path(path)} {'is a folder' if path.is_dir() else f'lies in {folder.name}, which is a file'}; "
+                             "pass the name of a file.")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.exists():
+            open(path, "ab").close()
+    except OSError as e:
+        raise OSError(f"{who}: {show_path(path)} cannot be written ({e.strerror or e}); {fix}.") from e
 
 # %% ../nbs/api/00_core.ipynb #44e96904
 @functools.cache

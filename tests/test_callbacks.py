@@ -283,8 +283,9 @@ def test_trial_runs_leave_a_tracker_as_it_was() -> None:
 def test_two_that_write_the_same_file_are_refused(cbs: Callable[[Path], list[Callback]], tmp_path: Path) -> None:
     learn = small(tmp_path)
     before = weights(learn)
-    with raises(ValueError, "fname", "pass another fname"):
-        learn.fit(2, 0.1, cbs=cbs(tmp_path))
+    made = cbs(tmp_path)
+    with raises(ValueError, type(made[0]).__name__, "pass another name"):
+        learn.fit(2, 0.1, cbs=made)
     assert close(weights(learn), before) and not list(tmp_path.rglob("*.*"))
 
 
@@ -758,7 +759,7 @@ def test_csv_with_other_columns_and_a_folder_are_refused(tmp_path: Path) -> None
         learn.fit(1, cbs=CSVLogger(append=True))
     assert file.read_bytes() == text
     for name in (tmp_path, "history.csv/x.csv"):
-        with raises(ValueError, "CSVLogger", "fname", "folder"):
+        with raises(ValueError, "CSVLogger", tmp_path / name, "name of a file"):
             learn.fit(1, cbs=CSVLogger(name))
     learn.fit(1, cbs=CSVLogger())
     assert list(rows_of(file)[0])[3] == "error_rate"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from helpers import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coursekit.training.recorder import smooth
 from coursekit.training.schedules import (
-    CombinedSched, SchedCos, SchedExp, SchedLin, SchedNo, Schedule, combine_scheds, combined_cos, lr_groups, minimum,
+    CombinedSched, SchedCos, SchedExp, SchedLin, SchedNo, Schedule, combine_scheds, combined_cos, descent, lr_groups, minimum,
     one_cycle, slide, steep, valley
 )
 
@@ -184,7 +186,7 @@ def test_valley_against_the_plain_definition(losses: list[float]) -> None:
     end, longest = lengths.index(max(lengths)), max(lengths)
     start = end - longest if longest > 1 else end
     index = start + int(longest / 3) + int(longest / 3 / 2)
-    assert valley(range(1, len(losses) + 1), losses) == max(index, 0) + 1
+    assert valley(range(1, len(losses) + 1), losses) == max(index, descent(losses)[0]) + 1
 
 
 def test_minimum_and_steep() -> None:
@@ -213,3 +215,21 @@ def test_suggestions(rule) -> None:
         rule(lrs, [math.inf] * len(lrs))
     with raises(ValueError, 90, 89):
         rule(lrs, losses[1:])
+
+
+@pytest.mark.parametrize("rule", [valley, steep, minimum, slide])
+@given(st.integers(0, 10**6), st.floats(-4, -1.5), st.floats(0.2, 0.8), st.floats(0.5, 1.5), st.floats(0, 0.1))
+@quick
+def test_no_suggestion_lies_where_the_curve_is_still_flat(rule, seed: int, center: float, width: float, depth: float, noise: float) -> None:
+    """A hundred batches with noise, as the learning rate finder smooths them; the true curve has fallen by a fiftieth where the flat part ends."""
+    rng, lrs = random.Random(seed), [1e-7 * 10 ** (8 * k / 100) for k in range(100)]
+    clean = [2.3 - depth / (1 + math.exp(-(math.log10(r) - center) / width)) + r**2 for r in lrs]
+    losses, truth = smooth([v + rng.gauss(0, noise) for v in clean]), smooth(clean)
+    end = next(i for i, v in enumerate(truth) if v < truth[0] - 0.02 * (truth[0] - min(truth)))
+    assert rule(lrs[:90], losses[:90]) >= lrs[max(0, end - 5)]
+
+
+def test_where_the_descent_begins() -> None:
+    for losses, (start, fall) in [([1.0] * 9, (0, 0.0)), ([2.0, 1.0], (0, 1.0)), ([3.0] * 5 + [2.0, 1.0, 0.0, 9.0], (4, 3.0)), ([1.0, 2.0, 3.0], (0, 0.0)),
+                                  ([9.0] + [3.0] * 10 + [2.0, 1.0, 0.0], (10, 3.0))]:  # fmt: skip
+        assert descent(losses) == (start, fall)

@@ -285,7 +285,7 @@ def test_interpretation_after_a_fit_reads_no_data(photos: Path, monkeypatch: pyt
     interp = ClassificationInterpretation.from_learner(learn)
     assert calls == [] and 1 - float((interp.decoded == interp.targs).float().mean()) == pytest.approx(learn.recorder.final_record[-1])
     kept = learn.get_preds(with_loss=True)
-    learn.kept.dl = None
+    learn.kept.found = None
     fresh = learn.get_preds(with_loss=True)
     assert calls and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, fresh))
 

@@ -28,6 +28,7 @@ class Block:
     batch_tfms: ClassVar[tuple] = ()  # batch transforms that this kind of part always needs
     dls_class: ClassVar[Any] = None  # what a `DataBlock` with this first input makes; None: `DataLoaders`
     n_out: ClassVar[int | None] = None  # how many outputs a model needs to predict this; None if it cannot be a target
+    meaning: ClassVar[tuple[str, ...]] = ("vocab",)  # attributes that say what the numbers mean: saved with weights, compared where those meet data
     loss: ClassVar[Any] = None  # what fits this as a target: a name in `training.losses`, (name, options), or a loss; None: nothing natural
 
     def accepts(self, item: Any, getter: Callable) -> bool:

@@ -21,8 +21,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..core import check_device, check_whole, default_device, plural, reuse_memory, takes_options
-from .batch import (Batch, EpochSampler, Keys, as_batch, collate_blocks, default_workers, derive_seed, ignore_interrupts,
-                                  map_tensors, to_batch)
+from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate_blocks, default_workers, derive_seed, ignore_interrupts,
+                                  map_tensors, to_batch, workers_are_forked)
 from .cache import Cache, threads
 from ..display import figure_grid, finish
 
@@ -117,6 +117,8 @@ class DataLoader(Loader):
         if self.cache and self.cache.kind == "device" and self.num_workers:
             raise ValueError(f"DataLoader: with cache='device', batches are cut on the {self.device.type} and not in other processes; "
                              f"leave out num_workers={num_workers}.")
+        if self.num_workers and not workers_are_forked():
+            check_sendable(_sent_parts(dataset, collate), self.num_workers)
         if batch_sampler is None:
             batch_sampler = EpochSampler(len(dataset), bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
         self.keys = Keys(dataset, batch_sampler, seed)
@@ -204,6 +206,14 @@ class DataLoader(Loader):
         if self.cache:
             return f"cache={self.cache.kind!r}" + (f", {workers}" if self.num_workers else "")
         return workers if self.num_workers else f"no workers but {plural(threads(), 'thread')}"
+
+# %% ../../nbs/api/data/09_loader.ipynb #3571bb4d
+def _sent_parts(dataset: Any, collate: Callable | None) -> list[tuple[str, Any]]:
+    "What worker processes get that may be code of the user's, each with its name for an error."
+    if not hasattr(dataset, "getters"):
+        return [("collate", collate), *((f"the dataset's {name}", part) for name, part in getattr(dataset, "__dict__", {}).items() if callable(part))]
+    getters = [("get_x" if p < dataset.n_inp else "get_y", g) for p, g in enumerate(dataset.getters)]
+    return [("collate", collate), *getters, *(("item transform", t) for t in dataset.item_tfms), *(("block", b) for b in dataset.blocks)]
 
 # %% ../../nbs/api/data/09_loader.ipynb #08547113
 class PlainLoader(Loader):

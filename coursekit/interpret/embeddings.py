@@ -8,6 +8,7 @@ __all__ = ['embeddings', 'principal_directions', 'pca', 'MapItems', 'EmbeddingMa
 # %% ../../nbs/api/interpret/03_embeddings.ipynb #47468fdf
 import functools
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +23,21 @@ from ..data.loader import ordered
 from ..display import figure_output, finish
 from ..training.learner import Learner
 from ..training.loop import as_float
-from ..training.predictions import evaluating
 
 # %% ../../nbs/api/interpret/03_embeddings.ipynb #d8ca5421
 @torch.no_grad()
 def _embed(learn: Learner, dl: Any) -> tuple[Tensor, Tensor]:  # (N, D) and (N, n_out), on the CPU
     "The inputs of the last linear layer for each item of a loader, and the outputs of the model."
     seen: list[Tensor] = []
-    features, outputs = [], []
+    features, outputs, me = [], [], threading.get_ident()  # other threads may predict at the same time
 
     def note(module: nn.Module, inputs: tuple) -> None:
-        seen[:] = [inputs[0].detach()]
+        if threading.get_ident() == me:
+            seen[:] = [inputs[0].detach()]
 
     handles = [m.register_forward_pre_hook(note) for m in learn.model.modules() if isinstance(m, nn.Linear)]
     try:
-        with evaluating(learn.model):
+        with learn.turns.predicting(learn.model):
             for batch in dl:
                 outputs.append(as_float(learn.model(*batch.xs)).cpu())
                 if not seen or len(seen[0]) != batch.size:

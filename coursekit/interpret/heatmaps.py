@@ -22,7 +22,6 @@ from ..display import as_label, finish, new_axes, show_image
 from ..training.hooks import find_layers, hook_outputs, last_maps
 from ..training.learner import Learner
 from ..training.loop import as_float
-from ..training.predictions import evaluating
 
 # %% ../../nbs/api/interpret/02_heatmaps.ipynb #b6c7c4c4
 @dataclass(repr=False)
@@ -85,7 +84,7 @@ def heat_maps(
 ) -> list[HeatMap]:  # one per item
     "Heat maps of a whole batch in one pass. Model, gradients and hooks are left as they were."
     model, xs, vocab = learn.model, batch.xs, vocab_of(learn, output)
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with learn.turns.predicting(model), torch.inference_mode(False), torch.enable_grad():
         xs = tuple(x.clone() if x.is_inference() else x for x in xs)  # tensors made in inference mode have no gradients
         name, module = _layer_of(model, xs, layer)
         with hook_outputs(model, module, grads=True) as (seen,):

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['CANCELS', 'EVENTS', 'State', 'LearnerLike', 'CancelBatchException', 'CancelStepException', 'CancelTrainException',
            'CancelValidateException', 'CancelEpochException', 'CancelFitException', 'Callback', 'collect_hooks',
-           'check_callbacks', 'ParamScheduler']
+           'check_callbacks', 'check_writes', 'ParamScheduler']
 
 # %% ../../nbs/api/training/06_callback.ipynb #9e2166c5
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..core import suggest
+from ..core import check_writable, show_path, suggest
 from ..data.loader import Batch, DataLoaders
 from .optimizers import set_hyper
 from .schedules import Schedule
@@ -54,6 +55,7 @@ class LearnerLike(Protocol):
     state: State
     recorder: Any  # a `recorder.Recorder`
     kept: Any  # a `predictions.KeptPreds`
+    turns: Any  # a `predictions.Turns`
     trial_fit: Callable
     progress: bool  # whether fits show a bar and a table
     running: list["Callback"]  # all callbacks of the current fit, in running order
@@ -85,6 +87,12 @@ class CancelFitException(Exception):
 
 
 CANCELS = (CancelBatchException, CancelStepException, CancelTrainException, CancelValidateException, CancelEpochException, CancelFitException)
+
+# %% ../../nbs/api/training/06_callback.ipynb #4755b1ba
+def _same_kind(old: Any, new: Any) -> bool:
+    "Whether one value can take the place of another: both numbers, or of the same type."
+    number = (bool, int, float)
+    return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
 
 # %% ../../nbs/api/training/06_callback.ipynb #d84ed202
 class Callback:
@@ -125,6 +133,10 @@ class Callback:
             if name.startswith(("before_", "after_")) and name not in EVENTS:
                 raise TypeError(f"{cls.__name__}.{name} is not an event, so it would never be called{suggest(name, EVENTS)}")
 
+    def writes(self, learn: Any) -> Sequence[Path]:
+        "The files that it will write in this fit. A fit checks that they can be written before it starts."
+        return ()
+
     def kept(self) -> dict[str, Any]:
         "What a checkpoint stores of this callback: the attributes in `keeps`."
         return {name: getattr(self, name) for name in self.keeps}
@@ -138,12 +150,6 @@ class Callback:
 
     def __repr__(self) -> str:
         return type(self).__name__
-
-
-def _same_kind(old: Any, new: Any) -> bool:
-    "Whether one value can take the place of another: both numbers, or of the same type."
-    number = (bool, int, float)
-    return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
 
 
 EVENTS: tuple[str, ...] = tuple(n for n in vars(Callback) if n.startswith(("before_", "after_")))
@@ -168,6 +174,20 @@ def check_callbacks(
         if not isinstance(cb, Callback):
             raise ValueError(f"cbs: {cb!r} is not a Callback; pass instances of classes that inherit from Callback.")
     return made
+
+# %% ../../nbs/api/training/06_callback.ipynb #44a5c15f
+def check_writes(
+    cbs: Sequence[Callback],  # of a fit that is about to start
+    learn: Any,  # the learner, with the fit's `state`
+) -> None:
+    "Refuse a fit whose callbacks could not write their files, or would overwrite each other's."
+    writers: dict[Path, Callback] = {}
+    files = [(cb, path) for cb in cbs for path in cb.writes(learn)]
+    for cb, path in files:
+        if (other := writers.setdefault(path.resolve(), cb)) is not cb:
+            raise ValueError(f"{other!r} and {cb!r} would both write to {show_path(path)}; pass another name to one of them.")
+    for cb, path in files:
+        check_writable(path, type(cb).__name__, "set learn.path to a folder you can write to, or pass an absolute path as the file's name")
 
 # %% ../../nbs/api/training/06_callback.ipynb #73de9ead
 class ParamScheduler(Callback):

@@ -163,6 +163,10 @@ def explained(
     if isinstance(error, CANCELS):
         return RuntimeError(f"Learner.fit: {type(error).__name__} was raised outside the part that it ends; its docstring says where it belongs.")
     size = s.batch.size if s.batch is not None else learn.dls.train.bs
+    if isinstance(error, ValueError) and "more than 1 value per channel" in str(error) and size == 1:
+        return ValueError(
+            f"Learner.fit: batch {s.step + 1} of {s.n_steps} has a single item, and batch norm cannot train on one, because it compares each item with "
+            "the others of its batch. Pass bs=2 or more; if only the last batch is that small, pass drop_last=True to your loader.")
     if out_of_memory(error) and size and size > 1:
         half = size // 2
         return torch.OutOfMemoryError(

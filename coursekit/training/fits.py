@@ -9,12 +9,13 @@ __all__ = ['Fits']
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 
 from torch import nn
 
 from ..core import RngState, check_range, check_whole, plural, reuse_memory
 from ..display import Table
-from .callback import Callback, CancelFitException, ParamScheduler, State, check_callbacks, collect_hooks
+from .callback import Callback, CancelFitException, ParamScheduler, State, check_callbacks, check_writes, collect_hooks
 from .faults import FiniteLoss, Interrupts, explained
 from .layers import is_norm
 from .loop import Loop
@@ -25,6 +26,9 @@ from .progress import ProgressCallback
 from .schedules import lr_groups, one_cycle, valley
 
 # %% ../../nbs/api/training/14_fits.ipynb #242877df
+_QUIET: ContextVar[tuple[int, ...]] = ContextVar("quiet", default=())  # `id`s of the learners that show nothing in this thread
+
+
 class Fits(Loop):
     "The ways to train a model: the part of a `Learner` between the loop and the data."
 
@@ -37,7 +41,7 @@ class Fits(Loop):
     cbs: list[Callback]  # of every fit
     rng: RngState  # of everything that torch draws in a fit
     kept: KeptPreds  # of the last validation
-    progress: bool  # show bar and table
+    _progress: bool  # what was assigned to `progress`
 
     # ---- optimizer and parameter groups
 
@@ -91,14 +95,23 @@ class Fits(Loop):
 
     # ---- fits
 
+    @property
+    def progress(self) -> bool:
+        "Whether fits show a bar and a table, and predictions a bar. It can be assigned."
+        return self._progress and id(self) not in _QUIET.get()
+
+    @progress.setter
+    def progress(self, progress: bool) -> None:
+        self._progress = progress
+
     @contextlib.contextmanager
     def no_bar(self) -> Iterator[None]:
-        "Inside, fits show neither bar nor table."
-        before, self.progress = self.progress, False
+        "Inside, fits of this thread show neither bar nor table."
+        token = _QUIET.set((*_QUIET.get(), id(self)))
         try:
             yield
         finally:
-            self.progress = before
+            _QUIET.reset(token)
 
     def fit(
         self,
@@ -169,13 +182,14 @@ class Fits(Loop):
         "A fit after which weights, optimizer, random numbers and the order of the data are as before; nothing is shown or written."
         weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         opt, states, epoch = self.opt, dict(self.rng.states), self.dls.train.epoch
-        self.opt = None
-        try:
-            with self.no_bar():
-                self._fit(n_epoch, lr_groups(self.lr if lr is None else lr, len(self.groups)), cbs=cbs, trial=True)
-        finally:
-            self.model.load_state_dict(weights)
-            self.opt, self.rng.states, self.dls.train.epoch = opt, states, epoch
+        with self.turns.training():  # predictions of other threads wait for the weights to be back
+            self.opt = None
+            try:
+                with self.no_bar():
+                    self._fit(n_epoch, lr_groups(self.lr if lr is None else lr, len(self.groups)), cbs=cbs, trial=True)
+            finally:
+                self.model.load_state_dict(weights)
+                self.opt, self.rng.states, self.dls.train.epoch = opt, states, epoch
 
     def _fit(self, n_epoch: int, lrs: Sequence[float], *, wd: float | None = None, cbs: Sequence[Callback] = (), trial: bool = False) -> None:
         "Every fit: the loop, with what protects it. Whatever happens inside, the model can be used afterwards."
@@ -184,10 +198,12 @@ class Fits(Loop):
             raise ValueError("Learner.fit: there is no training data; set learn.dls to DataLoaders that have some.")
         if self.running:
             raise RuntimeError("Learner.fit: a fit of this learner is running, and a callback cannot start another inside it; make a second learner.")
-        with Interrupts() as interrupts:
+        with Interrupts() as interrupts, self.turns.training():
             everyone = [*self.cbs, *cbs, FiniteLoss(), self.kept, interrupts, *([ProgressCallback()] if self.progress else [])]
-            self.running = sorted({id(cb): cb for cb in everyone}.values(), key=lambda cb: cb.order)
             self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)
+            if not trial:
+                check_writes(everyone, self)
+            self.running = sorted({id(cb): cb for cb in everyone}.values(), key=lambda cb: cb.order)
             try:
                 self.hooks = collect_hooks(self.running)
                 reuse_memory()

@@ -7,8 +7,9 @@ __all__ = ['POOLING', 'FINE', 'Recorded', 'find_layers', 'hook_outputs', 'last_m
 
 # %% ../../nbs/api/training/16_hooks.ipynb #2addc018
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,9 +27,12 @@ class Recorded:
     output: Tensor | None = None  # None before the model has run
     grad: Tensor | None = None  # with `grads=True`: the gradient of what `backward` was called on, with respect to the output
     tensor: Tensor | None = None  # with `grads=True`: the output in the graph, for `torch.autograd.grad`
+    thread: int = field(default_factory=threading.get_ident)  # whose runs count: others may predict at the same time
 
     def note(self, module: nn.Module, inputs: tuple, output: Any, *, grads: bool) -> Tensor | None:
         "The forward hook: keep the output, and with grads pass on a copy, which later layers may change in place."
+        if threading.get_ident() != self.thread:
+            return None
         if not isinstance(output, Tensor):
             raise ValueError(f"hook_outputs: layer {self.name!r} returns a {type(output).__name__}, not a tensor; record one of its parts instead.")
         self.output, self.grad = output.detach().clone(), None
@@ -74,7 +78,7 @@ def hook_outputs(
     *,
     grads: bool = False,  # record the gradients of a backward pass, too; works on frozen models
 ) -> Iterator[list[Recorded]]:  # one per layer
-    "Inside, record what these layers output whenever the model runs. If a layer runs twice, the later output counts."
+    "Inside, record what these layers output whenever this thread runs the model. If a layer runs twice, the later output counts."
     seen = [Recorded(name, module) for name, module in find_layers(model, layers)]
     with contextlib.ExitStack() as hooks:
         for r in seen:

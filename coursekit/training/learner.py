@@ -6,6 +6,7 @@
 __all__ = ['WRITERS', 'LearnerOptions', 'Learner', 'check_dls', 'with_model_tfms', 'serving_learner', 'synthetic_learner']
 
 # %% ../../nbs/api/training/15_learner.ipynb #4304b6d3
+import copy
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -15,9 +16,9 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from ..core import RngState, check_device, plural, precision_dtype, show_path
+from ..core import RngState, check_device, check_writable, plural, precision_dtype, show_path
 from ..data.block import Block
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, unknown_label
 from ..data.loader import DataLoader, DataLoaders, ordered
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import Table
@@ -28,10 +29,10 @@ from .loss_wrappers import as_loss
 from .losses import Loss, fitting_loss, named_loss
 from .metrics import as_metric
 from .optimizers import split_params, AdamW, load_opt_tensors, opt_tensors
-from .predictions import KeptPreds, Prediction, Preds, evaluating
+from .predictions import KeptPreds, Prediction, Preds, Turns, own_pass
 from .profile import layer_table, profile
 from .recorder import Recorder
-from .weights import load_weights, read_tensors, write_tensors
+from .weights import check_meaning, load_weights, meaning_of, read_tensors, write_tensors
 
 # %% ../../nbs/api/training/15_learner.ipynb #dc50a3ee
 class LearnerOptions(TypedDict, total=False):
@@ -45,7 +46,7 @@ class LearnerOptions(TypedDict, total=False):
     wd: float  # weight decay, decoupled, never on norms and biases; 0.01 if not given
     moms: tuple[float, float, float]  # momentum at the start, the peak and the end of a cycle; (.95, .85, .95) if not given
     train_bn: bool  # frozen groups keep their norm layers trainable; True if not given
-    path: str | os.PathLike | None  # folder for saved files; None: that of the data
+    path: str | os.PathLike | None  # folder for saved files; None: that of the data, and the working directory for `export`
     model_dir: str  # folder inside it for `save`; "models" if not given
     device: torch.device | str | None  # None: that of the data
     precision: str  # of training: "auto" (bf16 if that is faster: `precision_dtype`), "bf16", "fp32"; "auto" if not given
@@ -76,13 +77,14 @@ class Learner(Fits):
         wd: float = 0.01,  # weight decay, decoupled; never on norms and biases
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),  # momentum at the start, the peak and the end of a cycle
         train_bn: bool = True,  # frozen groups keep their norm layers trainable
-        path: str | os.PathLike | None = None,  # folder for saved files; None: that of the data
+        path: str | os.PathLike | None = None,  # folder for saved files; None: that of the data, and the working directory for `export`
         model_dir: str = "models",  # folder inside it for `save`
         device: torch.device | str | None = None,  # None: that of the data
         precision: str = "auto",  # of training: "auto" (bf16 if that is faster: `precision_dtype`), "bf16", "fp32"
         seed: int | None = None,  # of dropout and everything else that torch draws in a fit; None draws one
     ):
         self._dls = check_dls(dls, device)
+        self.meaning = meaning_of(self._dls)  # of the model's inputs and outputs
         self.device = torch.device(device) if device is not None else self.dls.device
         self.model = model
         fitting = fitting_loss(self.dls.targets)
@@ -95,10 +97,11 @@ class Learner(Fits):
         split_params(self.model, splitter)  # a splitter that does not fit fails here
         self.metrics = metrics
         self.path, self.model_dir = Path(path) if path is not None else self.dls.path, model_dir
+        self._data_path = self.path if path is None else None
         self.precision, self.autocast_dtype = precision, precision_dtype(self.device, precision, model=model)
         self.rng, self.state, self.dl = RngState(seed), State(), None
         self.opt: Any = None  # a torch optimizer, made when a fit needs it
-        self.recorder, self.kept, self.progress = Recorder(), KeptPreds(), True
+        self.recorder, self.kept, self.turns, self.progress = Recorder(), KeptPreds(), Turns(), True
         self.cbs = [self.recorder, *check_callbacks(cbs)]
         self.running: list[Callback] = []  # all callbacks of the current fit, in running order
         self.hooks = collect_hooks(())
@@ -107,7 +110,8 @@ class Learner(Fits):
 
     @property
     def dls(self) -> DataLoaders:
-        "The data. Other `DataLoaders` can take their place, for instance with larger images; the model's normalization goes with them."
+        """The data. Other `DataLoaders` can take their place, for instance with larger images; the model's normalization goes with them. They must
+        mean the same to the model: the same classes in the same order."""
         return self._dls
 
     @dls.setter
@@ -115,7 +119,10 @@ class Learner(Fits):
         dls, n_out = check_dls(dls, self.device), getattr(getattr(self.model, "spec", None), "n_out", None)
         if None not in (n_out, dls.n_out) and dls.n_out != n_out:
             raise ValueError(f"Learner.dls: these data need {dls.n_out} outputs and the model has {n_out}; make a new learner.")
-        self._dls = with_model_tfms(dls, self._dls.batch_tfms)
+        dls = with_model_tfms(dls, self._dls.batch_tfms)
+        now = meaning_of(dls)
+        check_meaning(self.meaning, now, "Learner.dls", "Make a new learner for these data.")
+        self._dls, self.meaning = dls, now or self.meaning
 
     @property
     def model(self) -> nn.Module:
@@ -164,15 +171,14 @@ class Learner(Fits):
         *,
         cbs: Callback | Sequence[Callback] = (),  # for this validation
     ) -> list[float]:  # [loss, metrics...]
-        "Loss and metrics. A fit in which a callback calls this goes on as if it had not."
-        before = {name: getattr(self, name) for name in ("hooks", "state", "dl")}
-        self.state, self.hooks = State(), collect_hooks([self.kept, *check_callbacks(cbs)])
-        try:
-            with evaluating(self.model):
-                self.validate_part(self.dls.valid if dl is None else ordered(dl))
-                return self.state.metrics
-        finally:
-            vars(self).update(before)
+        "Loss and metrics. A fit in which a callback calls this, or another thread, goes on as if it had not."
+        other = copy.copy(self)  # the callbacks get it, so nothing that happens here changes this learner
+        other.state, other.kept, other.turns, other._metrics = State(), KeptPreds(), Turns(), [copy.copy(m) for m in self.metrics]
+        other.hooks = collect_hooks([other.kept, *check_callbacks(cbs)])
+        with self.turns.predicting(self.model):
+            other.validate_part(own_pass(self, self.dls.valid if dl is None else ordered(dl)))
+        self.kept.found = other.kept.found
+        return other.state.metrics
 
     def eval_dl(self, ds_idx: int) -> Any:
         "The training items (0; in order and not augmented, unless their loader is a plain one) or the validation items (1)."
@@ -196,7 +202,8 @@ class Learner(Fits):
         self,
         item: Any,  # an item as get_items gives it; an image can also be bytes, an array, a PIL image or an upload
     ) -> Prediction:
-        "The prediction for one item."
+        """The prediction for one item. Any number of threads can predict at once. While a fit runs in one thread, predictions in others wait for the
+        end of its current batch, and use the weights as they are then."""
         return predictions.predict(self, item)
 
     def tta(
@@ -213,6 +220,7 @@ class Learner(Fits):
 
     def show_results(
         self,
+        dl: Any = None,  # a loader, also one without labels; None: that of ds_idx
         *,
         ds_idx: int = 1,  # 0: training items, 1: validation items
         max_n: int = 9,  # items at most
@@ -221,12 +229,13 @@ class Learner(Fits):
         seed: int | None = None,  # which items; None: the first ones
     ) -> None:
         "Items with their target and, below it, the prediction."
-        predictions.show_results(self, self.eval_dl(ds_idx), max_n=max_n, ncols=ncols, figsize=figsize, seed=seed)
+        dl = self.eval_dl(ds_idx) if dl is None else ordered(dl)
+        predictions.show_results(self, dl, max_n=max_n, ncols=ncols, figsize=figsize, seed=seed)
 
     def summary(self) -> Table:
         "Layers with output shapes, parameters, whether they are trained, and the arithmetic of one item."
-        batch = next(iter(self.dls.valid))
-        with evaluating(self.model):
+        batch = self.dls.valid.first_batch()
+        with self.turns.predicting(self.model):
             return layer_table(self.model, batch.xs, notes=[plural(len(self.groups), "group"), str(self.loss_func)])
 
     def profile(
@@ -249,11 +258,13 @@ class Learner(Fits):
         *,
         with_opt: bool = True,  # the optimizer's state, too
     ) -> Path:  # the file
-        "Save weights (and the optimizer's state) to train further later."
+        "Save weights (and the optimizer's state) to train further later, and what inputs and outputs mean."
+        file = self.file_of(name)
+        check_writable(file, "Learner.save", "set learn.path to a folder you can write to, or pass an absolute path")
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         if with_opt and self.opt is not None:
             tensors |= {f"opt.{k}": v for k, v in opt_tensors(self.opt).items()}
-        return write_tensors(self.file_of(name), tensors, {"format": "weights"})
+        return write_tensors(file, tensors, {"format": "weights", "meaning": self.meaning})
 
     def load(
         self,
@@ -261,29 +272,38 @@ class Learner(Fits):
         *,
         with_opt: bool = True,  # the optimizer's state, too, if the file has it
     ) -> "Learner":
-        "Load what `save` wrote."
+        "Load what `save` wrote, if it was trained on data that mean the same."
         file = self.file_of(name)
-        tensors, _ = read_tensors(file)
+        tensors, header = read_tensors(file)
         weights, moments = ({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("model.", "opt."))
-        load_weights(self.model, weights, f"Learner.load: {show_path(file)}")
-        self.opt = None
-        if with_opt and moments:
-            self.create_opt()
-            load_opt_tensors(self.opt, moments)
+        who = f"Learner.load: {show_path(file)}"
+        check_meaning(header.get("meaning"), self.meaning, who, "Load it into a learner with the data it was trained on.")
+        with self.turns.training():
+            load_weights(self.model, weights, who)
+            self.meaning, self.opt = self.meaning or header.get("meaning", {}), None
+            if with_opt and moments:
+                self.create_opt()
+                load_opt_tensors(self.opt, moments)
         return self
 
     def export(
         self,
-        path: str | os.PathLike = "export.ck",  # file to write, relative to `self.path`; its ending chooses the format: .ck, .onnx
-    ) -> Path:  # the file
-        """Write the model with all it needs to predict to one file without code. `load_learner` reads a .ck file. A loss function of yours is
-        code: the file holds the loss that belongs to the data instead, which says what the outputs mean."""
-        file = self.path / Path(path).expanduser()
+        path: str | os.PathLike = "export.ck",  # file to write; its ending chooses the format: .ck, .onnx
+    ) -> Path:  # the file, an absolute path
+        """Write the model with all it needs to predict to one file without code. A relative path starts in the `path` that you gave the learner, or
+        in the working directory, not in the data's folder. `load_learner` reads a .ck file. A loss function of yours is code: the file holds the
+        loss that belongs to the data instead, which says what the outputs mean."""
+        folder = Path() if self.path is self._data_path else self.path
+        file = (folder / Path(path).expanduser()).absolute()
         place = WRITERS.get(file.suffix.lower())
         if place is None:
             raise ValueError(f"Learner.export: path={str(path)!r} does not end in {' or '.join(WRITERS)}. coursekit writes no pickles.")
+        check_writable(file, "Learner.export", "pass a path in a folder you can write to")
         module, name = place.split(":")
-        return getattr(importlib.import_module(module), name)(self, file)
+        getattr(importlib.import_module(module), name)(self, file)
+        if self.progress and not Path(path).expanduser().is_absolute():
+            print(f"Learner.export: wrote {show_path(file)}", flush=True)
+        return file
 
     def __repr__(self) -> str:
         metrics = ", ".join(m.name for m in self.metrics) or "none"
@@ -332,7 +352,8 @@ def serving_learner(
     device: torch.device | str | None = None,  # None: `default_device()`
 ) -> Learner:
     "A learner without data, that predicts."
-    ds = Dataset([], list(blocks), [None] * len(blocks), n_inp=n_inp, item_tfms=item_tfms)
+    getters = [None] * n_inp + [unknown_label] * (len(blocks) - n_inp)
+    ds = Dataset([], list(blocks), getters, n_inp=n_inp, item_tfms=item_tfms)
     dl = DataLoader(ds, device=device, num_workers=0, batch_tfms=batch_tfms)
     learn = Learner(DataLoaders(dl, dl, path=path), model, loss)
     learn.model.eval()

@@ -34,6 +34,7 @@ class Loop:
     autocast_dtype: torch.dtype | None  # precision of the training part; None: float32
     state: State  # where the loop is
     recorder: Recorder
+    turns: Any  # a `predictions.Turns`: predictions of other threads run between the batches
     meter: "Meter"  # loss and metrics of the current validation
     running: list[Callback]  # all callbacks of the current fit, in running order
     hooks: dict[str, list[Callable]]  # event -> methods to call
@@ -79,7 +80,7 @@ class Loop:
 
     def train_batches(self) -> None:
         s = self.state
-        for batch in timed(s):
+        for batch in self.turns.between(timed(s)):
             s.batch = batch
             if s.step >= s.n_steps:
                 raise ValueError(f"Learner.fit: the training loader gave more batches than its length promises, {len(self.dl)}.")
@@ -87,7 +88,7 @@ class Loop:
 
     def validate_batches(self) -> None:
         s = self.state
-        for batch in s.batches:
+        for batch in self.turns.between(s.batches):
             s.batch = batch
             self.one_batch()
         s.metrics = self.meter.compute()

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Schedule', 'SchedNo', 'SchedLin', 'SchedCos', 'SchedExp', 'CombinedSched', 'combine_scheds', 'combined_cos',
-           'one_cycle', 'lr_groups', 'valley', 'steep', 'minimum', 'slide']
+           'one_cycle', 'lr_groups', 'descent', 'valley', 'steep', 'minimum', 'slide']
 
 # %% ../../nbs/api/training/00_schedules.ipynb #dc94d885
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from statistics import median
 from typing import Protocol, runtime_checkable
 
 # %% ../../nbs/api/training/00_schedules.ipynb #cdfaa4ec
@@ -182,12 +183,23 @@ def _curve(who: str, lrs: Sequence[float], losses: Sequence[float], n_min: int) 
         raise ValueError(f"{who}: only {n} learning rates have a finite loss, but {n_min} are needed; start at a smaller learning rate or take more steps.")
     return lrs[:n], losses[:n]
 
+# %% ../../nbs/api/training/00_schedules.ipynb #e849d11d
+def descent(
+    losses: Sequence[float],  # smoothed, at rising learning rates
+) -> tuple[int, float]:  # where it begins, and how far the loss falls from there
+    "The fall of the loss. Before it begins, where the last tenth of the way back up is reached, the curve is flat but for noise."
+    skip = len(losses) // 10  # the mean of so few batches is as uneven as they are
+    low = min(range(skip, len(losses)), key=losses.__getitem__)
+    before = losses[skip:low + 1]
+    fall = median(before[:(len(before) + 1) // 2]) - losses[low]
+    return max((i for i in range(skip, low) if losses[i] > losses[low] + 0.9 * fall), default=skip), fall
+
 # %% ../../nbs/api/training/00_schedules.ipynb #14be71ba
 def valley(
     lrs: Sequence[float],  # learning rates, rising
     losses: Sequence[float],  # smoothed loss at each
 ) -> float:  # a learning rate in the middle of the descent
-    "The learning rate halfway down the longest descent: the longest run of points (gaps allowed) each below the one before."
+    "The learning rate halfway down the longest descent: the longest run of points (gaps allowed) each below the one before. Not where all is flat."
     lrs, losses = _curve("valley", lrs, losses, 1)
     lengths: list[int] = []  # lengths[i]: points in the longest descent that ends at i
     best = 0  # where the longest of all ends
@@ -197,7 +209,7 @@ def valley(
             best = i
     third = lengths[best] / 3
     start = best - lengths[best] if lengths[best] > 1 else best
-    return lrs[max(start + int(third) + int(third / 2), 0)]
+    return lrs[max(start + int(third) + int(third / 2), descent(losses)[0])]
 
 # %% ../../nbs/api/training/00_schedules.ipynb #00c36ae4
 def steep(
@@ -206,17 +218,18 @@ def steep(
 ) -> float:
     "The learning rate at which the loss falls fastest, measured against the logarithm of the learning rate."
     lrs, losses = _curve("steep", lrs, losses, 2)
-    slopes = [(losses[i + 1] - losses[i]) / math.log(lrs[i + 1] / lrs[i]) for i in range(len(lrs) - 1)]
-    return lrs[slopes.index(min(slopes))]
+    start = min(descent(losses)[0], len(losses) - 2)
+    return lrs[min(range(start, len(lrs) - 1), key=lambda i: (losses[i + 1] - losses[i]) / math.log(lrs[i + 1] / lrs[i]))]
 
 
 def minimum(
     lrs: Sequence[float],  # learning rates, rising
     losses: Sequence[float],  # smoothed loss at each
 ) -> float:
-    "A tenth of the learning rate with the lowest loss, because at the minimum itself training is already about to break."
+    "A tenth of the learning rate with the lowest loss, because at the minimum itself training is already about to break. Not where all is flat."
     lrs, losses = _curve("minimum", lrs, losses, 1)
-    return lrs[losses.index(min(losses))] / 10
+    start = descent(losses)[0]
+    return max(lrs[losses.index(min(losses))] / 10, lrs[start] if start else 0.0)
 
 # %% ../../nbs/api/training/00_schedules.ipynb #4b225d7d
 def slide(
@@ -234,4 +247,4 @@ def slide(
     found = left = last - lr_diff
     while left >= 0 and abs(slope[left + lr_diff] - slope[left]) > thresh:
         found, left = left, left - 1
-    return lrs[found]
+    return lrs[max(found, descent(losses)[0])]

@@ -16,7 +16,7 @@ from ...core import check_fname, check_whole, show_path, state_folder
 from ..callback import Callback, CancelFitException, ParamScheduler
 from ..learner import Learner
 from ..optimizers import get_hyper, laid_out_like, load_opt_tensors, opt_tensors
-from ..weights import load_weights, read_tensors, write_tensors
+from ..weights import check_meaning, load_weights, read_tensors, write_tensors
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #c1e90954
 def pack_value(
@@ -84,11 +84,12 @@ class Checkpoint(Callback):
             return
         self.fit += 1
         self.file, self.about, self.in_epoch = self.file_of(learn), _describe_fit(learn), 0
-        if any(isinstance(cb, Checkpoint) and cb is not self and cb.file_of(learn) == self.file for cb in learn.running):
-            raise ValueError(f"Checkpoint: name={str(self.name)!r}: another Checkpoint of this fit writes to the same file; pass another name.")
         if self.resume and self.file.is_file():
             _resume(self, learn, *read_tensors(self.file))
         self.active = True
+
+    def writes(self, learn: Learner) -> list[Path]:
+        return [self.file_of(learn)]
 
     def before_train(self, learn: Learner) -> None:
         _begin_epoch(self, learn)
@@ -196,7 +197,7 @@ def _pack_fit(learn: Learner, epoch: int, skip: int, data: dict[str, Any]) -> tu
     callbacks = [pack_value(cb.kept(), f"cb.{i}", tensors) for i, cb in enumerate(cb for cb in learn.running if cb.keeps)]
     groups = [{k: v for k, v in g.items() if isinstance(v, (bool, int, float, tuple))} for g in learn.opt.state_dict()["param_groups"]]
     return tensors, {"format": "checkpoint", "epoch": epoch, "skip": skip, "step": learn.state.step, "passes": data["passes"],
-                     "groups": groups, "callbacks": callbacks}
+                     "groups": groups, "callbacks": callbacks, "meaning": learn.meaning}
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #762ee121
 def _load_fit(learn: Learner, tensors: dict[str, Tensor], header: dict, who: str) -> None:
@@ -204,6 +205,7 @@ def _load_fit(learn: Learner, tensors: dict[str, Tensor], header: dict, who: str
     def part(name: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
+    check_meaning(header.get("meaning", {}), learn.meaning, who, "Pass resume=False to overwrite it, or choose another name.")
     load_weights(learn.model, part("model"), who)
     load_opt_tensors(learn.opt, part("opt"))
     for group, saved in zip(learn.opt.param_groups, header["groups"]):

@@ -37,19 +37,18 @@ class CSVLogger(Callback):
     def before_fit(self, learn: Learner) -> None:
         if learn.state.trial:
             return
-        who, self.path = f"CSVLogger: fname={str(self.fname)!r}", learn.path / Path(self.fname).expanduser()
-        if any(isinstance(cb, CSVLogger) and cb is not self and learn.path / Path(cb.fname).expanduser() == self.path for cb in learn.running):
-            raise ValueError(f"{who}: two loggers of this fit write to this file; pass another fname to one of them.")
-        if self.path.is_dir() or any(p.is_file() for p in self.path.parents):
-            raise ValueError(f"{who} is a folder, or lies in a file; pass the name of a file.")
+        self.path, = self.writes(learn)
         self.columns = ["epoch", *learn.recorder.metric_names, "seconds"]
         self.size = self.length() if self.append or self.begun else 0  # bytes that stay; a resumed fit takes this from its checkpoint
         if self.size:
             with open(self.path, newline="", encoding="utf-8-sig", errors="replace") as f:
                 there = next(csv.reader([f.readline().replace("\0", "")]), [])
             if there != self.columns:
-                raise ValueError(f"{who} has the columns {', '.join(there)[:200]}, but this fit has {', '.join(self.columns)}; "
-                                 "pass another fname, or a new CSVLogger to start the file again.")
+                raise ValueError(f"CSVLogger: fname={str(self.fname)!r} has the columns {', '.join(there)[:200]}, but this fit has "
+                                 f"{', '.join(self.columns)}; pass another fname, or a new CSVLogger to start the file again.")
+
+    def writes(self, learn: Learner) -> list[Path]:
+        return [learn.path / Path(self.fname).expanduser()]
 
     def length(self) -> int:
         "Bytes in the file."

@@ -7,6 +7,7 @@ __all__ = ['ActivationStats']
 
 # %% ../../../nbs/api/training/callbacks/05_stats.ipynb #4e70b166
 import math
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -65,11 +66,12 @@ class ActivationStats(Callback):
 
     def before_train(self, learn: Learner) -> None:
         if not learn.state.trial:
+            self.thread = threading.get_ident()
             self.handles = [m.register_forward_hook(partial(self.note, learn=learn, name=n)) for n, m in self.found]
 
     def note(self, module: nn.Module, inputs: tuple, output: Any, *, learn: Learner, name: str) -> None:
-        "The forward hook. If a layer runs twice in a batch, the later output counts."
-        if learn.state.step % self.every == 0 and isinstance(output, Tensor):
+        "The forward hook. If a layer runs twice in a batch, the later output counts. What other threads predict meanwhile doesn't."
+        if threading.get_ident() == self.thread and learn.state.step % self.every == 0 and isinstance(output, Tensor):
             with torch.no_grad():
                 x = output.detach().float()
                 some = [x.mean(), x.std(unbiased=False), (x.abs() <= self.near_zero).float().mean()]

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...core import check_fname, check_range, check_whole, plural, suggest
+from ...core import check_fname, check_range, check_whole, plural, show_path, suggest
 from ..callback import Callback, CancelFitException, ParamScheduler
 from ..learner import Learner
 
@@ -94,17 +94,11 @@ class SaveModelCallback(TrackerCallback):
 
     def before_fit(self, learn: Learner) -> None:
         self.saved = False
-        if learn.state.trial:
-            return
         super().before_fit(learn)
-        for cb in learn.running:
-            both = isinstance(cb, SaveModelCallback) and cb is not self and self._files(learn) & cb._files(learn)
-            if both:
-                raise ValueError(f"SaveModelCallback: fname={str(self.fname)!r}: {cb} also writes to {sorted(both)[0].name}; pass another fname.")
 
-    def _files(self, learn: Learner) -> set[Path]:
+    def writes(self, learn: Learner) -> list[Path]:
         names = [f"{self.fname}_{k}" for k in range(learn.state.n_epoch)] if self.every_epoch else [str(self.fname)]
-        return {learn.file_of(name).resolve() for name in names}
+        return [learn.file_of(name) for name in names]
 
     def judge(self, learn: Learner) -> None:
         if self.every_epoch:
@@ -121,7 +115,8 @@ class SaveModelCallback(TrackerCallback):
         if learn.opt is None:  # `load` drops an optimizer whose state belongs to other weights
             learn.create_opt()
         if learn.progress and self.best_epoch < learn.state.epoch:
-            print(f"SaveModelCallback: loaded the weights of epoch {self.best_epoch}, which had the best {self.monitor}, {self.best:.6f}.", flush=True)
+            print(f"SaveModelCallback: loaded the weights of epoch {self.best_epoch}, which had the best {self.monitor}, {self.best:.6f}. "
+                  f"They are in {show_path(learn.file_of(self.fname))}.", flush=True)
 
 # %% ../../../nbs/api/training/callbacks/00_tracker.ipynb #3aeb32db
 class EarlyStoppingCallback(TrackerCallback):
