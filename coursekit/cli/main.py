@@ -217,10 +217,17 @@ def data_clear(name: str | None, yes: bool) -> None:
 @click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True, help="Where to keep decoded images.")
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder of the files that a CSV names.  [default: its own]")
 @click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")
+@click.option("--train", "train_in", multiple=True, metavar="FOLDER",
+              help="Folder in SOURCE to train on; give it once per folder.  [default: found, or all but --valid]")
+@click.option("--valid", "valid_in", multiple=True, metavar="FOLDER",
+              help="Folder in SOURCE for validation; give it once per folder.  [default: found, or a random share]")
+@click.option("--depth", type=click.IntRange(1, 100),
+              help="Which folders are the classes: 1 for the first below SOURCE or below the --train folder, 2 for those inside.  [default: found]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option("--dry-run", is_flag=True, help="Only print how SOURCE is understood and what would be done.")
 def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
-          pretrained: bool, cache: str, images: str | None, pat: str | None, overwrite: bool, dry_run: bool) -> None:
+          pretrained: bool, cache: str, images: str | None, pat: str | None, train_in: tuple[str, ...], valid_in: tuple[str, ...],
+          depth: int | None, overwrite: bool, dry_run: bool) -> None:
     """Train a model on the images of SOURCE and write it to a file.
 
     SOURCE is a folder (with one folder per class, or the class in the file names), a zip of one, or a CSV with file names and classes.
@@ -237,7 +244,7 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
 
     target = check_out(out, overwrite=overwrite or dry_run)
     recipe = Recipe(arch, pretrained=pretrained, epochs=epochs, lr=lr)
-    plan = plan_data(source, images=images, pat=pat, valid_pct=valid_pct, seed=seed)
+    plan = plan_data(source, images=images, pat=pat, train=train_in or None, valid=valid_in or None, depth=depth, valid_pct=valid_pct, seed=seed)
     click.echo(str(plan))
     plan.dblock()  # what makes training impossible is an error here
     click.echo(f"training  {recipe}")

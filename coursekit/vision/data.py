@@ -14,13 +14,14 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from ..core import takes_options
+from ..core import show_path, takes_options
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
 from ..data.items import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, RegexLabeller, get_image_files, parent_label
 from ..data.loader import DataLoaders, LoaderOptions
 from .block import ImageBlock, ImageOptions, ItemPart, NameFunc, target_block
 from .plan import plan_data
+from .tree import side_of
 
 # %% ../../nbs/api/vision/07_data.ipynb #16223241
 def _with_size(tfms: Sequence, size: int | tuple[int, int], by: int | tuple[int, int] | None = None) -> list:
@@ -34,6 +35,17 @@ def _with_size(tfms: Sequence, size: int | tuple[int, int], by: int | tuple[int,
     return made
 
 # %% ../../nbs/api/vision/07_data.ipynb #601ce244
+def _check_sides(path: str | os.PathLike, files: Sequence[Path], **sides: str) -> None:
+    "Raise unless the folders `train` and `valid` are above those of the classes; the error says which folders there are."
+    above = {f.parent.parent.name for f in files}
+    for arg, name in sides.items():
+        if files and name not in above:
+            there = [p.name for p in sorted(Path(path).expanduser().iterdir()) if p.is_dir() and not p.name.startswith(".")]
+            near = next((n for n in there if (side_of(n) or ("",))[0] == arg), None)
+            raise ValueError(f"ImageDataLoaders.from_folder: {arg}={name!r} is not a folder with a folder for each class in {show_path(path)}; the "
+                             f"folders there are {there[:10]}. Pass {f'{arg}={near!r}, or ' * bool(near)}valid_pct=0.2 for images at random.")
+
+
 class ImageDataLoaders(DataLoaders):
     "Loaders of labeled images, with one constructor for each way of keeping the labels."
 
@@ -90,8 +102,12 @@ class ImageDataLoaders(DataLoaders):
         splitter = GrandparentSplitter(train, valid) if valid_pct is None else RandomSplitter(valid_pct, seed=seed)
 
         def get_items(source: Any) -> list[Path]:
-            by_folder = valid_pct is None and all((Path(source) / f).is_dir() for f in (train, valid))
-            return get_image_files(source, folders=[train, valid] if by_folder else None)
+            if valid_pct is not None:
+                return get_image_files(source)
+            top = all((Path(source) / f).is_dir() for f in (train, valid))
+            files = get_image_files(source, folders=[train, valid] if top else None)
+            _check_sides(source, files, train=train, valid=valid)
+            return files
 
         return cls._made(path, path, seed, options, blocks=(ImageBlock, CategoryBlock(vocab=vocab)), get_items=get_items, splitter=splitter,
                          get_y=parent_label)
@@ -105,12 +121,15 @@ class ImageDataLoaders(DataLoaders):
         size: int | tuple[int, int] = 224,  # image size in pixels; item_tfms replaces it
         images: str | os.PathLike | None = None,  # the folder that a CSV file's names are in; None: the CSV file's own
         pat: str | None = None,  # regular expression whose first group is the class in a file name; None: found
+        train: str | os.PathLike | Sequence[str | os.PathLike] | None = None,  # folder(s) in the source to train on; None: found
+        valid: str | os.PathLike | Sequence[str | os.PathLike] | None = None,  # folder(s) in the source for validation; None: found
+        depth: int | None = None,  # level of the folders that name the class, 1 for the first below the source or below train; None: found
         valid_pct: float = 0.2,  # share 0..1 held out where the source has no split
         seed: int = 42,  # of the split, shuffling and augmentation
         **options: Unpack[ImageOptions],
     ) -> DataLoaders:
         "Find out how a source is labeled, show the plan, and load what can be used: `plan_data` in one call."
-        plan = plan_data(source, images=images, pat=pat, valid_pct=valid_pct, seed=seed)
+        plan = plan_data(source, images=images, pat=pat, train=train, valid=valid, depth=depth, valid_pct=valid_pct, seed=seed)
         print(plan)
         return plan.dataloaders(size=size, **options)
 
