@@ -243,7 +243,7 @@ class Index:
 
     def doubts(self, missing: Sequence[str]) -> list[tuple[str, str]]:
         "What to say about names in a table that fit several images, so that none is taken."
-        several = [name for name in dict.fromkeys(missing) if name.strip() and self._look_up(name)[0]]
+        several = [name for name in dict.fromkeys(missing) if name.strip() and self._look_up(name) == (True, None)]
         return [(f"{plural(len(several), 'name')} in the table {'fits' if len(several) == 1 else 'fit'} more than one image: "
                  f"{', '.join(several[:3])}{', ...' * (len(several) > 3)}",
                  "write them as they are on disk, with the folders")] if several else []

@@ -146,18 +146,20 @@ def named_split(
     "The split that a person asks for by naming folders, each from the source on."
     children, holders = _by_parent(root, files), {f.parent for f in files}
     folders = {root, *(f for some in children.values() for f in some)}
-    split, named = Split(root), {"train": {}, "valid": {}}
+    named: dict[Path, str] = {}
+    several = False  # in several folders, which may be the classes
     for side, value in (("train", train), ("valid", valid)):
         for one in [] if value is None else [value] if isinstance(value, (str, os.PathLike)) else value:
             found = _find_folder(side, one, root, (source, root, Path()), folders)
-            for folder in found:
-                named[side][folder] = folder.parent.relative_to(root).parts if len(found) > 1 else ()
-                inner = _unwrapped(folder, side, children, holders)
-                if inner in split.parts:
-                    raise ValueError(f"plan_data: {side}={os.fspath(one)!r} is named twice; a folder is for training or for validation.")
-                split.parts[inner] = Part(side, folder.name, named[side][folder])
+            if twice := [f for f in found if f in named]:
+                raise ValueError(f"plan_data: {side}={os.fspath(one)!r} is named twice, as {named[twice[0]]} and {side}; a folder has one side.")
+            several = several or len(found) > 1
+            named |= dict.fromkeys(found, side)
+    several = several or not any(children.get(f) for f in named) and len({f.parent for f in named}) > 1
+    above = {f: f.parent.relative_to(root).parts if several and f != root else () for f in named}
+    split = Split(root, {_unwrapped(f, side, children, holders): Part(side, f.name, above[f]) for f, side in named.items()})
     if train is None:
-        _add_rest(split, children, named["valid"])
+        _add_rest(split, children, above)
     return split
 
 # %% ../../nbs/api/vision/04b_tree.ipynb #d0473157
@@ -171,7 +173,8 @@ def _names(folders: Iterable[tuple[str, ...]], level: int) -> list[str]:
 
 def _rank(names: Sequence[str]) -> int:
     "How well names fit classes: 0 if they sound like parts of a split, 1 if they are numbered, 2 otherwise."
-    if all(_PART.fullmatch(n) or side_of(n) for n in names):
+    sides = [side_of(n) for n in names if not _PART.fullmatch(n)]
+    if None not in sides and len({rest for _, rest in sides}) < 2:  # bullet_train and crash_test are two classes
         return 0
     return 1 if all(n[-1].isdigit() for n in names) else 2
 
