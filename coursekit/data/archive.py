@@ -144,7 +144,7 @@ def _tar_members(f: BinaryIO) -> Iterator[Member]:
     while raw.read(_chunk):  # up to the end, where the checksum is
         pass
 
-
+# %% ../../nbs/api/data/00_archive.ipynb #76c0d41f
 def _zip_members(f: BinaryIO) -> Iterator[Member]:
     "The entries of a zip file"
     with zipfile.ZipFile(f) as z:
@@ -170,14 +170,14 @@ def progress(total: int | None, text: str):  # bytes to process, if that is know
         yield bar
 
 
-def _unpack(archive: Path, dest: Path, limits: Limits, *, size: int = 0, entries: int = 0, written: int = 0) -> tuple[int, int]:
+def _unpack(archive: Path, dest: Path, limits: Limits, *, size: int = 0, before: int = 0, written: int = 0) -> tuple[int, int]:
     "Write the files of `archive` into the empty folder `dest`; takes and returns how many entries and bytes there are so far, for the limits"
-    names, made, size = _Names(), {""}, size or archive.stat().st_size
+    names, made, entries, size = _Names(), {""}, before, size or archive.stat().st_size
     with open(archive, "rb") as f, progress(archive.stat().st_size, f"unpacking {archive.name}") as bar:
         is_zip = f.read(2) == b"PK"
         f.seek(0)
         at = 0
-        for entries, (name, is_dir, source) in enumerate(_zip_members(f) if is_zip else _tar_members(f), entries + 1):
+        for entries, (name, is_dir, source) in enumerate(_zip_members(f) if is_zip else _tar_members(f), before + 1):
             parts = _parts(name)
             limits.check(entries, written, size)
             if not parts or not names.add(parts, is_dir):
@@ -203,7 +203,7 @@ def _inner(folder: Path) -> Path:
     tops = [p for p in folder.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX"]
     return tops[0] if len(tops) == 1 and tops[0].is_dir() else folder
 
-
+# %% ../../nbs/api/data/00_archive.ipynb #2b9d3b8e
 @contextmanager
 def _blamed(archive: Path) -> Iterator[None]:
     "Turn what goes wrong inside into an `ArchiveError`, if it is the archive's fault: the standard library's readers raise a dozen kinds of error"
@@ -216,7 +216,7 @@ def _blamed(archive: Path) -> Iterator[None]:
         what = e if isinstance(e, ArchiveError) else f"it is damaged, or not an archive ({e or type(e).__name__})"
         raise ArchiveError(f"{show_path(archive)} was not unpacked: {what}.") from e
 
-# %% ../../nbs/api/data/00_archive.ipynb #f9759792
+
 @contextmanager
 def atomic_folder(
     dest: Path,  # must not exist
@@ -266,7 +266,7 @@ def extract_each(
             names.add(parts, False)  # as a file: two archives with one name are refused
             folder = dest.joinpath(*parts)
             folder.mkdir(parents=True)
-            entries, written = _unpack(archive, folder, limits, size=size, entries=entries, written=written)
+            entries, written = _unpack(archive, folder, limits, size=size, before=entries, written=written)
             if (inner := _inner(folder)) != folder:
                 aside = dest / f".{uuid.uuid4().hex[:8]}"
                 os.rename(inner, aside)

@@ -29,7 +29,9 @@ from .images import FORMATS, ImageError, _open, _refused, load_image
 def _shrink(src: Path, target: Path, max_size: int) -> None:
     "Write one image with at most max_size pixels a side; raises `ImageError`."
     Image.init()
-    fmt = {"MPO": "JPEG"}.get(kind := Image.EXTENSION.get(src.suffix.lower(), ""), kind)
+    ending = {".jif": ".jpg", ".jfi": ".jpg"}.get(src.suffix.lower(), src.suffix.lower())
+    kind = Image.EXTENSION.get(ending, "") if ending[1:2].isalpha() else _open(src.read_bytes(), src).format
+    fmt = {"MPO": "JPEG"}.get(kind, kind)
     if fmt not in FORMATS or fmt not in Image.SAVE:
         raise ImageError(f"{src.name} cannot be written again", reason=f"has an ending, {src.suffix}, that no image can be saved with")
     img = load_image(src, draft_size=max_size)

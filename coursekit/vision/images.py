@@ -220,7 +220,7 @@ def _without_ballast(data: bytes) -> bytes:
         end = at + length + 12
         if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and end <= len(data):
             size = _text_size(kind, data[at + 8 : end - 4]) if kind != b"iCCP" and unpacked <= _ALL_TEXT_BYTES else _TEXT_BYTES + 1
-            unpacked += size
+            unpacked += min(size, _TEXT_BYTES + 1)
             if size > _TEXT_BYTES:
                 kept.append(data[start:at])
                 start = end

@@ -88,7 +88,7 @@ def _with_archives(folder: Path, size: int | None = None) -> Path:
                 shutil.copyfile(table, tmp / table.name)
     return dest
 
-
+# %% ../../nbs/api/vision/06_plan.ipynb #9e655fdf
 def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, folders: Mapping[str, Any]) -> Layout:
     "The layout of a folder, of an archive, or of a table with its images in the folder `images`."
     if not path.exists():

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import plural, printable, show_path, suggest
+from ..core import printable, show_path, suggest
 
 # %% ../../nbs/api/vision/04b_tree.ipynb #e3480a4e
 _SIDES = {"train": r"train(ing)?|trn", "valid": r"val(id)?(ation)?|dev|eval(uation)?|holdout", "test": r"te?st(ing)?",
@@ -47,7 +47,7 @@ def sides_in(folders: Iterable[Path]) -> dict[str, list[Path]]:  # side -> folde
 class Part:
     "A folder of a split."
     side: str  # "train", "valid", "test" or "pred"
-    name: str  # of the folder
+    name: str  # of the folder; "": all but the other parts
     above: tuple[str, ...] = ()  # the folders it is in, if one of these may be the class
 
 
@@ -71,7 +71,7 @@ class Split:
 
     def named(self, side: str) -> str:
         "The names of a side's folders, to be printed."
-        names = sorted({printable(p.name) for p in self.parts.values() if p.side == side})
+        names = sorted({printable(p.name) for p in self.parts.values() if p.side == side and p.name})
         return ", ".join(names) or "the other folders"
 
 # %% ../../nbs/api/vision/04b_tree.ipynb #ebf8ec4d
@@ -133,7 +133,7 @@ def _add_rest(split: Split, children: dict[Path, set[Path]], valid: dict[Path, t
         beside = children[folder.parent] - valid.keys()
         same = {f.name for f in children[folder]} & {f.name for b in beside for f in children[b]}
         for one in beside if above or same else [folder.parent]:
-            split.parts.setdefault(one, Part("train", one.name, above))
+            split.parts.setdefault(one, Part("train", one.name if above or same else "", above))
 
 
 def named_split(
@@ -239,5 +239,5 @@ def check_depth(folders: Iterable[tuple[str, ...]], depth: int, root: Path) -> N
     if len(names) < 2:
         deepest = max(map(len, folders), default=0)
         found = "; ".join(f"depth {d}: {_some(_names(folders, d))}" for d in range(1, deepest + 1)) or "no folders with images"
-        what = f"has only {printable(names[0])!r}, and a classifier needs two classes" if names else f"is deeper than the {plural(deepest, 'level')} there are"
+        what = f"has only {printable(names[0])!r}, and a classifier needs two classes" if names else "is deeper than any folder with images"
         raise ValueError(f"plan_data: depth={depth} {what}. Below {show_path(root)} there are {found}. Pass one of these depths.")
