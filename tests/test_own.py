@@ -26,7 +26,8 @@ from coursekit.vision import collect
 from coursekit.vision.collect import _all_urls, download_images, resize_images
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.images import check_images
-from coursekit.vision.folders import Index, Labelled, folder_layout
+from coursekit.vision.folders import Labelled, folder_layout
+from coursekit.vision.names import Index
 from coursekit.vision.plan import _with_split, plan_data, same_files
 
 GOOD, OTHER = encoded(photo(), "JPEG"), encoded(photo(seed=1), "PNG")
@@ -276,6 +277,16 @@ def test_resize_keeps_the_tree_and_the_shape(large: Path, tmp_path: Path) -> Non
             assert new.format == old.format and not new.getexif()
             left = np.asarray(new.convert("RGB"), dtype=int)[new.height // 2, new.width // 8]
             assert left[0] > 150 and left[2] < 90
+
+
+def test_resize_keeps_names_without_an_ending(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    for name, fmt in (("a.jif", "JPEG"), ("scan", "JPEG"), ("page.2", "PNG")):
+        halves((200, 100)).save(tmp_path / "src" / name, fmt)
+    assert resize_images(tmp_path / "src", tmp_path / "dest", max_size=64) == []
+    for name, fmt in (("a.jif", "JPEG"), ("scan", "JPEG"), ("page.2", "PNG")):
+        with Image.open(tmp_path / "dest" / name) as img:
+            assert (img.format, img.size) == (fmt, (64, 32))
 
 
 def test_resize_turns_by_exif_and_drops_it(tmp_path: Path) -> None:

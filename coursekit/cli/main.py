@@ -221,11 +221,18 @@ def data_clear(name: str | None, yes: bool) -> None:
 @click.option("--label-col", multiple=True, help="Column of a table with the labels; give it once per column.  [default: found]")
 @click.option("--label-delim", help="What separates several labels in a cell; '' if a cell is one label.  [default: found]")
 @click.option("--valid-col", help="Column of a table that is true, or says valid, in rows for validation.  [default: found]")
+@click.option("--train", "train_in", multiple=True, metavar="FOLDER",
+              help="Folder in SOURCE to train on; give it once per folder.  [default: found, or all but --valid]")
+@click.option("--valid", "valid_in", multiple=True, metavar="FOLDER",
+              help="Folder in SOURCE for validation; give it once per folder.  [default: found, or a random share]")
+@click.option("--depth", type=click.IntRange(1, 100),
+              help="Which folders are the classes: 1 for the first below SOURCE or below the --train folder, 2 for those inside.  [default: found]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option("--dry-run", is_flag=True, help="Only print how SOURCE is understood and what would be done.")
 def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
           pretrained: bool, cache: str, images: str | None, pat: str | None, fn_col: str | None, label_col: tuple[str, ...],
-          label_delim: str | None, valid_col: str | None, overwrite: bool, dry_run: bool) -> None:
+          label_delim: str | None, valid_col: str | None, train_in: tuple[str, ...], valid_in: tuple[str, ...], depth: int | None,
+          overwrite: bool, dry_run: bool) -> None:
     """Train a model on the images of SOURCE and write it to a file.
 
     SOURCE is a folder (with one folder per class, or the class in the file names), a zip of one, or a CSV with file names and classes.
@@ -244,7 +251,7 @@ def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | 
     target = check_out(out, overwrite=overwrite or dry_run)
     recipe = Recipe(arch, pretrained=pretrained, epochs=epochs, lr=lr)
     plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col or None, label_delim=label_delim, valid_col=valid_col,
-                     valid_pct=valid_pct, seed=seed)
+                     train=train_in or None, valid=valid_in or None, depth=depth, valid_pct=valid_pct, seed=seed)
     click.echo(str(plan))
     plan.dblock()  # what makes training impossible is an error here
     click.echo(f"training  {recipe}")

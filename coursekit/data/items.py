@@ -12,6 +12,7 @@ import operator
 import os
 import re
 import reprlib
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,22 @@ def get_files(
 
 # %% ../../nbs/api/data/03_items.ipynb #196aa838
 _image_extensions = tuple(e for e, kind in mimetypes.MimeTypes().types_map[True].items() if kind.startswith("image/"))
-_image_extensions += (".webp",)  # missing from the tables of Python 3.10 to 3.12
+_image_extensions += (".webp", ".jfif", ".jif", ".jfi")  # missing from the tables of Python; the last three are JPEG
+_image_starts = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP|.{4}ftypavi[fs]", re.DOTALL)
+
+
+def _is_image(file: Path) -> bool:
+    "Whether a file has the ending of an image, or no ending and the first bytes of one"
+    ending = os.path.splitext(file.name)[1].lower()
+    if ending[1:2].isalpha():
+        return ending in _image_extensions
+    try:  # scan, scan.2
+        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for somebody to write into it
+            return False
+        with open(file, "rb") as f:
+            return _image_starts.match(f.read(16)) is not None
+    except OSError:
+        return False
 
 
 def get_image_files(
@@ -72,8 +88,8 @@ def get_image_files(
     recurse: bool = True,  # search subfolders, too
     folders: str | Iterable[str] | None = None,  # only these folders directly below `path`
 ) -> list[Path]:  # sorted; empty if there is no image (`DataBlock` then raises an error)
-    "The files under `path` whose extension is that of an image"
-    return get_files(path, extensions=_image_extensions, recurse=recurse, folders=folders)
+    "The files under `path` that have the extension of an image, or no extension and the first bytes of one"
+    return [f for f in get_files(path, recurse=recurse, folders=folders) if _is_image(f)]
 
 # %% ../../nbs/api/data/03_items.ipynb #fb40a188
 Split = tuple[list[int], list[int]]  # positions to train on, positions to validate on
@@ -121,8 +137,9 @@ class GrandparentSplitter:
             names = {names} if isinstance(names, str) else set(names)
             side = [i for i, a in enumerate(above) if a in names]
             if not side:
+                near = "".join(suggest(n, set(above)) for n in names)
                 raise ValueError(f"GrandparentSplitter: {arg}={getattr(self, arg)!r} is above none of the {plural(len(above), 'item')}; "
-                                 f"the folders there are {sorted(set(above))[:10]}.")
+                                 f"the folders there are {sorted(set(above))[:10]}{near or '.'}")
             sides.append(side)
         return sides[0], sides[1]
 

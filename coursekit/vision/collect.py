@@ -30,7 +30,9 @@ from .images import FORMATS, ImageError, Scale, _open, _refused, check_image, lo
 def _shrink(src: Path, target: Path, max_size: int, scale: Scale = None) -> None:
     "Write one image with at most max_size pixels a side; raises `ImageError`."
     Image.init()
-    fmt = {"MPO": "JPEG"}.get(kind := Image.EXTENSION.get(src.suffix.lower(), ""), kind)
+    ending = {".jif": ".jpg", ".jfi": ".jpg"}.get(src.suffix.lower(), src.suffix.lower())
+    kind = Image.EXTENSION.get(ending, "") if ending[1:2].isalpha() else _open(src.read_bytes(), src).format
+    fmt = {"MPO": "JPEG"}.get(kind, kind)
     if fmt not in FORMATS or fmt not in Image.SAVE:
         raise ImageError(f"{src.name} cannot be written again", reason=f"has an ending, {src.suffix}, that no image can be saved with")
     img = load_image(src, draft_size=max_size, scale=scale)

@@ -15,7 +15,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from ..core import plural, printable, takes_options
+from ..core import plural, printable, show_path, takes_options
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
 from ..data.dataset import as_items
@@ -24,6 +24,7 @@ from ..data.loader import DataLoaders, LoaderOptions
 from ..data.tables import as_number, find_column, found_delimiter, is_blank, read_table
 from .block import ImageBlock, ImageOptions, ItemPart, NameFunc, target_block
 from .plan import plan_data
+from .tree import folder_side
 
 # %% ../../nbs/api/vision/07_data.ipynb #16223241
 def _with_size(tfms: Sequence, size: int | tuple[int, int], by: int | tuple[int, int] | None = None) -> list:
@@ -77,6 +78,17 @@ def _usable_rows(df, get_x: ColReader, get_y: ColReader, y_block: Block | type[B
     return as_items(df.iloc[[i for file, i in kept if file not in out]])
 
 # %% ../../nbs/api/vision/07_data.ipynb #601ce244
+def _check_sides(path: str | os.PathLike, files: Sequence[Path], **sides: str) -> None:
+    "Raise unless the folders `train` and `valid` are above those of the classes; the error says which folders there are."
+    above = {f.parent.parent.name for f in files}
+    for arg, name in sides.items():
+        if files and name not in above:
+            there = [p.name for p in sorted(Path(path).expanduser().iterdir()) if p.is_dir() and not p.name.startswith(".")]
+            near = next((n for n in there if (folder_side(n) or ("",))[0] == arg), None)
+            raise ValueError(f"ImageDataLoaders.from_folder: {arg}={name!r} is not a folder with a folder for each class in {show_path(path)}; the "
+                             f"folders there are {there[:10]}. Pass {f'{arg}={near!r}, or ' * bool(near)}valid_pct=0.2 for images at random.")
+
+
 class ImageDataLoaders(DataLoaders):
     "Loaders of labeled images, with one constructor for each way of keeping the labels."
 
@@ -133,8 +145,12 @@ class ImageDataLoaders(DataLoaders):
         splitter = GrandparentSplitter(train, valid) if valid_pct is None else RandomSplitter(valid_pct, seed=seed)
 
         def get_items(source: Any) -> list[Path]:
-            by_folder = valid_pct is None and all((Path(source) / f).is_dir() for f in (train, valid))
-            return get_image_files(source, folders=[train, valid] if by_folder else None)
+            if valid_pct is not None:
+                return get_image_files(source)
+            top = all((Path(source) / f).is_dir() for f in (train, valid))
+            files = get_image_files(source, folders=[train, valid] if top else None)
+            _check_sides(source, files, train=train, valid=valid)
+            return files
 
         return cls._made(path, path, seed, options, blocks=(ImageBlock, CategoryBlock(vocab=vocab)), get_items=get_items, splitter=splitter,
                          get_y=parent_label)
@@ -152,13 +168,16 @@ class ImageDataLoaders(DataLoaders):
         label_col: int | str | Sequence[int | str] | None = None,  # column(s) of a table with the labels
         label_delim: str | None = None,  # what separates several labels in a cell; "": a cell is one label
         valid_col: int | str | None = None,  # column of a table that is True or `valid` for validation rows
+        train: str | os.PathLike | Sequence[str | os.PathLike] | None = None,  # folder(s) in the source to train on; None: found
+        valid: str | os.PathLike | Sequence[str | os.PathLike] | None = None,  # folder(s) in the source for validation; None: found
+        depth: int | None = None,  # level of the folders that name the class, 1 for the first below the source or below train; None: found
         valid_pct: float = 0.2,  # share 0..1 held out where the source has no split
         seed: int = 42,  # of the split, shuffling and augmentation
         **options: Unpack[ImageOptions],
     ) -> DataLoaders:
         "Find out how a source is labeled, show the plan, and load what can be used: `plan_data` in one call."
         plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col, label_delim=label_delim, valid_col=valid_col,
-                         valid_pct=valid_pct, seed=seed)
+                         train=train, valid=valid, depth=depth, valid_pct=valid_pct, seed=seed)
         print(plan)
         return plan.dataloaders(size=size, **options)
 

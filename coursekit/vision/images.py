@@ -11,8 +11,11 @@ import io
 import logging
 import math
 import os
+import re
 import stat
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +64,8 @@ def _read_path(path: Path, max_bytes: int) -> bytes:
             raise _too_large(path, info.st_size, max_bytes)
         return path.read_bytes()
     except FileNotFoundError:
+        if path.is_symlink():
+            raise _bad(path, "is a link to a file that does not exist", "put that file back, or remove the link") from None
         raise _bad(path, "does not exist", "check the path") from None
     except (OSError, UnicodeError) as e:
         raise _bad(path, f"cannot be read ({getattr(e, 'strerror', None) or e})", "check its permissions") from e
@@ -233,6 +238,50 @@ def _to_indices(a: np.ndarray, name: str | Path) -> Image.Image:  # (H, W), (1, 
         raise _bad(name, f"has values from {a.min():g} to {a.max():g}", fix)
     return Image.fromarray(np.ascontiguousarray(a, dtype=np.uint8))
 
+# %% ../../nbs/api/vision/00_images.ipynb #43a0a7ce
+_TEXT_BYTES, _ALL_TEXT_BYTES = 2**19, 2**23  # the longest text that stays in a PNG; what is unpacked of all its texts. Pillow stops at 2**20 and 2**26
+_PACKED = {b"zTXt": re.compile(rb"[^\0]*\0\0"), b"iTXt": re.compile(rb"[^\0]*\0\x01\0[^\0]*\0[^\0]*\0")}  # what is in front of a packed text
+
+
+def _text_size(kind: bytes, chunk: bytes) -> int:
+    "The bytes of a text in a PNG; more than `_TEXT_BYTES` are not unpacked."
+    packed = _PACKED[kind].match(chunk) if kind in _PACKED else None
+    if packed is None:
+        return len(chunk)
+    try:
+        return len(zlib.decompressobj().decompress(chunk[packed.end() :], _TEXT_BYTES + 1))
+    except zlib.error:  # Pillow leaves such a text out
+        return 0
+
+
+def _without_ballast(data: bytes) -> bytes:
+    "A PNG without its color profile and without long texts; the same bytes if it has none."
+    kept, start, at, unpacked = [], 0, 8, 0
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + length + 12
+        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and end <= len(data):
+            size = _text_size(kind, data[at + 8 : end - 4]) if kind != b"iCCP" and unpacked <= _ALL_TEXT_BYTES else _TEXT_BYTES + 1
+            unpacked += min(size, _TEXT_BYTES + 1)
+            if size > _TEXT_BYTES:
+                kept.append(data[start:at])
+                start = end
+        at = end
+    return b"".join([*kept, data[start:]]) if kept else data
+
+# %% ../../nbs/api/vision/00_images.ipynb #7f77f116
+_UNSUPPORTED = re.compile(r"unknown pixel mode|samples per pixel|not yet supported|unsupported (bmp|picture)|cannot handle (1[26]-bit|\d-layer)|"
+                          r"support not installed|(de|en)coder \w+ not available|"
+                          r"^(9|10|32766|33003|33005|34661|34712|34887|34892|50002|52546)$", re.I)  # these are compressions of TIFF
+
+
+def _why(error: Exception) -> tuple[str, str]:  # the reason, and what to do
+    "What an exception of Pillow's readers says about a file."
+    detail = printable(str(error) or type(error).__name__)[:80]
+    if _UNSUPPORTED.search(detail):
+        return f"is an image of an unsupported kind ({detail})", "save it as PNG or JPEG with 8 bits and one or three channels"
+    return f"{'is cut off' if 'truncated' in detail.lower() else 'is damaged'} ({detail})", "use another file; verify_images(files) lists all bad ones"
+
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
 def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> None:
     "Raise unless an image has a reasonable number of pixels; nothing is decoded."
@@ -252,7 +301,7 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
         factory, accept = Image.OPEN.get(fmt, (None, None))
         verdict = factory is not None and (accept is None or accept(data[:16]))
         if verdict is True or (verdict and not isinstance(verdict, str)):
-            return factory(io.BytesIO(data), "")
+            return factory(io.BytesIO(_without_ballast(data) if fmt == "PNG" else data), "")
     raise _bad(name, f"is {_guess_kind(data)}, not an image that can be read", f"save it as one of {', '.join(FORMATS)}")
 
 
@@ -335,9 +384,7 @@ def load_image(
     except MemoryError as e:
         raise _bad(name, "does not fit in memory", "make it smaller") from e
     except Exception as e:  # on damaged files Pillow's readers raise nearly any exception
-        detail = printable(str(e) or type(e).__name__)[:80]
-        reason = "is cut off" if "truncated" in detail.lower() else "is damaged"
-        raise _bad(name, f"{reason} ({detail})") from e
+        raise _bad(name, *_why(e)) from e
 
 # %% ../../nbs/api/vision/00_images.ipynb #9249f76b
 class PILImage:
@@ -368,8 +415,7 @@ def check_image(
     source,  # anything `load_image` takes
 ) -> None:
     "Raise an `ImageError` if an image cannot be read. Its values may be in any units, because a scale for them is found later."
-    # an eighth of the size: all of the file is still read, most of the arithmetic is left out
-    load_image(source, draft_size=1, scale=(0, 1))
+    load_image(source, draft_size=1, scale=(0, 1))  # an eighth of the size: all of the file is read, most of the arithmetic left out
 
 
 def _refused(func: Callable[[Path], Any], files: Iterable[str | os.PathLike], desc: str) -> list[tuple[Path, str]]:

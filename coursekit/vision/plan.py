@@ -6,11 +6,13 @@
 __all__ = ['Note', 'same_files', 'DataPlan', 'plan_data']
 
 # %% ../../nbs/api/vision/06_plan.ipynb #b6a41671
+import contextlib
 import hashlib
 import os
 import random
+import shutil
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,11 @@ from typing import Any
 from typing_extensions import Unpack
 
 from ..core import check_range, coursekit_home, plural, printable, show_path, takes_options
-from ..data.archive import ArchiveError, extract_archive
+from ..data.archive import ArchiveError, atomic_folder, extract_archive, extract_each
 from ..data.block import CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
 from ..data.download import Check, Digest
-from ..data.items import IndexSplitter, get_files
+from ..data.items import IndexSplitter, get_files, get_image_files
 from ..data.loader import DataLoaders
 from .block import ImageBlock, ImageOptions, ItemPart, find_scale, scale_text
 from .folders import Labelled, Layout, folder_layout, table_in_folder, table_layout
@@ -37,22 +39,58 @@ def _is_archive(path: Path) -> bool:
     return head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or head[257:262] == b"ustar"
 
 
+def _own_folder(name: str, sha256: str) -> Path:
+    "The folder below `coursekit_home()` for what is unpacked from something with a name and a hash."
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name.split(".")[0])[:40] or "images"
+    return coursekit_home() / "own" / f"{stem}-{sha256[:12]}"
+
+
+@contextlib.contextmanager
+def _unpacking(folder: Path) -> Iterator[None]:
+    "Errors of an archive begin with `plan_data`; it is none if another process was quicker to make the folder."
+    try:
+        yield
+    except ArchiveError as e:
+        raise ArchiveError(f"plan_data: {' '.join(str(e).split())}") from e
+    except OSError:
+        if not folder.is_dir():
+            raise
+
+
 def _unpacked(archive: Path) -> Path:
     "The folder below `coursekit_home()` with an archive's contents, unpacked now unless that was done before."
-    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in archive.name.split(".")[0])[:40] or "images"
-    folder = coursekit_home() / "own" / f"{stem}-{Digest.of(archive, Check()).sha256[:12]}"
-    if not folder.is_dir():  # the extractor makes it appear when it is complete
-        try:
+    folder = _own_folder(archive.name, Digest.of(archive, Check()).sha256)
+    if not folder.is_dir():  # it appears when it is complete
+        with _unpacking(folder):
             extract_archive(archive, folder)
-        except ArchiveError as e:
-            raise ArchiveError(f"plan_data: {' '.join(str(e).split())}") from e
-        except OSError:
-            if not folder.is_dir():  # else another process was quicker
-                raise
     return folder
 
 
-def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, columns: dict[str, Any]) -> Layout:
+_ENDINGS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
+
+
+def _with_archives(folder: Path, size: int | None = None) -> Path:
+    """The folder itself, or, if it has archives and no images, another one with each archive unpacked into a folder of its name.
+
+    Tables come along. `size` is that of the archive which the folder was unpacked from."""
+    files = get_files(folder)
+    ends = {f: next((end for end in _ENDINGS if f.name.lower().endswith(end)), "") for f in files}
+    packed = [(f.relative_to(folder).as_posix()[: -len(end)], f) for f, end in ends.items() if end and f.is_file() and _is_archive(f)]
+    if not packed or get_image_files(folder):
+        return folder
+    tables = [f for f in files if f.suffix.lower() in (".csv", ".tsv", ".txt") and f.parent == folder]
+    parts = [f"{f.name} {Digest.of(f, Check()).sha256}" for f in [*(f for _, f in packed), *tables]]
+    dest = _own_folder(folder.name, hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest())
+    if not dest.is_dir():
+        with _unpacking(dest), atomic_folder(dest) as tmp:
+            extract_each(packed, tmp, size=size)
+            for table in tables:
+                shutil.copyfile(table, tmp / table.name)
+    return dest
+
+# %% ../../nbs/api/vision/06_plan.ipynb #9e655fdf
+def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, folders: Mapping[str, Any],
+                 columns: Mapping[str, Any]) -> Layout:
     "The layout of a folder, of an archive, or of a table with its images in the folder `images`."
     if not path.exists():
         raise FileNotFoundError(f"plan_data: there is no {printable(show_path(path))}; check the path, or fetch a web address with untar_data first.")
@@ -62,16 +100,17 @@ def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, 
     if pat is not None and columns:
         raise ValueError(f"plan_data: pat={pat!r} is for file names and {next(iter(columns))} for a table; leave one of them out.")
     if is_dir or _is_archive(path):
-        root = path if is_dir else _unpacked(path)
+        root = _with_archives(path) if is_dir else _with_archives(_unpacked(path), path.stat().st_size)
         if not columns:
-            return folder_layout(root, pat=pat)
+            return folder_layout(root, pat=pat, **folders)
         path = table_in_folder(root, ", ".join(f"{k}={v!r}" for k, v in columns.items()))
-        return table_layout(path, path.parent, **columns)
-    if not is_table:
+        images = path.parent
+    elif not is_table:
         raise ValueError(f"plan_data: {printable(show_path(path))} is one file, neither a folder nor an archive nor a table (.csv); pass "
                          "the folder with the images.")
-    if pat is not None:
-        raise ValueError(f"plan_data: pat={pat!r} is for the file names in a folder, but the source is a table; leave it out.")
+    for name, value in {"pat": pat, **folders}.items():
+        if value is not None:
+            raise ValueError(f"plan_data: {name}={value!r} is for the images in a folder, but the source is a table; leave it out.")
     return table_layout(path, path.parent if images is None else Path(images).expanduser(), **columns)
 
 # %% ../../nbs/api/vision/06_plan.ipynb #591a8a6c
@@ -239,10 +278,15 @@ def _source_notes(plan: DataPlan) -> list[Note]:
         return [" = ".join(map(name, g)) for g in groups]
 
     n = sum(len(g) - 1 for g in plan.copies)
+    placeholders = [g for g in plan.clashes if len(g) > 2]
     found = [
         ("warning", f"{plural(len(plan.bad), 'file')} cannot be read, left out", [f"{name(f)} {why}" for f, why in plan.bad],
          "plan.bad has all of them"),
-        ("warning", "the same image with different classes, left out", [*equal(plan.clashes), *map(name, layout.clashes)], "keep the right one"),
+        ("warning", "one image again and again in different classes, left out everywhere",
+         [f"{name(g[0])} and {plural(len(g) - 1, 'copy', 'copies')}" for g in placeholders],
+         "look at it; it may say that a photo is no longer available"),
+        ("warning", "the same image with different classes, left out",
+         [*equal([g for g in plan.clashes if g not in placeholders]), *map(name, layout.clashes)], "keep the right one"),
         ("warning", "the same image in training and in validation, kept for validation only",
          equal([g for g in plan.copies if len({sides[f] for f in g}) > 1]), ""),
         ("info", f"{plural(n, 'copy', 'copies')} of other images, left out", equal(plan.copies), ""),
@@ -251,7 +295,7 @@ def _source_notes(plan: DataPlan) -> list[Note]:
         ("info", plural(len(plan.others), "other file"), [*map(name, plan.others)], ""),
         ("info", f"{plural(len(layout.tests), 'image')} for a test, left alone", [*map(name, layout.tests)], "")]
     notes = [Note(level, f"{text}: {_some(names, 3)}", fix) for level, text, names, fix in found if names]
-    return notes + [Note("info", text.rstrip(".")) for text in layout.notes]
+    return [Note("warning", *doubt) for doubt in layout.doubts] + notes + [Note("info", text.rstrip(".")) for text in layout.notes]
 
 # %% ../../nbs/api/vision/06_plan.ipynb #75ed3fbc
 def plan_data(
@@ -263,6 +307,9 @@ def plan_data(
     label_col: int | str | Sequence[int | str] | None = None,  # column(s) of a table with the labels
     label_delim: str | None = None,  # what separates several labels in a cell; "": a cell is one label
     valid_col: int | str | None = None,  # column of a table that is True or `valid` for validation rows
+    train: str | os.PathLike | Sequence[str | os.PathLike] | None = None,  # folder(s) in the source to train on; None: found
+    valid: str | os.PathLike | Sequence[str | os.PathLike] | None = None,  # folder(s) in the source for validation; None: found
+    depth: int | None = None,  # which folders are the classes: 1 for the first below the source or below train, 2 for those inside; None: found
     valid_pct: float = 0.2,  # share 0..1 for validation where the source has no split
     seed: int = 42,  # of that split
 ) -> DataPlan:  # print it, then `.dataloaders()`
@@ -270,8 +317,8 @@ def plan_data(
     check_range("plan_data", "valid_pct", valid_pct, 0, 0.9)
     source = Path(source).expanduser()
     columns = {"fn_col": fn_col, "label_col": label_col, "label_delim": label_delim, "valid_col": valid_col}
-    layout = _find_layout(source, images, pat, {k: v for k, v in columns.items() if v is not None})
-    layout.items = [i for i in layout.items if i.label != "" and i.file.is_file()]
+    layout = _find_layout(source, images, pat, {"train": train, "valid": valid, "depth": depth}, {k: v for k, v in columns.items() if v is not None})
+    layout.items = [i for i in layout.items if i.label != ""]
     bad = check_images([i.file for i in layout.items])
     unreadable = {f for f, _ in bad}
     items, copies, clashes = _without_copies([i for i in layout.items if i.file not in unreadable])
@@ -280,6 +327,9 @@ def plan_data(
     items = [replace(i, valid=bool(i.valid)) for i in items]
     known = {i.file for i in layout.items} | {*layout.stray, *layout.clashes, *layout.tests}
     others = [f for f in get_files(layout.root) if f not in known and f.suffix.lower() not in (".csv", ".tsv")]
+    lost = [f for f in others if f.is_symlink() and not f.exists()]
+    bad += [(f, "is a link to a file or folder that does not exist") for f in lost]
+    others = [f for f in others if f not in lost]
     plan = DataPlan(source, layout, items, bad, copies, clashes, others, valid_pct=valid_pct, seed=seed)
     plan.notes = _class_notes(plan.counts(False), plan.counts(True)) + _scale_notes(plan) + _source_notes(plan)
     return plan
