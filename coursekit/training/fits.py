@@ -37,7 +37,7 @@ class Fits(Loop):
     lr: float | slice  # learning rate if a fit names none
     wd: float  # weight decay, decoupled; never on norms and biases
     moms: tuple[float, float, float]  # momentum at the start, the peak and the end of a cycle
-    train_bn: bool  # frozen groups keep their norm layers trainable
+    train_bn: bool  # norm layers train in frozen groups, too
     cbs: list[Callback]  # of every fit
     rng: RngState  # of everything that torch draws in a fit
     kept: KeptPreds  # of the last validation
@@ -74,7 +74,7 @@ class Fits(Loop):
         return describe_groups(self.opt, self.model)
 
     def freeze_to(self, n: int) -> None:
-        "Freeze the parameter groups before the n-th (negative: from the end). Norm layers stay trainable. Resets the optimizer."
+        "Freeze the parameter groups before the n-th (negative: from the end). Frozen layers run in eval mode. Resets the optimizer."
         groups = self.groups
         if not -len(groups) <= n <= len(groups):
             raise ValueError(f"Learner.freeze_to: n={n}, but there are {plural(len(groups), 'parameter group')}.")

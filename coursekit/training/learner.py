@@ -45,7 +45,7 @@ class LearnerOptions(TypedDict, total=False):
     metrics: Any  # functions, `Metric`s, or a list of them
     wd: float  # weight decay, decoupled, never on norms and biases; 0.01 if not given
     moms: tuple[float, float, float]  # momentum at the start, the peak and the end of a cycle; (.95, .85, .95) if not given
-    train_bn: bool  # frozen groups keep their norm layers trainable; True if not given
+    train_bn: bool  # norm layers train in frozen groups, too; False if not given
     path: str | os.PathLike | None  # folder for saved files; None: that of the data, and the working directory for `export`
     model_dir: str  # folder inside it for `save`; "models" if not given
     device: torch.device | str | None  # None: that of the data
@@ -76,7 +76,7 @@ class Learner(Fits):
         metrics: Any = (),  # functions, `Metric`s, or a list of them
         wd: float = 0.01,  # weight decay, decoupled; never on norms and biases
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),  # momentum at the start, the peak and the end of a cycle
-        train_bn: bool = True,  # frozen groups keep their norm layers trainable
+        train_bn: bool = False,  # norm layers train in frozen groups, too, as they do in fastai
         path: str | os.PathLike | None = None,  # folder for saved files; None: that of the data, and the working directory for `export`
         model_dir: str = "models",  # folder inside it for `save`
         device: torch.device | str | None = None,  # None: that of the data

@@ -18,6 +18,7 @@ from coursekit.training.callback import (
     Callback, CancelBatchException, CancelEpochException, CancelStepException, CancelTrainException, CancelValidateException, State,
 )
 from .metrics import Metric
+from .layers import set_mode
 from .recorder import Recorder
 
 # %% ../../nbs/api/training/10_loop.ipynb #6de5aab7
@@ -74,7 +75,7 @@ class Loop:
         self.run("validate", CancelValidateException, self.validate_batches)
 
     def begin_part(self, dl: Any, *, training: bool) -> None:
-        self.model.train(training)
+        set_mode(self.model, training=training)
         self.dl, s = dl, self.state
         s.training, s.batches, s.metrics = training, dl, []
 

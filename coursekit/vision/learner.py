@@ -36,6 +36,7 @@ def vision_learner(
     ps: float | None = None,  # dropout of the head, 0..1; None: 0.5 over published weights, 0.1 from scratch
     concat_pool: bool = True,  # pool mean and maximum; False: the mean only
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
+    fixed_stats: bool | None = None,  # batch norms of the body keep their statistics in training; None: over published weights
     **options: Unpack[LearnerOptions],
 ) -> Learner:
     "A learner for images by transfer learning, or from scratch with pretrained=False."
@@ -49,7 +50,8 @@ def vision_learner(
     file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
     ps = (0.5 if pretrained else 0.1) if ps is None else ps  # a body that still has to learn needs the whole gradient
     with seeded(seed):
-        model = VisionModel(name, n_out, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range)).build()
+        model = VisionModel(name, n_out, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range),
+                            fixed_stats=pretrained if fixed_stats is None else fixed_stats).build()
     if file is not None:
         load_body_weights(model[0], arch, file)
     _check_size(model, dls, name)
