@@ -44,7 +44,7 @@ readme = ROOT / "README.md"
 runtime = cfg["requirements"].split()
 course = cfg["course_requirements"].split()
 dev = cfg["dev_requirements"].split()
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("timm", "hub", "onnx")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("onnx",)}
 
 setup(
     name=cfg["lib_name"],

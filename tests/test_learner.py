@@ -90,14 +90,31 @@ def test_fine_tune_every_batch_and_group() -> None:
             assert group["mom"] == pytest.approx(two_cosines(k / (2 * n), 0.3, 0.95, 0.85, 0.95), rel=1e-9)
 
 
-def test_frozen_layers_do_not_move_and_norms_do() -> None:
-    learn = small_learner()
+@pytest.mark.parametrize("train_bn", [False, True])
+def test_frozen_layers_do_not_move_and_norms_do_if_asked(train_bn: bool) -> None:
+    learn = small_learner(train_bn=train_bn)
     learn.freeze()
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     learn.fit(1, 1e-2)
     moved = {k for k, v in learn.model.state_dict().items() if not torch.equal(v, before[k])}
+    norm = {"0.1.weight", "0.1.bias", "0.1.running_mean", "0.1.running_var", "0.1.num_batches_tracked"}
     assert {"0.0.weight", "0.0.bias", "1.weight", "1.bias"}.isdisjoint(moved)
-    assert {"0.1.weight", "0.1.bias", "0.1.running_mean", "2.weight", "2.bias"} <= moved
+    assert {"2.weight", "2.bias"} <= moved and (norm <= moved if train_bn else norm.isdisjoint(moved))
+
+
+def test_frozen_parts_run_in_eval_mode_and_the_rest_does_not() -> None:
+    learn, seen = small_learner(), []
+
+    class Look(Callback):
+        def before_batch(self, learn): seen.append([learn.model[0][1].training, learn.model[2].training, learn.state.training])
+
+    learn.freeze()
+    learn.fit(1, cbs=Look())
+    assert {tuple(s) for s in seen} == {(False, True, True), (False, False, False)}
+    learn.unfreeze()
+    seen.clear()
+    learn.fit(1, cbs=Look())
+    assert {tuple(s) for s in seen} == {(True, True, True), (False, False, False)}
 
 
 def test_freezing_resets_the_optimiser() -> None:

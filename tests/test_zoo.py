@@ -24,13 +24,13 @@ from coursekit.training.learner import Learner
 from coursekit.training.metrics import error_rate
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
-from coursekit.vision.models import VisionModel, WeightsError, arch_name, create_body, fetch_weights, norm_stats, read_state, vision_groups, whole_net
+from coursekit.vision.models import VisionModel, WeightsError, arch_name, course_arch, create_body, fetch_weights, norm_stats, read_state, vision_groups, whole_net
 from coursekit.vision.augment import AugmentNormalize, aug_transforms, imagenet_stats
 from coursekit.vision.resize import Resize
 
 FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
             "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "coursenet",
-            "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/efficientnet_lite0"]  # fmt: skip
+            "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/efficientnet_lite0", "efficientnet_lite0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +71,12 @@ def test_every_family_is_cut_grouped_loaded_and_trained(photos: Path, tmp_path: 
     early, late, head = (sum(p.numel() for p in g) for g in learn.groups)
     assert early > 0.005 * (early + late) and late and head and early + late + head == sum(p.numel() for p in learn.model.parameters())
     trained = {id(p) for p in learn.model.parameters() if p.requires_grad}
-    assert {id(p) for p in learn.groups[2]} <= trained and len(trained) < len(list(learn.model.parameters()))  # frozen but for norms
+    assert {id(p) for p in learn.groups[2]} == trained  # the body is frozen, norms and all
+    stats = {k: v.clone() for k, v in learn.model[0].state_dict().items() if "running" in k}
     before = [p.detach().clone() for p in learn.model.parameters()]
     learn.fine_tune(1)
     assert sum(not torch.equal(a, b) for a, b in zip(before, learn.model.parameters())) > 0.9 * len(before)
+    assert all(torch.equal(v, stats[k]) for k, v in learn.model[0].state_dict().items() if k in stats)  # batch norms keep their statistics
     again = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
     item = learn.dls.valid_ds.items[0]
     assert torch.allclose(again.predict(item).probabilities, learn.predict(item).probabilities, atol=1e-5)
@@ -153,7 +155,7 @@ def test_weights_that_cannot_be_had_or_do_not_fit(photos: Path, tmp_path: Path, 
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path / "home"))
     dls = loaders(photos)
     for arch in ("resnet34", "timm/convnext_atto"):
-        with pytest.raises(WeightsError, match=r"not on this machine .* copy .*pretrained=False.*coursenet") as e:
+        with pytest.raises(WeightsError, match=r"not on this machine .* copy .*pretrained=False.*efficientnet_lite0") as e:
             vision_learner(dls, arch)
         assert "\n" not in str(e.value)
     with pytest.raises(FileNotFoundError, match="there is no file weights="):
@@ -187,6 +189,29 @@ def test_a_file_put_where_the_message_says_is_found(tmp_path: Path, monkeypatch:
     folder.mkdir(parents=True)
     whole_weights("timm/convnext_atto", folder / "model.safetensors")
     assert fetch_weights("convnext_atto") == folder / "model.safetensors"
+
+
+def test_a_body_from_scratch_learns_its_statistics(photos: Path) -> None:
+    for fixed, moves in ((None, True), (True, False)):
+        learn = vision_learner(loaders(photos), "coursenet", pretrained=False, fixed_stats=fixed, seed=0)
+        learn.progress = False
+        stats = {k: v.clone() for k, v in learn.model[0].state_dict().items() if "running" in k}
+        learn.fit(1)
+        assert any(not torch.equal(v, stats[k]) for k, v in learn.model[0].state_dict().items() if k in stats) is moves
+
+
+def test_imagenet_weights_that_are_installed(photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """EfficientNet-Lite0's file has the order of timm's layers, and none of its names."""
+    state, net = read_state(fetch_weights("efficientnet_lite0")), whole_net("efficientnet_lite0")
+    learn = vision_learner(loaders(photos), "efficientnet_lite0", seed=0)
+    names = [k for k in net.state_dict() if not k.endswith("num_batches_tracked")]
+    body = [v for k, v in learn.model[0].state_dict().items() if not k.endswith("num_batches_tracked")]
+    assert len(state) == len(names) == len(body) + 2 and all(torch.equal(a, b) for a, b in zip(state.values(), body))
+    assert learn.dls.batch_tfms[-1].mean == pytest.approx((127 / 255,) * 3)
+    monkeypatch.setenv("COURSEKIT_DATA", "full")
+    monkeypatch.setenv("COURSEKIT_MIRROR", str(photos))
+    monkeypatch.setenv("TORCH_HOME", str(photos))
+    assert course_arch("resnet18") == "efficientnet_lite0" and "resnet18" in capsys.readouterr().out
 
 
 def test_names_and_their_mistakes() -> None:

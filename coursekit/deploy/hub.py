@@ -37,7 +37,7 @@ def hub_errors(who: str, repo_id: str) -> Iterator[None]:
     try:
         import huggingface_hub.errors as hf
     except ImportError as e:
-        raise ImportError(f"{who}: huggingface_hub is not installed; pip install 'coursekit[hub]'.") from e
+        raise ImportError(f"{who}: huggingface_hub is not installed; pip install huggingface_hub.") from e
     try:
         yield
     except Exception as e:
@@ -92,7 +92,7 @@ def load_learner(
     sha256: str | None = None,  # of the file, in hex digits, if its publisher prints it
 ) -> Learner:
     """A learner that predicts, from an exported file. Nothing is unpickled, and no code of the file runs. An https address is fetched once,
-    hf:// (which needs `pip install 'coursekit[hub]'`) again when the repository has changed."""
+    hf:// again when the repository has changed."""
     check_device(device, "load_learner")
     file = model_file(path, sha256=sha256)
     try:
@@ -152,7 +152,7 @@ A model trained with coursekit. The file contains only numbers and text, no pick
 |---|---|
 {table}
 
-Install it with `pip install 'coursekit[hub]'`, and then:
+Install it with `pip install coursekit`, and then:
 
 ```python
 from coursekit.deploy.hub import load_learner

@@ -82,14 +82,11 @@ def arch_name(arch: str | Callable) -> str:  # the name, checked; timm's begin w
     known = [*OWN_ARCHS, *tv_models.list_models(module=tv_models)]
     if name in known:
         return name
-    extra = ", which is not installed: pip install 'coursekit[timm]'"
-    if importlib.util.find_spec("timm"):
-        import timm
+    import timm
 
-        if timm.is_model(name.removeprefix("timm/")):
-            return f"timm/{name.removeprefix('timm/')}"
-        known, extra = [*known, *timm.list_models()], ""
-    raise ValueError(f"vision_learner: no architecture {name!r} in torchvision or timm{extra}{suggest(name, known) or '.'} "
+    if timm.is_model(name.removeprefix("timm/")):
+        return f"timm/{name.removeprefix('timm/')}"
+    raise ValueError(f"vision_learner: no architecture {name!r} in torchvision or timm{suggest(name, [*known, *timm.list_models()]) or '.'} "
                      "torchvision.models.list_models() names all of torchvision.")
 
 # %% ../../nbs/api/vision/09_models.ipynb #a51986b2
@@ -279,7 +276,7 @@ def fetch_weights(arch: str | Callable, weights: str | os.PathLike | None = None
         raise WeightsError(
             f"vision_learner: the weights of {name} are not on this machine and cannot be downloaded ({e}). Choose one of three ways: "
             f"copy {cached.name} into {show_path(cached.parent)} from a machine that has it; train "
-            "from scratch with pretrained=False; or use 'coursenet', whose weights are part of coursekit.") from e
+            "from scratch with pretrained=False; or use 'efficientnet_lite0', whose weights come with coursekit.") from e
 
 
 def timm_file(name: str) -> tuple[str, Path]:  # address; where the Hub's own cache has it, or else coursekit's
@@ -333,14 +330,16 @@ def load_body_weights(body: nn.Module, arch: str | Callable, file: str | os.Path
 def course_arch(
     *archs: str | Callable,  # preferred architectures, best first
 ) -> str:  # the name of one whose weights are available
-    "The first of these whose weights are available, or else `coursenet`, which is also the choice in `sample` mode. Prints which and why."
-    why = "the lessons' own data are drawn small"
-    if data_mode() != "sample":
-        for arch in archs:
-            try:
-                print(f"{arch_name(arch)}: weights from {show_path(fetch_weights(arch))}")
-                return arch_name(arch)
-            except (WeightsError, ValueError) as e:  # a ValueError: an architecture that is not installed
-                why = str(e)
-    print(f"coursenet, with the weights that come with coursekit ({why})")
-    return "coursenet"
+    "The first of these whose weights are available, then `efficientnet_lite0`; for the small drawn images of `sample` mode `coursenet`. Prints which and why."
+    if data_mode() == "sample":
+        print("coursenet: the images are drawn and small, and its weights come with coursekit")
+        return "coursenet"
+    why = "its ImageNet weights come with coursekit"
+    for arch in archs:
+        try:
+            print(f"{arch_name(arch)}: weights from {show_path(fetch_weights(arch))}")
+            return arch_name(arch)
+        except WeightsError as e:
+            why += f"; {e}"
+    print(f"efficientnet_lite0: {why}")
+    return "efficientnet_lite0"
