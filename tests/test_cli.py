@@ -402,7 +402,7 @@ def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_train_and_predict(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model from a folder, the command that is offered next, and options before and after the arguments."""
     monkeypatch.chdir(tmp_path)
-    done = invoke("train", "--size", "32", "photos", "--epochs", "1", "--from-scratch", "--out", "m.ck", "--lr", "0.001")
+    done = invoke("train", "--size", "32", "photos", "--arch", "coursenet", "--epochs", "1", "--from-scratch", "--out", "m.ck", "--lr", "0.001")
     assert done.exit_code == 0, done.output
     said = done.output
     assert "day 6" in said and "coursenet from scratch: 1 epoch of one cycle, learning rate 0.001" in said and "error rate " in said
@@ -424,9 +424,23 @@ def test_the_settings_reach_the_learner(photos: Path, tmp_path: Path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Learner, "fine_tune", fine_tune)
-    done = invoke("train", "photos", "--size", "48", "--bs", "4", "--epochs", "7", "--cache", "none", "--valid-pct", "0.5")
+    done = invoke("train", "photos", "--arch", "coursenet", "--size", "48", "--bs", "4", "--epochs", "7", "--cache", "none", "--valid-pct", "0.5")
     assert done.exit_code == 130 and not (tmp_path / "model.ck").exists()
     assert asked == {"epochs": 7, "base_lr": 8e-3, "lr_mult": 5, "size": 48, "bs": 4, "cache": None, "n_valid": 6}
+
+
+def test_the_defaults_suit_photos(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: dict[str, object] = {}
+
+    def fine_tune(self: Learner, epochs: int, base_lr: float, **options: float) -> None:
+        asked.update(epochs=epochs, base_lr=base_lr, size=self.dls.one_batch().x.shape[-1], bs=self.dls.bs, arch=self.model.spec.arch, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "fine_tune", fine_tune)
+    said = invoke("train", "photos").output
+    assert asked == {"epochs": 60, "base_lr": 2e-3, "lr_mult": 100, "size": 128, "bs": asked["bs"], "arch": "efficientnet_lite0"}
+    assert "efficientnet_lite0 from pretrained weights: 1 epoch for the new head, then 3 epochs, or more for a small set" in said
 
 
 def test_ctrl_c_keeps_the_model(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,7 +452,7 @@ def test_ctrl_c_keeps_the_model(photos: Path, tmp_path: Path, monkeypatch: pytes
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Learner, "fit_one_cycle", stopped_in_the_second)
-    done = invoke("train", "photos", "--size", "32", "--epochs", "9")
+    done = invoke("train", "photos", "--arch", "coursenet", "--size", "32", "--epochs", "9")
     assert done.exit_code == 130 and done.output.splitlines()[-2:] == ["stopped, wrote model.ck as trained so far", "coursekit: stopped"], done.output
     assert invoke("predict", "model.ck", "photos").exit_code == 0
 
@@ -449,7 +463,7 @@ def test_what_was_trained_is_written_before_anything_is_said_of_it(photos: Path,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "result_lines", fails)
-    assert invoke("train", "photos", "--size", "32", "--epochs", "1", "--from-scratch").exit_code == 130
+    assert invoke("train", "photos", "--arch", "coursenet", "--size", "32", "--epochs", "1", "--from-scratch").exit_code == 130
     assert invoke("predict", "model.ck", "photos").exit_code == 0
 
 

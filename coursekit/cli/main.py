@@ -203,10 +203,11 @@ def data_clear(name: str | None, yes: bool) -> None:
 # %% ../../nbs/api/cli/09_main.ipynb #2171eec4
 @main.command()
 @click.argument("source", type=click.Path(exists=True))
-@click.option("--arch", default="coursenet", show_default=True, help="Network: coursenet, or a name of torchvision or timm.")
-@click.option("--epochs", type=click.IntRange(1, 10_000), default=3, show_default=True,
-              help="Passes over all images. With pretrained weights, one more comes first for the new head.")
-@click.option("--size", type=click.IntRange(16, 2048), default=96, show_default=True, help="Pixels per side that images are resized to.")
+@click.option("--arch", default="efficientnet_lite0", show_default=True,
+              help="Network: this one for photos, coursenet for small drawings, or a name of torchvision or timm.")
+@click.option("--epochs", type=click.IntRange(1, 10_000),
+              help="Passes over all images; with pretrained weights, one more comes first for the new head.  [default: 3, more for a small set]")
+@click.option("--size", type=click.IntRange(16, 2048), help="Pixels per side that images are resized to.  [default: 128, or 96 for coursenet]")
 @click.option("--out", default="model.ck", show_default=True, help="File for the model.")
 @click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: one that works for the network]")
 @click.option("--bs", type=click.IntRange(2, 4096), help="Images per batch.  [default: 32, or 16 for fewer than 500 images]")
@@ -229,7 +230,7 @@ def data_clear(name: str | None, yes: bool) -> None:
               help="Which folders are the classes: 1 for the first below SOURCE or below the --train folder, 2 for those inside.  [default: found]")
 @click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
 @click.option("--dry-run", is_flag=True, help="Only print how SOURCE is understood and what would be done.")
-def train(source: str, arch: str, epochs: int, size: int, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
+def train(source: str, arch: str, epochs: int | None, size: int | None, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
           pretrained: bool, cache: str, images: str | None, pat: str | None, fn_col: str | None, label_col: tuple[str, ...],
           label_delim: str | None, valid_col: str | None, train_in: tuple[str, ...], valid_in: tuple[str, ...], depth: int | None,
           overwrite: bool, dry_run: bool) -> None:

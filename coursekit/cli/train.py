@@ -46,7 +46,7 @@ class Recipe:
     "How a model is trained."
     arch: str  # name of an architecture
     pretrained: bool = True  # start from pretrained weights
-    epochs: int = 3  # at least 1
+    epochs: int | None = None  # passes over all layers, at least 1; None: 3, and more if that is fewer than 60 batches
     lr: float | None = None  # highest learning rate of the head; None: one that works for this kind of network
 
     def __post_init__(self):
@@ -54,17 +54,22 @@ class Recipe:
         if self.lr is None:
             self.lr = 5e-3 if not self.pretrained else 8e-3 if self.arch == "coursenet" else 2e-3
 
+    def set_epochs(self, batches: int) -> None:
+        "Settle the number of epochs, if nobody chose it; `batches` are those of one."
+        self.epochs = self.epochs or max(3, -(-60 // batches))
+
     def fit(self, learn: Learner) -> None:
         "Train."
+        self.set_epochs(len(learn.dls.train))
         if self.pretrained:
-            # the bundled network is small, so its first layers must move further than ImageNet weights do
+            # coursenet is small, so its first layers must move further than those of a network with ImageNet weights
             learn.fine_tune(self.epochs, self.lr, lr_mult=5 if self.arch == "coursenet" else 100)
         else:
             learn.fit_one_cycle(self.epochs, self.lr)
 
     def __str__(self) -> str:
         how = ("from pretrained weights: 1 epoch for the new head, then {} for all layers" if self.pretrained else "from scratch: {} of one cycle")
-        return f"{self.arch} {how.format(plural(self.epochs, 'epoch'))}, learning rate {self.lr:g}"
+        return f"{self.arch} {how.format(plural(self.epochs, 'epoch') if self.epochs else '3 epochs, or more for a small set,')}, learning rate {self.lr:g}"
 
 # %% ../../nbs/api/cli/07_train.ipynb #a1f9ff36
 def result_lines(learn: Learner) -> list[str]:
@@ -98,7 +103,7 @@ def next_line(plan: DataPlan, out: Path) -> str:
 # %% ../../nbs/api/cli/07_train.ipynb #7015b844
 def make_learner(plan: DataPlan, recipe: Recipe, *, size: int, bs: int, cache: str | None) -> Learner:
     "The learner; an error names the options of the command line."
-    dls = plan.dataloaders(size=size, batch_tfms=aug_transforms(min_scale=0.6, size=size), bs=bs, cache=cache)
+    dls = plan.dataloaders(size=size, batch_tfms=aug_transforms(min_scale=0.6 if recipe.arch == "coursenet" else 1.0, size=size), bs=bs, cache=cache)
     metric = accuracy_multi if isinstance(dls.targets[0], MultiCategoryBlock) else error_rate
     try:
         return vision_learner(dls, recipe.arch, pretrained=recipe.pretrained, metrics=[metric], seed=plan.seed)
@@ -112,13 +117,14 @@ def train_model(
     recipe: Recipe,
     out: Path,  # from `check_out`
     *,
-    size: int = 96,  # pixels per side
+    size: int | None = None,  # pixels per side; None: 128, or 96 for coursenet
     bs: int | None = None,  # images per batch; None: 32, or 16 if there are fewer than 500
     cache: str | None = "memory",  # "memory", "device", None
     say: Callable[[str], None] = print,  # receives line by line
 ) -> Learner:
     "Train, write the model, say how good it is. After Ctrl-C the model is written too, if a step was done before."
     bs = bs or (16 if len(plan.items) < 500 else 32)  # a small set needs the steps
+    size = size or (96 if recipe.arch == "coursenet" else 128)
     learn = make_learner(plan, recipe, size=size, bs=bs, cache=cache)
     name = printable(as_typed(out))
     say(f"{len(learn.dls.train_ds):,} training images, {len(learn.dls.valid_ds):,} for validation; {size} pixels, batches of {bs}, on {learn.device}")
