@@ -92,7 +92,7 @@ def commands(group=main, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 def test_the_commands_that_are_promised() -> None:
     assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("run",), ("data",), ("data", "list"), ("data", "get"),
-                               ("data", "clear"), ("train",), ("predict",), ("app",), ("clean",)}
+                               ("data", "clear"), ("train",), ("predict",), ("app",), ("export",), ("clean",)}
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -171,7 +171,7 @@ def test_doctor_as_typed(tmp_path: Path) -> None:
     done = coursekit("doctor", COURSEKIT_HOME=str(tmp_path), COURSEKIT_MIRROR=str(tmp_path / "nowhere"))
     assert done.returncode == 0 and not done.stderr, done.stderr
     first = [line.split()[0] for line in done.stdout.splitlines()]
-    assert first[:9] == ["versions", "system", "processor", "device", "precision", "disk", "network", "files", "settings"]
+    assert first[:10] == ["versions", "system", "processor", "device", "precision", "disk", "network", "files", "pages", "settings"]
     assert "-> COURSEKIT_MIRROR=" in done.stdout
     assert len(done.stdout.splitlines()) < 20 and max(map(len, done.stdout.splitlines())) < 300
 
