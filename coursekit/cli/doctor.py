@@ -76,7 +76,7 @@ def page_runtime() -> str:
     from coursekit.deploy.page import RUNTIME_VERSION, runtime_place
 
     here = runtime_place().is_file()
-    return f"ONNX Runtime Web {RUNTIME_VERSION} " + ("is here" if here else "is not here yet; the first export of an .html file downloads it, 20 MB")
+    return f"ONNX Runtime Web {RUNTIME_VERSION} " + ("is here" if here else "is not here yet; the first export of an .html file downloads it, 31 MB")
 
 
 def settings() -> str:

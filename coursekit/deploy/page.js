@@ -23,8 +23,8 @@ function checkCanvas() {  // some browsers show pages false pixels, so that nobo
 
 async function loadModel() {  // -> (image -> its predictions)
   checkCanvas();
-  const code = new Blob([await unpacked("runtime")], { type: "text/javascript" });
-  const ort = await import(URL.createObjectURL(code));
+  const program = new Blob([await unpacked("runtime")], { type: "text/javascript" });
+  const ort = await import(URL.createObjectURL(program));
   ort.env.wasm.numThreads = 1;  // more would need headers that a file doesn't have
   ort.env.wasm.wasmBinary = await unpacked("wasm");
   const session = await ort.InferenceSession.create(await unpacked("model"));

@@ -7,7 +7,7 @@ __all__ = ['RUNTIME_VERSION', 'RUNTIME_URL', 'RUNTIME_SHA256', 'RUNTIME_FILES', 
            'runtime_help', 'fetch_runtime', 'page_step', 'page_steps', 'page_spec', 'halved', 'page_text',
            'page_policy', 'page_html', 'write_page']
 
-# %% ../../nbs/api/deploy/04_page.ipynb #41be0f9c
+# %% ../../nbs/api/deploy/04_page.ipynb #a3724657
 import base64
 import dataclasses
 import gzip
@@ -34,10 +34,10 @@ from ..vision.augment import Augment
 from ..vision.block import ImageBlock
 from ..vision.resize import RandomResizedCrop, Resize
 
-# %% ../../nbs/api/deploy/04_page.ipynb #2f7519f5
-RUNTIME_VERSION = "1.22.0"
+# %% ../../nbs/api/deploy/04_page.ipynb #9c915d50
+RUNTIME_VERSION = "1.24.3"
 RUNTIME_URL = f"https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-{RUNTIME_VERSION}.tgz"
-RUNTIME_SHA256 = "e293551f9d36d003e293d0f2937fee7b3dfdcef76d71d1449b55e2d4157c7aea"
+RUNTIME_SHA256 = "d521349a11a1f6012ce6b21fcdafce310b3111bbb7552a1d1f7dcb2714b76d78"
 RUNTIME_FILES = {"runtime": "package/dist/ort.wasm.bundle.min.mjs", "wasm": "package/dist/ort-wasm-simd-threaded.wasm"}  # part of the page -> member
 
 
@@ -48,7 +48,7 @@ def runtime_place() -> Path:
 
 def runtime_help() -> str:
     "How to get ONNX Runtime Web onto a machine without network."
-    return (f"On a machine with network, download {RUNTIME_URL} (20 MB; `npm pack onnxruntime-web@{RUNTIME_VERSION}` gets it, too). Copy it to "
+    return (f"On a machine with network, download {RUNTIME_URL} (31 MB; `npm pack onnxruntime-web@{RUNTIME_VERSION}` gets it, too). Copy it to "
             f"{show_path(runtime_place().parent)} here, or into the mirror.")
 
 
@@ -61,7 +61,7 @@ def fetch_runtime() -> dict[str, bytes]:  # part of the page -> content
     with tarfile.open(archive) as tar:
         return {part: tar.extractfile(name).read() for part, name in RUNTIME_FILES.items()}
 
-# %% ../../nbs/api/deploy/04_page.ipynb #64b2f285
+# %% ../../nbs/api/deploy/04_page.ipynb #59978fdb
 def page_step(transform: Any) -> dict[str, Any]:  # of samples, or a resizing one of batches
     "What a transform does to an image outside training, for `page.js`."
     size = getattr(transform, "size", None)
@@ -84,7 +84,7 @@ def page_steps(learn: Learner) -> list[dict[str, Any]]:
                          "Train with item_tfms=Resize(224), or another size.")
     return steps
 
-# %% ../../nbs/api/deploy/04_page.ipynb #c5ba3a12
+# %% ../../nbs/api/deploy/04_page.ipynb #e12b7037
 KINDS = {CategoryBlock: "one", MultiCategoryBlock: "any", RegressionBlock: "number"}  # target -> how `page.js` shows it
 
 
@@ -104,7 +104,7 @@ def page_spec(learn: Learner) -> dict[str, Any]:
             "above": getattr(learn.loss_func, "thresh", getattr(target, "thresh", None)),
             "reads": draft and 2 * draft}  # as `images` passes it to Pillow
 
-# %% ../../nbs/api/deploy/04_page.ipynb #2f349b7e
+# %% ../../nbs/api/deploy/04_page.ipynb #6538b0d2
 HALVED = 1024  # numbers of a tensor from which on it is stored as float16
 
 
@@ -128,7 +128,7 @@ def halved(model: Any) -> Any:  # an onnx.ModelProto, which is changed
     model.graph.node.extend(nodes)
     return model
 
-# %% ../../nbs/api/deploy/04_page.ipynb #9a7983f9
+# %% ../../nbs/api/deploy/04_page.ipynb #ae93d08c
 def page_text(name: str) -> str:
     "A file beside this module: page.html, page.css or page.js."
     return (importlib.resources.files("coursekit") / "deploy" / name).read_text(encoding="utf-8")
@@ -155,7 +155,7 @@ def page_html(
               "version": coursekit.__version__, "runtime_version": RUNTIME_VERSION, "spec": json.dumps(spec).replace("<", r"\u003c"), **packed}
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], page_text("page.html"))  # in one pass: a name may look like a place, too
 
-# %% ../../nbs/api/deploy/04_page.ipynb #c1860d6b
+# %% ../../nbs/api/deploy/04_page.ipynb #9472035a
 def write_page(
     learn: Learner,  # takes one image, and predicts one class, several classes or numbers
     path: str | os.PathLike,  # file to write, ending in .html; its name is the heading of the page
