@@ -79,17 +79,22 @@ async function decoded(file) {  // upright; transparent pixels are white; colors
   return image;
 }
 
-// ---- Resize as Pillow does: a triangle as wide as the reduction, along the rows and then along the columns.
+// ---- Resize as Pillow and PyTorch do: a triangle as wide as the reduction, along the rows and then along the columns, in whole numbers.
 
-function weights(from, to) {  // for each new pixel: the first old pixel that counts, and the share of each
+function weights(from, to) {  // for each new pixel: the first old pixel that counts, and the share of each, times 2 ** bits
   const scale = from / to, reach = Math.max(scale, 1);
-  return Array.from({ length: to }, (_, i) => {
+  const shares = Array.from({ length: to }, (_, i) => {
     const center = (i + 0.5) * scale;
     const first = Math.max(0, Math.floor(center - reach + 0.5)), end = Math.min(from, Math.floor(center + reach + 0.5));
     const parts = Array.from({ length: end - first }, (_, k) => Math.max(0, 1 - Math.abs(first + k + 0.5 - center) / reach));
     const sum = parts.reduce((a, b) => a + b);
     return { first, parts: parts.map(part => part / sum) };
   });
+  const most = Math.max(...shares.map(({ parts }) => Math.max(...parts)));
+  let bits = 0;
+  while (bits < 22 && Math.floor(0.5 + most * 2 ** (bits + 1)) < 2 ** 15) bits++;
+  for (const share of shares) share.parts = share.parts.map(part => Math.floor(0.5 + part * 2 ** bits));
+  return { shares, bits };
 }
 
 function resampled(image, to, down) {  // to so many columns, or if `down` rows
@@ -98,15 +103,16 @@ function resampled(image, to, down) {  // to so many columns, or if `down` rows
   const made = down ? blank(width, to) : blank(to, height);
   const [step, line, lines] = down ? [3 * width, 3, width] : [3, 3 * width, height];
   const [newStep, newLine] = down ? [3 * width, 3] : [3, 3 * to];
-  weights(down ? height : width, to).forEach(({ first, parts }, i) => {
+  const { shares, bits } = weights(down ? height : width, to), half = 2 ** bits / 2;
+  shares.forEach(({ first, parts }, i) => {
     for (let k = 0; k < lines; k++) {
       for (let color = 0; color < 3; color++) {
-        let sum = 0, at = k * line + first * step + color;
+        let sum = half, at = k * line + first * step + color;
         for (const part of parts) {
           sum += part * data[at];
           at += step;
         }
-        made.data[k * newLine + i * newStep + color] = sum;
+        made.data[k * newLine + i * newStep + color] = sum >> bits;
       }
     }
   });
