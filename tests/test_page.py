@@ -341,21 +341,24 @@ def test_what_is_no_image_is_said(runtime: None, browser: Any, drawn: Path, tmp_
             view.page.locator("#file").set_input_files(tmp_path / name)
             view.until(lambda: name in view.text("#problem"))  # noqa: B023
         says(view.text("#problem"), "empty.jpg", "JPEG", "PNG")
+        assert view.page.locator("#result").is_hidden()
         view.page.evaluate("""take(new DataTransfer().files)""")
         says(view.text("#problem"), "not a file")
+        view.page.evaluate("""take([new File(["x"], "a.txt"), new File(["x"], "b.txt")])""")
+        view.until(lambda: "a.txt" in view.text("#problem"))
         view.page.evaluate("""async ([text, name, kind]) => {  // dropped, then pasted
             const data = new DataTransfer();
             data.items.add(new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], name, { type: "image/png" }));
             document.dispatchEvent(kind === "drop" ? new DragEvent("drop", { dataTransfer: data }) : new ClipboardEvent("paste", { clipboardData: data }));
         }""", [base64.b64encode(items[0].read_bytes()).decode(), "dropped.png", "drop"])
         view.until(lambda: view.seen("dropped.png"))
-        assert view.text("#problem") == "" and view.shown()
+        assert view.text("#problem") == "" and view.page.locator("#result").is_visible() and view.shown()
         with view.page.expect_file_chooser() as chooser:  # by keyboard
             view.page.locator("#choose").focus()
             view.page.keyboard.press("Enter")
         chooser.value.set_files(items[1])
         view.until(lambda: view.seen(items[1].name))
-        assert view.page.locator("#photograph").is_hidden()  # there is a mouse, and no camera in the back
+        assert view.page.locator("#photograph").is_hidden()  # there is no camera in the back
 
 
 def test_other_people_can_use_it(runtime: None, browser: Any, drawn: Path, tmp_path: Path) -> None:
@@ -374,7 +377,7 @@ def test_other_people_can_use_it(runtime: None, browser: Any, drawn: Path, tmp_p
                 for step in ("ready", "predicted", "refused"):
                     if step == "predicted":
                         view.predict(item)
-                        view.page.locator("summary").click()
+                        assert view.page.locator("#photograph").is_visible() == (size == PHONE)
                     if step == "refused":
                         view.page.locator("#file").set_input_files(tmp_path / "note.png")
                         view.page.locator("#problem:not(:empty)").wait_for()

@@ -188,7 +188,12 @@ function planes({ width, height, data }) {  // all reds, then all greens, then a
 
 const make = (tag, kind, text = "") => Object.assign(document.createElement(tag), { className: kind, textContent: text });
 const percent = p => `${(100 * p).toFixed(1)}%`;
-const say = (text, wrong = false) => { $("status").textContent = wrong ? "" : text; $("problem").textContent = wrong ? text : ""; };
+function say(text, { wrong = false, heard = false } = {}) {  // `heard`: by screen readers only, because it is to be seen elsewhere
+  $("status").textContent = wrong ? "" : text;
+  $("problem").textContent = wrong ? text : "";
+  $("status").classList.toggle("heard", heard);
+  if (wrong) $("result").hidden = true;  // it belongs to another image
+}
 const painted = () => new Promise(done => setTimeout(done, 30));  // so that what was said is seen before the work begins
 const MOST = 10;  // bars
 
@@ -218,13 +223,13 @@ function show(file, values) {
   $("bars").replaceChildren(...(spec.kind === "number" ? [] : bars(values)));
   $("more").textContent = values.length > MOST && spec.kind !== "number" ? `The ${MOST} most likely of ${values.length} classes.` : "";
   $("result").hidden = false;
-  say(`Prediction: ${answer(values)}`);
+  say(`Prediction: ${answer(values)}`, { heard: true });
 }
 
 let model = null;  // once it is loaded: image -> its predictions
 let queue = loadModel().then(
   loaded => { model = loaded; say("Ready."); },
-  error => say(`The model cannot be started here (${error.message}). Use a current version of Chrome, Edge, Firefox or Safari.`, true));
+  error => say(`The model cannot be started here (${error.message}). Use a current version of Chrome, Edge, Firefox or Safari.`, { wrong: true }));
 
 async function predict(file) {
   const name = file.name || "the image";
@@ -236,25 +241,26 @@ async function predict(file) {
     try {
       image = await prepared(file);
     } catch {
-      return say(`This browser cannot read ${name} as an image. Save it as a JPEG or PNG and try that.`, true);
+      return say(`This browser cannot read ${name} as an image. Save it as a JPEG or PNG and try that.`, { wrong: true });
     }
     show(file, await model(image));
   } catch (error) {
-    say(`${name} cannot be predicted (${error.message}).`, true);
+    say(`${name} cannot be predicted (${error.message}).`, { wrong: true });
   }
 }
 
 function take(files) {
   const [file, ...others] = files;
-  if (!file) return say("That is not a file. Save the image first, then choose it.", true);
+  if (!file) return say("That is not a file. Save the image first, then choose it.", { wrong: true });
   queue = queue.then(() => predict(file));
-  if (others.length) queue = queue.then(() => { $("status").textContent += ` This is the first of ${files.length} images.`; });
+  if (others.length) queue = queue.then(() => { $("more").textContent += ` This is the first of ${others.length + 1} images.`; });
 }
 
 for (const [button, input] of [["choose", "file"], ["photograph", "camera"]]) {
   $(button).addEventListener("click", () => { $(input).value = ""; $(input).click(); });
   $(input).addEventListener("change", () => take($(input).files));
 }
+$("photograph").hidden = !navigator.maxTouchPoints;  // elsewhere the button would only choose a file, too
 for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   document.addEventListener(name, event => {
     event.preventDefault();
@@ -266,5 +272,6 @@ document.addEventListener("paste", event => take(event.clipboardData.files));
 if (spec.kind !== "number") {
   $("classes").textContent = spec.classes.join(", ");
   $("count").textContent = `It knows ${spec.classes.length} classes`;
+  $("known").open = spec.classes.length <= MOST;
   $("known").hidden = false;
 }
