@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from coursekit.cli import common, doctor, lessons, train
+from coursekit.deploy.page import runtime_place
 from coursekit.cli.main import main
 from coursekit.cli.notebooks import output_text
 from coursekit.deploy.hub import HubError
@@ -174,6 +176,17 @@ def test_doctor_as_typed(tmp_path: Path) -> None:
     assert first[:10] == ["versions", "system", "processor", "device", "precision", "disk", "network", "files", "pages", "settings"]
     assert "-> COURSEKIT_MIRROR=" in done.stdout
     assert len(done.stdout.splitlines()) < 20 and max(map(len, done.stdout.splitlines())) < 300
+
+
+def test_doctor_says_how_pages_can_be_exported_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "network", lambda: False)
+    said = invoke("doctor").output
+    assert re.search(r"(?m)^pages .* is not here yet", said) and "npm pack onnxruntime-web@" in said and str(tmp_path / "runtime") in said
+    runtime_place().parent.mkdir()
+    runtime_place().write_bytes(b"here")
+    said = invoke("doctor").output
+    assert re.search(r"(?m)^pages .* is here", said) and "npm pack" not in said
 
 
 def test_precision_is_explained_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
