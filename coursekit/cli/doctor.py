@@ -110,7 +110,7 @@ def advice(*, online: bool, free_disk: float, runtime: bool) -> Iterator[str]:
     if not online and not mirror and not runtime:
         from coursekit.deploy.page import runtime_help
 
-        yield f"To export .html pages here: {runtime_help()}"
+        yield f"learn.export('x.html') will not work without network. {runtime_help()}"
     if mirror and "://" not in mirror and not Path(mirror).is_dir():
         yield f"COURSEKIT_MIRROR={mirror!r} is not a folder; unset or correct it."
     if free_disk < 5e9:

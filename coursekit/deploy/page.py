@@ -48,7 +48,7 @@ def runtime_place() -> Path:
 
 def runtime_help() -> str:
     "How to get ONNX Runtime Web onto a machine without network."
-    return (f"On a machine with network, download {RUNTIME_URL} (31 MB; `npm pack onnxruntime-web@{RUNTIME_VERSION}` gets it, too). Copy it to "
+    return (f"Download {RUNTIME_URL} on a machine with network (31 MB; `npm pack onnxruntime-web@{RUNTIME_VERSION}` gets it, too), and copy it to "
             f"{show_path(runtime_place().parent)} here, or into the mirror.")
 
 
