@@ -10,7 +10,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 SPDX = {"apache2": "Apache-2.0"}
 STATUS = {"2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
-DATA = ("safetensors", "json", "txt", "ipynb", "yaml", "js", "css")  # endings of files that are no code
+DATA = ("safetensors", "json", "txt", "ipynb", "yaml", "js", "css", "html")  # endings of files that are no code
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 
 

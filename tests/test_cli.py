@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from coursekit.cli import common, doctor, lessons, train
+from coursekit.deploy.page import runtime_place
 from coursekit.cli.main import main
 from coursekit.cli.notebooks import output_text
 from coursekit.deploy.hub import HubError
@@ -92,7 +94,7 @@ def commands(group=main, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 def test_the_commands_that_are_promised() -> None:
     assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("run",), ("data",), ("data", "list"), ("data", "get"),
-                               ("data", "clear"), ("train",), ("predict",), ("app",), ("clean",)}
+                               ("data", "clear"), ("train",), ("predict",), ("app",), ("export",), ("clean",)}
 
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
@@ -171,9 +173,20 @@ def test_doctor_as_typed(tmp_path: Path) -> None:
     done = coursekit("doctor", COURSEKIT_HOME=str(tmp_path), COURSEKIT_MIRROR=str(tmp_path / "nowhere"))
     assert done.returncode == 0 and not done.stderr, done.stderr
     first = [line.split()[0] for line in done.stdout.splitlines()]
-    assert first[:9] == ["versions", "system", "processor", "device", "precision", "disk", "network", "files", "settings"]
+    assert first[:10] == ["versions", "system", "processor", "device", "precision", "disk", "network", "files", "pages", "settings"]
     assert "-> COURSEKIT_MIRROR=" in done.stdout
     assert len(done.stdout.splitlines()) < 20 and max(map(len, done.stdout.splitlines())) < 300
+
+
+def test_doctor_says_how_pages_can_be_exported_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(doctor, "network", lambda: False)
+    said = invoke("doctor").output
+    assert re.search(r"(?m)^pages .* is not here yet", said) and "npm pack onnxruntime-web@" in said and str(tmp_path / "runtime") in said
+    runtime_place().parent.mkdir()
+    runtime_place().write_bytes(b"here")
+    said = invoke("doctor").output
+    assert re.search(r"(?m)^pages .* is here", said) and "npm pack" not in said
 
 
 def test_precision_is_explained_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -650,6 +650,14 @@ def test_mirror_without_proper_sums(small_mirror, text, match):
         untar_data(URLs.PETS)
 
 
+def test_a_mirror_cannot_change_a_known_hash(small_mirror):
+    """SHA256SUMS says the file is right, and whoever asks for it knows better."""
+    with pytest.raises(MirrorError, match=f"net.pth has to have the sha256 {SHA[:16]}"):
+        fetch_file("https://example.invalid/net.pth", "models", sha256=SHA)
+    good = hashlib.sha256(b"weights").hexdigest()
+    assert fetch_file("https://example.invalid/net.pth", "models", sha256=good.upper()) == small_mirror / "net.pth"
+
+
 def test_mirror_without_the_file_falls_back_to_the_network(small_mirror, server):
     assert fetch_file(server.url, "models", sha256=SHA).read_bytes() == DATA
 

@@ -88,7 +88,7 @@ def test_wheel_holds_the_package(wheel: Path) -> None:
         held = set(z.namelist())
         size = sum(i.file_size for i in z.infolist())
     wanted = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*")
-              if p.is_file() and p.suffix in (".py", ".json", ".safetensors")}
+              if p.is_file() and p.suffix in (".py", ".json", ".safetensors", ".yaml", ".js", ".css", ".html")}
     assert wanted <= held, sorted(wanted - held)
     others = {n for n in held if not n.startswith("coursekit/") and ".dist-info/" not in n}
     assert not others, f"the wheel holds more than the package: {sorted(others)}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPECTED', 'one_line', 'Failed', 'Commands', 'main', 'doctor', 'lab', 'lessons', 'run', 'data', 'data_list',
-           'data_get', 'data_clear', 'train', 'predict', 'app', 'clean']
+           'data_get', 'data_clear', 'train', 'predict', 'export', 'app', 'clean']
 
 # %% ../../nbs/api/cli/09_main.ipynb #4c371b7c
 import contextlib
@@ -67,6 +67,7 @@ def main(debug: bool) -> None:
       coursekit train photos/ --out model.ck
       coursekit predict model.ck new/*.jpg
       coursekit app model.ck
+      coursekit export model.ck model.html
     """
     with contextlib.suppress(AttributeError, OSError):  # so that a pipe receives line by line what is printed line by line
         sys.stdout.reconfigure(line_buffering=True)
@@ -295,6 +296,26 @@ def predict(model: str, files: tuple[str, ...], top: int, as_json: bool) -> None
         click.echo(f"coursekit: {printable(name)} {why}", err=True)
     if bad:
         raise click.exceptions.Exit(1)
+
+# %% ../../nbs/api/cli/09_main.ipynb #e8838e9a
+@main.command()
+@click.argument("model")
+@click.argument("out")
+@click.option("--overwrite", is_flag=True, help="Replace the file OUT.")
+def export(model: str, out: str, overwrite: bool) -> None:
+    """Write MODEL to OUT in another format.
+
+    The ending of OUT chooses it: .html is a page that predicts in any browser, without a server and without a network; .onnx is a graph for other
+    programs; .ck is coursekit's own. MODEL is as in `coursekit predict`.
+
+    \b
+    Examples:
+      coursekit export mugs.ck mugs.html
+      coursekit export cifar10 things.html
+    """
+    from coursekit.cli.export import export_model
+
+    export_model(model, out, overwrite=overwrite, say=click.echo)
 
 # %% ../../nbs/api/cli/09_main.ipynb #289275a1
 @main.command()

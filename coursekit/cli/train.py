@@ -8,7 +8,7 @@ __all__ = ['check_out', 'Recipe', 'result_lines', 'as_typed', 'next_line', 'make
 # %% ../../nbs/api/cli/07_train.ipynb #fb4c1c7d
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,15 @@ from ..vision.models import WeightsError, arch_name
 from ..vision.plan import DataPlan
 
 # %% ../../nbs/api/cli/07_train.ipynb #eda5ee04
-def check_out(out: str, *, overwrite: bool = False) -> Path:
+def check_out(out: str, *, overwrite: bool = False, endings: Sequence[str] = (".ck",)) -> Path:
     "The absolute path of a model file to write; one that could not be written, or that would replace another, is refused."
     path = Path(out).expanduser().absolute()
     if path.is_dir():
         raise ValueError(f"{show_path(path)} is a folder; pass the name of a file, such as {show_path(path / 'model.ck')}.")
     if path.exists() and not overwrite:
         raise ValueError(f"{show_path(path)} is there already; pass another name, or --overwrite.")
-    if path.suffix.lower() != ".ck":
-        raise ValueError(f"{show_path(path)} does not end in .ck; pass a name such as {show_path(path.with_suffix('.ck'))}.")
+    if path.suffix.lower() not in endings:
+        raise ValueError(f"{show_path(path)} does not end in {' or '.join(endings)}; pass a name such as {show_path(path.with_suffix(endings[0]))}.")
     try:
         with tempfile.TemporaryFile(dir=path.parent):  # permissions don't tell everything
             return path

@@ -182,6 +182,10 @@ def _from_mirror(url: str, folder: Path, check: Check) -> tuple[Path, str] | Non
     if root is None:
         return None
     sums = _mirror_sums(root)
+    wanted = (check.sha256 or "").lower()
+    if wanted and sums.get(name, wanted) != wanted:
+        raise MirrorError(f"COURSEKIT_MIRROR: {name} has to have the sha256 {wanted[:16]}..., but SHA256SUMS in {root} says "
+                          f"{sums[name][:16]}...; get the right file from {url}.")
     if isinstance(root, str):
         return _cached(f"{root}/{quote(name)}", folder / "mirror", replace(check, sha256=sums[name])) if name in sums else None
     file = root / name

@@ -56,6 +56,7 @@ class LearnerOptions(TypedDict, total=False):
 WRITERS: dict[str, str] = {  # ending of a file -> what `Learner.export` calls for it: the writers are in a layer above this one
     ".ck": "coursekit.deploy.export:write_ck",
     ".onnx": "coursekit.deploy.onnx:write_onnx",
+    ".html": "coursekit.deploy.page:write_page",
 }
 
 # %% ../../nbs/api/training/15_learner.ipynb #abdeb026
@@ -288,11 +289,12 @@ class Learner(Fits):
 
     def export(
         self,
-        path: str | os.PathLike = "export.ck",  # file to write; its ending chooses the format: .ck, .onnx
+        path: str | os.PathLike = "export.ck",  # file to write; its ending chooses the format: .ck, .onnx, .html
     ) -> Path:  # the file, an absolute path
         """Write the model with all it needs to predict to one file without code. A relative path starts in the `path` that you gave the learner, or
-        in the working directory, not in the data's folder. `load_learner` reads a .ck file. A loss function of yours is code: the file holds the
-        loss that belongs to the data instead, which says what the outputs mean."""
+        in the working directory, not in the data's folder. `load_learner` reads a .ck file, an .onnx file holds the network as a graph, and an
+        .html file is a page that predicts in any browser. A loss function of yours is code: the file holds the loss that belongs to the data instead,
+        which says what the outputs mean."""
         folder = Path() if self.path is self._data_path else self.path
         file = (folder / Path(path).expanduser()).absolute()
         place = WRITERS.get(file.suffix.lower())
