@@ -366,7 +366,7 @@ class DataLoaders:
         self,
         items: Sequence,  # as get_items returns them; for images also bytes, arrays, PIL images
         *,
-        with_labels: bool = False,  # read the targets too
+        with_labels: bool = False,  # read the targets too; a learner from a file needs (item, label) pairs for that
         bs: int | None = None,  # None: that of the validation loader
         num_workers: int | None = None,  # None: 0, as there are usually few items
     ) -> Loader:

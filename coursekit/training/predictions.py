@@ -186,7 +186,7 @@ class _Door:
 class Turns(_Door):
     """Who may use a model: one training, or any number of predictions. A training that waits for its next batch lets in the predictions that were
     asked for, so each of them sees the weights as they are between two batches. A thread is never kept waiting by itself: what a callback predicts
-    in the middle of a batch is predicted there."""
+    in the middle of a batch is predicted there. (But a callback that waits for another thread's prediction waits forever.)"""
 
     def __init__(self) -> None:
         super().__init__()
