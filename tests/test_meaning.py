@@ -127,6 +127,18 @@ def test_units_are_compared(photos: Path, tmp_path: Path) -> None:
         feet.load("depth")
 
 
+def test_the_scale_of_deep_images_is_compared(photos: Path) -> None:
+    def made(scale: tuple[int, int]) -> DataLoaders:
+        data = DataBlock(blocks=(ImageBlock(scale=scale), CategoryBlock), get_items=lambda f: sorted(get_image_files(f)), get_y=kind,
+                         splitter=IndexSplitter(range(0, 24, 3)), item_tfms=Resize(16))
+        return data.dataloaders(photos, seed=0, bs=4, device="cpu")
+
+    learn = learner(photos, made((0, 4095)))
+    learn.dls = made((0, 4095))
+    with raises(ValueError, "Learner.dls", "scale", "4095", "65535"):
+        learn.dls = made((0, 65535))
+
+
 def test_saved_weights_know_their_classes(photos: Path, tmp_path: Path) -> None:
     learn, other = learner(photos, path=tmp_path), learner(photos, loaders(photos, ["dog", "cat"]), path=tmp_path)
     file = learn.save("pets")

@@ -199,6 +199,7 @@ class ImageBlock(Block):
     cached: ClassVar[bool] = True
     draft: ClassVar[int | None] = None  # a photo may be read smaller if both sides stay twice as long as this, in pixels; None: not smaller
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
+    meaning: ClassVar[tuple[str, ...]] = ("scale",)
     scale: Sequence[float] | str | None = None  # (black, white) of gray images of 16 or 32 bits or floats; None: `setup` finds it
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from ..data.loader import DataLoaders
 from ..training.learner import Learner, LearnerOptions, serving_learner
 from .augment import Normalize, imagenet_stats
 from .block import ImageBlock
-from .models import VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
+from .models import KEEP_STATS, VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
 from .resize import Resize
 
 # %% ../../nbs/api/vision/12_learner.ipynb #8b457fd5
@@ -36,7 +36,7 @@ def vision_learner(
     ps: float | None = None,  # dropout of the head, 0..1; None: 0.5 over published weights, 0.1 from scratch
     concat_pool: bool = True,  # pool mean and maximum; False: the mean only
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
-    fixed_stats: bool | None = None,  # batch norms of the body keep their statistics in training; None: over published weights
+    fixed_stats: bool | None = None,  # batch norms of the body keep their statistics in training; None: those of `KEEP_STATS` over their weights
     **options: Unpack[LearnerOptions],
 ) -> Learner:
     "A learner for images by transfer learning, or from scratch with pretrained=False."
@@ -51,7 +51,7 @@ def vision_learner(
     ps = (0.5 if pretrained else 0.1) if ps is None else ps  # a body that still has to learn needs the whole gradient
     with seeded(seed):
         model = VisionModel(name, n_out, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range),
-                            fixed_stats=pretrained if fixed_stats is None else fixed_stats).build()
+                            fixed_stats=pretrained and name in KEEP_STATS if fixed_stats is None else fixed_stats).build()
     if file is not None:
         load_body_weights(model[0], arch, file)
     _check_size(model, dls, name)
