@@ -620,7 +620,7 @@ def test_models_that_are_none(tmp_path: Path, photos: Path, content: bytes) -> N
 
 def test_no_model(tmp_path: Path, photos: Path) -> None:
     assert_one_line(invoke("predict", "cifar11", photos), says="did you mean 'cifar10'?")
-    assert_one_line(invoke("predict", tmp_path, photos), says="no file")
+    assert_one_line(invoke("predict", tmp_path, photos), says="is a folder")
 
 
 # ----------------------------------------------------------------------------------------------------- clean, app

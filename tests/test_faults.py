@@ -245,7 +245,7 @@ print("\\n" + json.dumps(said))
 """
 
 
-@pytest.mark.parametrize(("seed", "workers", "times"), [(0, 0, 40), (1, 1, 10)])
+@pytest.mark.parametrize(("seed", "workers", "times"), [(0, 0, 16), (1, 1, 5)])
 def test_ctrl_c_at_random_moments(pictures: Path, tmp_path: Path, seed: int, workers: int, times: int) -> None:
     script = tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED)

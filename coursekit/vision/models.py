@@ -318,7 +318,7 @@ def load_body_weights(body: nn.Module, arch: str | Callable, file: str | os.Path
     with seeded(0):  # for the names only
         given = list(body.net.state_dict() if isinstance(body, TimmBody) else whole_net(name).state_dict())
     wanted, given, found = ([k for k in keys if not k.endswith("num_batches_tracked")] for keys in (own, given, state))
-    if name == "efficientnet_lite0" and len(found) == len(given):  # published with names of its own, in the same order
+    if name == "efficientnet_lite0" and len(found) == len(given) and given[0] not in state:  # published with names of its own, in the same order
         state = {g: state[f] for g, f in zip(given, found)}
     pairs = dict(zip(wanted, given))  # a body is a prefix of its network
     for w, g in pairs.items():
