@@ -128,7 +128,7 @@ def few_cats_and_dogs(mirror: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_train_and_predict_as_typed(few_cats_and_dogs: Path, home: Path) -> None:
     """`coursekit train` on real photos, then `coursekit predict` on ten that the training never saw."""
-    env = {"COURSEKIT_HOME": str(home), "OMP_NUM_THREADS": "2"}
+    env = {"COURSEKIT_HOME": str(home), "OMP_NUM_THREADS": "1"}
     said = run([tool("coursekit"), "train", "dogscats", "--size", "96", "--epochs", "1"], cwd=few_cats_and_dogs, env=env).stdout
     assert "cats 240, dogs 240" in said and "400 for training, 80 for validation" in said, said
     found = re.search(r"(?m)^error rate [\d.]+%: (\d+) of 80 validation images wrong$", said)
