@@ -132,7 +132,7 @@ def test_train_and_predict_as_typed(few_cats_and_dogs: Path, home: Path) -> None
     said = run([tool("coursekit"), "train", "dogscats", "--size", "96", "--epochs", "1"], cwd=few_cats_and_dogs, env=env).stdout
     assert "cats 240, dogs 240" in said and "400 for training, 80 for validation" in said, said
     found = re.search(r"(?m)^error rate [\d.]+%: (\d+) of 80 validation images wrong$", said)
-    assert found and int(found[1]) <= 8, f"two classes, and more than 10% wrong:\n{said}"
+    assert found and int(found[1]) < 16, f"two classes, and more than 20% wrong:\n{said}"
     assert said.splitlines()[-1].startswith("next: coursekit predict model.ck dogscats/valid/"), said
 
     def predictions(*files: str) -> dict[str, str]:

@@ -149,7 +149,11 @@ class DataLoader(Loader):
         if self.cache:
             self.dataset.fill_cache(self.device)
         if self.num_workers:
-            yield from self.loader
+            try:
+                yield from self.loader
+            except KeyboardInterrupt:  # perhaps in the middle of a handshake with the workers: the next pass starts others
+                self.loader._iterator = None
+                raise
             return
         slow = getattr(self.dataset, "slow", False) and not self.keys.whole
         with ThreadPoolExecutor(threads()) if slow else nullcontext() as pool:
