@@ -260,7 +260,7 @@ def test_columns_can_be_named(kinds: Path) -> None:
     assert plan_data(kinds / "t.csv", label_col=3, label_delim="").classes == ["cat;", "dog;cat"]
     assert ImageDataLoaders.from_path(kinds / "t.csv", label_col="tags", label_delim=";", size=8, bs=2, num_workers=0).vocab == ["cat", "dog"]
     for options in ({"label_col": "tgas"}, {"fn_col": "tgas"}, {"valid_col": "tgas"}, {"label_col": ["label", "tgas"]}):
-        with pytest.raises(ValueError, match=r"plan_data: there is no column 'tgas'; the columns are \['no', 'file'.*did you mean 'tags'"):
+        with pytest.raises(ValueError, match=r"plan_data: column 'tgas' does not exist; the columns are \['no', 'file'.*did you mean 'tags'"):
             plan_data(kinds / "t.csv", **options)
     with pytest.raises(ValueError, match="'tgas'.*did you mean 'tags'"):
         ImageDataLoaders.from_csv(kinds, "t.csv", fn_col="file", label_col="tgas", **OPTIONS)
@@ -282,7 +282,7 @@ def test_columns_on_the_command_line(kinds: Path, monkeypatch: pytest.MonkeyPatc
     assert "2: dog 20, cat 12" in said("--label-col", "cat", "--label-col", "dog")
     assert "2: a 24, b 24" in said("--label-col", "3", "--label-delim", " ", "--fn-col", "file") and "5 for validation" in said("--label-col", "dog", "--valid-col", "part")
     assert "only one class, a b" in said("--label-col", "tags", "--label-delim", "")
-    assert "there is no column 'tag'" in said("--label-col", "tag") and "did you mean 'tags'" in said("--label-col", "tag")
+    assert "column 'tag' does not exist" in said("--label-col", "tag") and "did you mean 'tags'" in said("--label-col", "tag")
 
 
 # ---------------------------------------------------------------------------------------------------------- targets

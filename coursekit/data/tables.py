@@ -174,9 +174,9 @@ def read_table(
     *,
     header: int | str | None = "infer",  # the row of column names, from 0; None: there is none; "infer": row 0, unless it names a file
     delimiter: str | None = None,  # what separates columns, one character; None: found
-    is_file: Callable[[str], Any] = lambda cell: False,  # whether a cell names a file, so that its row is no row of column names
+    is_file: Callable[[str], Any] = lambda cell: False,  # whether a cell names a file, so that its row cannot hold column names
     who: str = "read_table",  # the function that errors name
-) -> dict[str, list[str]]:  # name of a column -> its cells, all of them text; "column 0", "column 1" where there are no names
+) -> dict[str, list[str]]:  # name of a column -> its cells, all of them text; "column 0", "column 1" if the table has no names
     "Read a table of any of the usual kinds, without guessing what its cells mean."
     path = Path(path)
     text, kind = read_text(path), path.suffix.lower()
@@ -207,7 +207,7 @@ def find_column(
     position = isinstance(col, int) or (isinstance(col, str) and col.isdecimal())  # a command line has only text
     at = names.index(col) if col in names else int(col) if position else -1
     if not 0 <= at < len(names):
-        raise ValueError(f"{who}: there is no column {col!r}; the columns are {printable(names)}{suggest(str(col), map(str, names)) or '.'}")
+        raise ValueError(f"{who}: column {col!r} does not exist; the columns are {printable(names)}{suggest(str(col), map(str, names)) or '.'}")
     return at
 
 

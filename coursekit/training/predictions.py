@@ -271,7 +271,7 @@ def own_pass(learn: LearnerLike, dl: Any) -> Any:
 def _check_items(dl: Any, who: str) -> None:
     "Refuse a loader without items."
     if not len(dl):
-        raise ValueError(f"Learner.{who}: there are no items (a learner from a file has none of its own). Pass some: "
+        raise ValueError(f"Learner.{who}: this learner has no items, because it comes from a file. Pass some: "
                          f"learn.{who}(learn.dls.test_dl(items)), or set learn.dls.")
 
 

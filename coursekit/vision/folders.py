@@ -147,7 +147,7 @@ def _split_layout(
     for side in ("train", *([other] if other else [])):
         layout.add(found[side], valid=side == other if other else None)
     if other == "test":
-        layout.notes.append(f"There is no valid folder, so {split.named('test')} is used for validation; keep other images for a last test.")
+        layout.notes.append(f"Nothing is called valid, so {split.named('test')} is used for validation; keep other images for a last test.")
     elif found["test"]:
         layout.tests = [f for f, label in found["test"].items() if label in known]
     layout.doubts += [how.doubt] if how.doubt else []

@@ -34,7 +34,7 @@ def folder_side(name: str) -> tuple[str, str] | None:  # the side, and the rest 
     return (found[0], " ".join(rest)) if len(found) == 1 else None
 
 
-def sides_in(folders: Iterable[Path]) -> dict[str, list[Path]]:  # side -> folders; empty if they are no split
+def sides_in(folders: Iterable[Path]) -> dict[str, list[Path]]:  # side -> folders; empty if they do not form a split
     "The sides among the folders in a folder; there must be one to train on and one to validate or test on."
     groups: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
     for folder in sorted(folders):
