@@ -35,6 +35,8 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "wrapped": "coursekit.training.loss_wrappers:WrappedLoss",
     "multi_target": "coursekit.training.losses:MultiTargetLoss",
     "vision_model": "coursekit.vision.models:VisionModel",
+    "rating_pair": "coursekit.collab:PairBlock",
+    "collab_model": "coursekit.collab:CollabModel",
 }
 
 # %% ../../nbs/api/deploy/00_registry.ipynb #6dcb4b2f
