@@ -6,7 +6,8 @@
 __all__ = ['UNKNOWN', 'Names', 'PairBlock', 'RatingSet', 'clean_ratings', 'CollabDataLoaders', 'EmbeddingDotBias', 'EmbeddingNN',
            'emb_size', 'CollabModel', 'RowAdamW', 'AverageForUnknown', 'collab_learner', 'recommend', 'similar_items']
 
-# %% ../nbs/api/04_collab.ipynb #1dcf56b2
+# %% ../nbs/api/04_collab.ipynb #8554f51f
+import functools
 import os
 import warnings
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from .training.layers import ModelSpec, SigmoidRange
 from .training.learner import Learner, LearnerOptions
 from .training.optimizers import AdamW
 
-# %% ../nbs/api/04_collab.ipynb #41bb7971
+# %% ../nbs/api/04_collab.ipynb #441651d6
 UNKNOWN = "#na#"  # the name of row 0
 
 
@@ -48,7 +49,7 @@ class Names(list):
             raise ValueError(f"collab: {name!r} is not in the training ratings{suggest(str(name), map(str, self)) or '.'}")
         return self.o2i[name]
 
-# %% ../nbs/api/04_collab.ipynb #23bcb591
+# %% ../nbs/api/04_collab.ipynb #7e91ac4e
 @dataclass
 class PairBlock(Block):
     "A user and an item, as a tensor of their two numbers."
@@ -85,7 +86,7 @@ class PairBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(map(str, value)), ax)
 
-# %% ../nbs/api/04_collab.ipynb #d0e8fe9b
+# %% ../nbs/api/04_collab.ipynb #e3391964
 class RatingSet:
     "Ratings as tensors: whole batches are sliced from them."
     cache = None
@@ -108,10 +109,10 @@ class RatingSet:
         x = self.pairs[indices]
         return (x,) if self.ratings is None else (x, self.ratings[indices])
 
-    @property
+    @functools.cached_property
     def items(self) -> list[tuple]:
         "The pairs as names."
-        return [self.block.decode(p) for p in self.pairs]
+        return [(self.block.users[u], self.block.items[i]) for u, i in self.pairs.tolist()]
 
     def with_train(self, train: bool) -> "RatingSet":
         "The same ratings: there is nothing random in them."
@@ -131,7 +132,7 @@ class RatingSet:
     def __repr__(self) -> str:
         return f"RatingSet({plural(len(self), 'rating')})"
 
-# %% ../nbs/api/04_collab.ipynb #81de4904
+# %% ../nbs/api/04_collab.ipynb #0b9ad558
 def _column(df: Any, name: Any, place: int, option: str) -> Any:
     "The name of a column: the given one, or the one at its usual place."
     if name is None:
@@ -174,7 +175,7 @@ def clean_ratings(
                       "left out. To keep another one, use df.drop_duplicates first.", stacklevel=3)  # fmt: skip
     return df.assign(**{columns[2]: stars.astype("float32")})[~twice]
 
-# %% ../nbs/api/04_collab.ipynb #0d759c5a
+# %% ../nbs/api/04_collab.ipynb #a1a4888b
 class CollabDataLoaders(DataLoaders):
     "Loaders of ratings: a batch is a tensor (n, 2) with the numbers of users and items, and a tensor (n,) of ratings."
 
@@ -232,7 +233,7 @@ class CollabDataLoaders(DataLoaders):
         rows = [[*block.decode(x), f"{float(y):g}"] for x, y in zip(xs[:max_n].cpu(), ys[:max_n].cpu())]
         return Table(rows, [*block.columns, "rating"])
 
-# %% ../nbs/api/04_collab.ipynb #442ffab7
+# %% ../nbs/api/04_collab.ipynb #ccc7eae5
 class EmbeddingDotBias(nn.Module):
     "Predicts a rating as the dot product of user and item factors, plus both biases; squashed into `y_range`."
 
@@ -279,7 +280,7 @@ class EmbeddingDotBias(nn.Module):
         "The factors of items, or of users, with these names."
         return self._named(names, is_item)[:, :-1]
 
-# %% ../nbs/api/04_collab.ipynb #e2683f11
+# %% ../nbs/api/04_collab.ipynb #63b6e458
 class EmbeddingNN(nn.Module):
     "Predicts a rating with a small network that gets the factors of the user and of the item."
 
@@ -306,7 +307,7 @@ def emb_size(n: int) -> int:  # n: rows, from 1
     "How many factors for a table of n rows: 1.6 n^0.56, at most 600. A rule of thumb by fast.ai, found by trying."
     return min(600, round(1.6 * n**0.56))
 
-# %% ../nbs/api/04_collab.ipynb #30854554
+# %% ../nbs/api/04_collab.ipynb #cf99c102
 @dataclass
 class CollabModel(ModelSpec):
     "The recipe of a recommender."
@@ -323,7 +324,7 @@ class CollabModel(ModelSpec):
             return EmbeddingDotBias(self.n_factors[0], self.n_users, self.n_items, y_range=y_range)
         return EmbeddingNN(list(zip((self.n_users, self.n_items), self.n_factors)), self.layers, y_range=y_range)
 
-# %% ../nbs/api/04_collab.ipynb #79a0af79
+# %% ../nbs/api/04_collab.ipynb #2a431574
 class RowAdamW(torch.optim.Optimizer):
     "AdamW (Loshchilov and Hutter 2019) for embeddings with sparse gradients: only rows with a gradient move."
 
@@ -365,7 +366,7 @@ class RowAdamW(torch.optim.Optimizer):
         state["exp_avg_sq"].index_copy_(0, rows, v)
         state["decayed"].index_fill_(0, rows, float(state["decay"]))
 
-# %% ../nbs/api/04_collab.ipynb #6e84c0d3
+# %% ../nbs/api/04_collab.ipynb #885ad5f2
 class AverageForUnknown(Callback):
     "The row of unknown users and of unknown items becomes the mean of the others."
 
@@ -376,7 +377,7 @@ class AverageForUnknown(Callback):
             for rows in tables:
                 rows[0] = rows[1:].mean(0)
 
-# %% ../nbs/api/04_collab.ipynb #308ad946
+# %% ../nbs/api/04_collab.ipynb #22ad3cbc
 def _check_range(dls: DataLoaders, y_range: tuple[float, float] | None) -> None:
     "Raise if there are ratings outside the range of the predictions."
     stars = torch.cat([ds.ratings for ds in (dls.train_ds, dls.valid_ds)])
@@ -412,7 +413,7 @@ def collab_learner(
     options.setdefault("precision", "fp32")  # there is hardly any arithmetic that bf16 could speed up
     return Learner(dls, model, **options).add_cb(AverageForUnknown())
 
-# %% ../nbs/api/04_collab.ipynb #fd60927f
+# %% ../nbs/api/04_collab.ipynb #9de73d8f
 def recommend(
     learn: Learner,  # from `collab_learner`, or loaded from a file
     user: Any,  # name
@@ -439,6 +440,8 @@ def similar_items(
     learn: Learner,  # from `collab_learner`, with the dot product
     item: Any,  # name
     n: int = 5,  # at most so many
+    *,
+    among: Sequence | None = None,  # only these items, such as those with many ratings; None: all
 ) -> Table:  # item and cosine similarity, -1..1, the highest first
     "The items whose factors point in nearly the same direction."
     if not isinstance(learn.model, EmbeddingDotBias):
@@ -446,6 +449,7 @@ def similar_items(
     block = learn.dls.valid.blocks[0]
     i, factors = block.items.index_of(item), learn.model.i_weight.weight.detach().cpu()
     near = torch.cosine_similarity(factors[i : i + 1], factors)
-    best = [k for k in near.argsort(descending=True, stable=True).tolist() if k not in (0, i)][:n]
+    wanted = set(range(1, len(block.items)) if among is None else map(block.items.index_of, among)) - {i}
+    best = [k for k in near.argsort(descending=True, stable=True).tolist() if k in wanted][:n]
     return Table([[block.items[k], f"{float(near[k]):.2f}"] for k in best], [block.columns[1], "similarity"], caption=f"like {item}",
                  values=[[block.items[k], float(near[k])] for k in best])
