@@ -19,7 +19,7 @@ from PIL import Image
 
 from coursekit.samples.animals import BREEDS
 from coursekit.vision.data import ImageDataLoaders
-from coursekit.vision.learner import HEADS_OF_COURSENET
+from coursekit.vision.learner import pretrained
 from coursekit.vision.resize import Resize
 
 LESSON_1 = NBS / "lessons" / "01_image_classification.ipynb"
@@ -99,7 +99,7 @@ def test_lesson_1_in_the_lab(tmp_path: Path, chromium: str) -> None:
         print(*nbtool.results(made), sep="\n")
         breeds = re.search(r"12 breeds, from (\S+) to (\S+)", nb.shown())
         assert breeds, "the lesson no longer says which breeds there are"
-        for index, names in enumerate(([b.name for b in BREEDS], HEADS_OF_COURSENET["cifar10"])):
+        for index, names in enumerate(([b.name for b in BREEDS], pretrained("imagenet").dls.vocab)):
             before = page.locator(".ck-result").count()
             nb.choose(photo, tmp_path / "note.jpg", index=index)
             page.wait_for_function(f"document.querySelectorAll('.ck-result').length === {before + 1}")
