@@ -118,7 +118,6 @@ class Forest:
         *,
         seed: int = 0,  # of the rows and columns that each tree gets, and of the shuffles
     ):
-        import pandas as pd
         from sklearn.compose import make_column_transformer
         from sklearn.ensemble import RandomForestRegressor
         from sklearn.pipeline import make_pipeline
@@ -129,13 +128,26 @@ class Forest:
         if len(rows) < 10 or self.y.max() == self.y.min():
             raise ValueError(f"Trials: {plural(len(rows), 'trial')} with losses from {self.y.min():.3g} to {self.y.max():.3g} say nothing about "
                              "hyperparameters; run 20 or more of an objective that uses its arguments.")
-        self.frame = pd.DataFrame([{name: kind.code(r.knobs[name]) for name, kind in space.items()} for r in rows])
+        self.frame = self._frame([r.knobs for r in rows])
         one_hot = {name: OneHotEncoder(categories=[[*map(option_name, k.options)]], sparse_output=False)
                    for name, k in space.items() if isinstance(k, Choice)}
         self.model = make_pipeline(make_column_transformer(*((one_hot.get(name, "passthrough"), [name]) for name in space)),
                                    RandomForestRegressor(300, min_samples_leaf=2, oob_score=True, random_state=self.seed, n_jobs=1))
         self.model.fit(self.frame, self.y)
         self.r2 = self.model[-1].oob_score_  # out of bag
+
+    def _frame(self, many: Sequence[Mapping[str, Any]]) -> Any:
+        "Hyperparameters as the forest sees them, one row per trial."
+        import pandas as pd
+
+        return pd.DataFrame([{name: kind.code(knobs[name]) for name, kind in self.space.items()} for knobs in many])
+
+    def predict(
+        self,
+        many: Sequence[Mapping[str, Any]],  # hyperparameters of N trials, each name -> value
+    ) -> np.ndarray:  # (N,) losses, or their decimal logarithms if `log` is true
+        "The loss that each trial would have, as far as the forest can tell."
+        return self.model.predict(self._frame(many))
 
     @property
     def verdict(self) -> str:
@@ -218,6 +230,20 @@ class Trials:
     def verdict(self) -> str:
         "In words, how far the forest can be believed."
         return self.forest.verdict
+
+    def search(
+        self,
+        objective: Callable,  # as for `trials`
+        *,
+        n: int = 5,  # new trials
+        among: int = 1000,  # draws that the forest compares, `n` or more
+    ) -> "Trials":  # the old trials and the new ones
+        "Let the forest choose: of the next draws of random search, run those for which it predicts the lowest loss."
+        check_whole("Trials.search", "n", n, 1, high=among)
+        first = 1 + max(r.number for r in self.rows)
+        drawn = [draw_knobs(self.space, self.seed, first + k) for k in range(among)]
+        chosen = np.argsort(self.forest.predict(drawn), kind="stable")[:n].tolist()
+        return Trials(self.space, [*self.rows, *(_run_trial(objective, drawn[k], self.seed, first + k) for k in chosen)], self.seed)
 
     def table(
         self,
