@@ -50,6 +50,11 @@ def encode_figure(fig) -> tuple[str, bytes]:  # "png" or "jpeg", and the file's 
     dpi = 110 if fig.dpi == 100 else fig.dpi  # matplotlib's default is a little coarse; a choice of yours stays
     buffer = io.BytesIO()
     fig.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white", pil_kwargs={"optimize": True, **options})
+    if kind == "png":  # a palette makes the file a third as large
+        from PIL import Image
+
+        image, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
+        image.quantize(128, dither=Image.Dither.NONE).save(buffer, format=kind, optimize=True)
     return kind, buffer.getvalue()
 
 # %% ../nbs/api/01_display.ipynb #1ecad5b3
