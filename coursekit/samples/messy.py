@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -202,7 +203,7 @@ def _write_truth(path: Path, entries: list[Messy]) -> None:
 class _Quiet(SimpleHTTPRequestHandler):
     "Serves a folder without a line in the notebook for every request."
 
-    def log_message(self, *args) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
