@@ -213,6 +213,9 @@ CASES = {
     "changes that keep a letter": ([letters, tuple(letters[::-1]), set(letters)], [
         ("no list", "darker"), ("no list", {"darker": True}), ("empty", []), ("empty", [...]), ("unknown", ["dark"]), ("unknown", [["darker"]]),
         ("both", ["mirror"]), ("two harmful", [*letters, "mirror", "upside down"]), ("one harmful", [*letters, "mirror"]), ("more", letters[:3])]),
+    "augmentation on and off": ([[[0.01, 0.02, 0.03], [0.04, 0.05, 0.06]], ([0.0, 0.02, 0.03], [0, 0.05, 0.06, 0.01])], [
+        ("two lists", 0.5), ("two lists", [0.1, 0.2]), ("three seeds", [[0.1, 0.2, 0.3], [...]]), ("three seeds", [[0.1, 0.2], [0.1, 0.2, 0.3]]),
+        ("no share", [[0.1, 0.2, 0.3], [1, 2, 3]]), ("no share", [[0.1, "0.2", 0.3], [0.1, 0.2, 0.3]]), ("same lists", [[0.1, 0.2, 0.3]] * 2)]),
     "own model file": ([exported("mine.ck", ["cup", "pan"]), Path(exported("three.ck", ["a", "b", "beagle"]))], [
         ("the learner", SimpleNamespace(export=1, dls=1)), ("no path", 3), ("folder", models.name), ("no file", "nothing.ck"), ("no file", "\0"),
         ("no file", "x" * 5000), ("unreadable", f"{models.name}/trap.ck"), ("other kind", exported("words.ck", ["a", "b"], [CategoryBlock(vocab=["c", "d"])])),
@@ -286,7 +289,7 @@ CASES["forest or chance"] = CASES["own remedy"]
 SUMS = {
     "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "numbers in a batch": torch.zeros(16, 3, 64, 48).numel(), "time of a training": math.ceil(1080 / 32) * 0.4 * 5,
     "validation pictures": int(1350 * 0.3), "precision of one breed": matrix[0, 0] / matrix[:, 0].sum(),
-    "better than chance": 24 / (40 * 45 / 600), "parameters of two layers": 784 * 50 + 50 + 50 * 10 + 10, "largest stable rate": 2 / (2 * 40),
+    "parameters of two layers": 784 * 50 + 50 + 50 * 10 + 10, "largest stable rate": 2 / (2 * 40),
     "first step of Adam": [0.01 * g / math.sqrt(g * g) for g in (200, 0.005)], "deviation of the first weights": (2 / 800) ** 0.5,
     "half of a weight": math.ceil(math.log(0.5) / math.log(1 - 0.02 * 0.1)), "calls of three events": [3, 3 * (23 + 3), 3 * 23 - 5],
     "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)], "accuracy over batches": (64 * 0.95 + 64 * 0.9 + 16 * 0.5) / 144,
@@ -300,7 +303,7 @@ SECRETS = {
     "precision of one breed": ["0.66", "0.67", ".66", "66.", "2/3", "40/60", "60"],
     "label two levels up": ["parent.parent", "parents[1]", "parts[-3]"], "each picture once": ["setdefault", "in seen", ".values()", "dict.fromkeys", "set("],
     "split by scene": ["rpartition", "rsplit", "split("], "changes that keep a letter": ["without mirror", "not mirror", "is missing: ", "remove"],
-    "better than chance": ["8", "24 / 3", "3.0", "0.075"], "shape by broadcasting": ["(32, 7, 10)", "32, 7", "7, 10"],
+    "shape by broadcasting": ["(32, 7, 10)", "32, 7", "7, 10"],
     "slope by nudging": ["2 * h", "2h", "w + h", "w - h"], "one step of SGD": ["rate * p.grad", "p.grad = None", "zero_", "alpha"],
     "binary cross-entropy that survives": ["clamp(", ".abs", "log1p", "softplus", "logsigmoid", "stack"],
     "parameters of two layers": ["39760", "39,760", "39700", "39250"], "largest stable rate": ["0.025", ".025", "1/40", "2 / 80"],
