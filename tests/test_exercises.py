@@ -177,7 +177,7 @@ CASES = {
     "fix the function": ([lambda p: gray(p).mean() / 255, lambda p: torch.tensor(gray(p) / 255).mean()],
                           [("one side", lambda p: gray(p).sum() / len(gray(p)) / 255), ("otherwise", lambda p: 0.2), ("otherwise", lambda p: 0.9)]),
     "another background": ([["purple", "purple"], ("navy", "#000080")], [
-        ("two colors", "purple"), ("two colors", ["purple"]), ("no color", ["purple", "purpel"]), ("no color", [3, "purple"]), ("no color", [..., ...]),
+        ("two colors", "purple"), ("two colors", ["purple"]), ("no color", ["purple", "purpel"]), ("no color", [3, "purple"]),
         ("hidden", ["whitesmoke", "purple"]), ("hidden", ["purple", "sienna"]), ("still a ship", ["pink", "pink"]),
         ("still a ship", ["lightblue", "steelblue"])]),
     "own drawing": ([[ramp, said], (ramp, said)], [
