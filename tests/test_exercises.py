@@ -177,12 +177,13 @@ ANY_CALLBACK = [("an object", SkipHard(1.0)), ("no class", 3), ("no callback", d
 
 # name -> (right answers, [(name of the hint, answer that gets it)]); more of both come from the tables, below
 CASES = {
-    "mend the function": ([lambda p: gray(p).mean() / 255, lambda p: torch.tensor(gray(p) / 255).mean()],
+    "fix the function": ([lambda p: gray(p).mean() / 255, lambda p: torch.tensor(gray(p) / 255).mean()],
                           [("one side", lambda p: gray(p).sum() / len(gray(p)) / 255), ("otherwise", lambda p: 0.2), ("otherwise", lambda p: 0.9)]),
-    "softmax by hand": ([lambda s: s.softmax(0), lambda s: ((s - s.max()).exp() / (s - s.max()).exp().sum()).tolist()], [
-        ("overflow", lambda s: s.exp() / s.exp().sum()), ("negative", lambda s: s), ("sum", lambda s: s.exp()), ("order", lambda s: (-s).softmax(0)),
-        ("ratio", lambda s: (s / 2).softmax(0))]),
-    "own first picture": ([[ramp, said], (ramp, said)], [
+    "another background": ([["purple", "purple"], ("navy", "#000080")], [
+        ("two colors", "purple"), ("two colors", ["purple"]), ("no color", ["purple", "purpel"]), ("no color", [3, "purple"]),
+        ("hidden", ["whitesmoke", "purple"]), ("hidden", ["purple", "sienna"]), ("still a ship", ["pink", "pink"]),
+        ("still a ship", ["lightblue", "steelblue"])]),
+    "own drawing": ([[ramp, said], (ramp, said)], [
         ("two things", 3), ("two things", [ramp]), ("no image", [None, said]), ("image type", ["photo.jpg", said]),
         ("one color", [Image.new("L", (8, 8), 7), said]), ("no prediction", [ramp, ...]), ("part of it", [ramp, said.label]),
         ("part of it", [ramp, said.probabilities]), ("other image", [ramp.rotate(90), said])]),
@@ -287,7 +288,7 @@ CASES["forest or chance"] = CASES["own remedy"]
 
 # The right answers of the tables once more, as sums.
 SUMS = {
-    "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "numbers in a batch": torch.zeros(16, 3, 64, 48).numel(), "time of a training": math.ceil(1080 / 32) * 0.4 * 5,
+    "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
     "validation pictures": int(1350 * 0.3), "precision of one breed": matrix[0, 0] / matrix[:, 0].sum(),
     "parameters of two layers": 784 * 50 + 50 + 50 * 10 + 10, "largest stable rate": 2 / (2 * 40),
     "first step of Adam": [0.01 * g / math.sqrt(g * g) for g in (200, 0.005)], "deviation of the first weights": (2 / 800) ** 0.5,
@@ -297,8 +298,8 @@ SUMS = {
 
 # name -> what no hint and no task may say
 SECRETS = {
-    "cells out of order": ["30", "10"], "numbers in a batch": ["147", "49152", "9216", "3072"], "time of a training": ["68", "34", "33"],
-    "mend the function": [".mean", ".size", "numel"], "softmax by hand": ["softmax(", "exp(", ".exp", ".sum", "max()", "- max"], "validation pictures": ["405"],
+    "cells out of order": ["30", "10"], "training time": ["68", "34", "33"],
+    "fix the function": [".mean", ".size", "numel"], "another background": ["purple", "navy", "olive"], "validation pictures": ["405"],
     "error rate by hand": ["argmax", "!=", ".mean", "max(", ".sum"], "shelter pattern": [r"(\w+)", "(.+)", "(.*)", "([^-]+)", "-("],
     "precision of one breed": ["0.66", "0.67", ".66", "66.", "2/3", "40/60", "60"],
     "label two levels up": ["parent.parent", "parents[1]", "parts[-3]"], "each picture once": ["setdefault", "in seen", ".values()", "dict.fromkeys", "set("],
