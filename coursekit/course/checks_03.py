@@ -119,16 +119,12 @@ def width_of_the_digit_reader(answer):  # [three shares with 8 features, three w
     "Two widths compared over three seeds, and a verdict that fits the numbers."
     hint_if(not isinstance(answer, (list, tuple)) or len(answer) != 3, "three things")
     narrow, wide = numbers(answer[0], 3, "the first list"), numbers(answer[1], 3, "the second list")
-    for value in (*narrow, *wide):
-        hint_if(not 0 <= value <= 1, "no share", value=value)
+    hint_if(not 0 <= min(narrow + wide) <= max(narrow + wide) <= 1, "no share", value=max(narrow + wide))
     hint_if(narrow == wide, "same lists")
     hint_if(max(wide) < 0.5, "guessing")
-    verdict = answer[2]
-    hint_if(verdict not in ("wider", "narrower", "can't tell"), "verdict")
+    hint_if((verdict := answer[2]) not in ("wider", "narrower", "can't tell"), "verdict")
     true = "wider" if min(wide) > max(narrow) else "narrower" if min(narrow) > max(wide) else "can't tell"
-    hint_if(verdict != true and true == "can't tell", "too sure")
-    hint_if(verdict != true and verdict == "can't tell", "too careful")
-    hint_if(verdict != true, "wrong side")
+    hint_if(verdict != true, "too sure" if true == "can't tell" else "too careful" if verdict == "can't tell" else "wrong side")
     return {"narrow": sum(narrow) / 3, "wide": sum(wide) / 3}
 
 # %% ../../nbs/api/course/04_checks_03.ipynb #5c6901e3
