@@ -47,13 +47,14 @@ def fit_function(
     "Train a small network to compute y from x, by mean squared error."
     sizes = [x.shape[1], *hidden, y.shape[1]]
     with seeded(seed), torch.no_grad():
-        net = nn.Sequential(*[layer for pair in zip(sizes, sizes[1:]) for layer in (nn.Linear(*pair), nn.ReLU())][:-1])
+        layers = [nn.Linear(*pair) for pair in zip(sizes, sizes[1:])]
         facing = F.normalize(torch.randn(sizes[1], sizes[0]), dim=1) * 2
-        net[0].weight.copy_(facing)
-        net[0].bias.copy_(-(facing * x[torch.randint(len(x), (sizes[1],))]).sum(dim=1))
-        for layer in net[2::2]:
+        layers[0].weight.copy_(facing)
+        layers[0].bias.copy_(-(facing * x[torch.randint(len(x), (sizes[1],))]).sum(dim=1))
+        for layer in layers[1:]:
             nn.init.kaiming_normal_(layer.weight)
             layer.bias.zero_()
+    net = nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
     opt = torch.optim.Adam(net.parameters(), lr, fused=True)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, steps, cycle_momentum=False)
     for _ in range(steps):
