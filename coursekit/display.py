@@ -44,8 +44,8 @@ def finish(
 
 # %% ../nbs/api/01_display.ipynb #60b53969
 def encode_figure(fig) -> tuple[str, bytes]:  # "png" or "jpeg", and the file's bytes
-    "A figure as a file: JPEG if it holds color images, else PNG, which keeps lines and letters sharp."
-    photos = any(np.ndim(img.get_array()) == 3 for ax in fig.axes for img in ax.images)
+    "A figure as a file: JPEG if it holds color images or smoothed ones, else PNG, which keeps lines and letters sharp."
+    photos = any(np.ndim(img.get_array()) == 3 or img.get_interpolation() == "bicubic" for ax in fig.axes for img in ax.images)
     kind, options = ("jpeg", {"quality": 80}) if photos else ("png", {})
     dpi = 110 if fig.dpi == 100 else fig.dpi  # matplotlib's default is a little coarse; a choice of yours stays
     buffer = io.BytesIO()
