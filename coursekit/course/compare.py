@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
 
 from ..display import finish, new_axes
 
 # %% ../../nbs/api/course/10_compare.ipynb #e320c9e0
 def train_many(
-    new_net: Callable[[int], nn.Module],  # random seed -> a network without dropout or batch norm; all have the same layers
-    data: tuple[Tensor, Tensor],  # inputs (N, ...) and classes (N,)
+    new_net: Callable[[int], nn.Sequential],  # random seed -> linear layers and activations, the same for every seed
+    data: tuple[Tensor, Tensor],  # inputs (N, features) and classes (N,)
     update: Callable,  # update(p, grad, memory, lr) changes p in place; memory is a dict, one per parameter
     *,
     lrs: Sequence[float],  # each network's learning rate, at the highest point of the schedule
@@ -29,26 +28,39 @@ def train_many(
     sched: Callable[[float], float] | None = None,  # progress 0..1 -> factor of the learning rate; None: it stays constant
     mom: Callable[[float], float] | None = None,  # progress -> what update gets as mom; None: its own default
     bs: int = 32,  # items per batch; a last batch that is not full is left out
-) -> list[nn.Module]:  # the trained networks
+) -> list[nn.Sequential]:  # the trained networks
     "Train as many networks as there are seeds, each as if it were alone, with the parameters of all of them stacked."
     if len(lrs) != len(seeds):
         raise ValueError(f"train_many: {len(lrs)} learning rates for {len(seeds)} seeds; pass one of each per network.")
     (x, y), nets = data, [new_net(seed) for seed in seeds]
-    params = {name: p.detach() for name, p in stack_module_state(nets)[0].items()}
-    gradients = vmap(grad(lambda p, xb, yb: nn.functional.cross_entropy(functional_call(nets[0], p, (xb,)), yb)))
-    memory: dict[str, dict] = {name: {} for name in params}
+    params = [torch.stack([p.detach() for p in same]).requires_grad_() for same in zip(*(net.parameters() for net in nets))]
+    memory: list[dict] = [{} for _ in params]
     rngs, top, n = {seed: torch.Generator().manual_seed(seed) for seed in seeds}, torch.tensor(lrs, dtype=torch.float32), len(x) // bs
     for epoch in range(epochs):
         orders = {seed: torch.randperm(len(x), generator=rng) for seed, rng in rngs.items()}
         order = torch.stack([orders[seed] for seed in seeds])
         for k in range(n):
             i, done = order[:, bs * k:bs * (k + 1)], (epoch * n + k) / (epochs * n)
-            grads, lr, more = gradients(params, x[i], y[i]), top * (sched(done) if sched else 1), {"mom": mom(done)} if mom else {}
-            for name, p in params.items():
-                update(p, grads[name], memory[name], lr.view(-1, *[1] * (p.ndim - 1)), **more)
-    for k, net in enumerate(nets):
-        net.load_state_dict({name: p[k] for name, p in params.items()})
+            loss = nn.functional.cross_entropy(_stacked(nets[0], params, x[i]).flatten(0, 1), y[i].flatten(), reduction="sum") / bs
+            lr, more = top * (sched(done) if sched else 1), {"mom": mom(done)} if mom else {}
+            with torch.no_grad():
+                for p, g, m in zip(params, torch.autograd.grad(loss, params), memory):
+                    update(p, g, m, lr.view(-1, *[1] * (p.ndim - 1)), **more)
+    for net, *own in zip(nets, *params):
+        nn.utils.vector_to_parameters(torch.cat([p.detach().flatten() for p in own]), net.parameters())
     return nets
+
+
+def _stacked(net: nn.Sequential, params: list[Tensor], x: Tensor) -> Tensor:
+    "Scores (nets, items, classes) of items (nets, items, features) by networks with these parameters."
+    left = iter(params)
+    for layer in net:
+        if isinstance(layer, nn.Linear):
+            weight, bias = next(left), next(left)
+            x = torch.baddbmm(bias[:, None], x, weight.mT)
+        else:
+            x = layer(x)
+    return x
 
 # %% ../../nbs/api/course/10_compare.ipynb #bcec99ac
 def interval(
@@ -67,7 +79,7 @@ class Tuned:
     lrs: Sequence[float]  # (K,) the learning rates that were tried
     valid: Tensor  # (K,) validation error of each, averaged over the tuning seeds
     test: Tensor  # (R,) test errors of the new runs at the best of them
-    nets: list[nn.Module]  # the R networks
+    nets: list[nn.Sequential]  # the R networks
     epochs: int  # passes over the data in each run
 
     @property
@@ -80,7 +92,7 @@ class Tuned:
 
 # %% ../../nbs/api/course/10_compare.ipynb #f210a97f
 def tune(
-    new_net: Callable[[int], nn.Module],  # as in `train_many`
+    new_net: Callable[[int], nn.Sequential],  # as in `train_many`
     data: Mapping[str, tuple[Tensor, Tensor]],  # inputs and classes under "train", "valid" and "test"
     update: Callable,  # as in `train_many`
     *,
@@ -91,11 +103,11 @@ def tune(
     **options: Any,  # sched, mom and bs, as in `train_many`
 ) -> Tuned:
     "Let the validation set choose a learning rate, train again with new seeds, and report those runs on the test set."
-    def errors(nets: list[nn.Module], x: Tensor, y: Tensor) -> Tensor:
+    def errors(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.stack([(net(x).argmax(1) != y).float().mean() for net in nets])
 
-    def train(lrs: list[float], seeds: list[int]) -> list[nn.Module]:
+    def train(lrs: list[float], seeds: list[int]) -> list[nn.Sequential]:
         return train_many(new_net, data["train"], update, lrs=lrs, seeds=seeds, epochs=epochs, **options)
 
     tried = train([lr for lr in lrs for _ in range(tries)], [*range(tries)] * len(lrs))
@@ -140,7 +152,7 @@ def draw_walks(
     for k, (ax, (title, points)) in enumerate(zip(axes.flat, walks.items())):
         ax.contourf(x, y, height, levels=levels, cmap="Greys", norm="log", extend="min")
         ax.plot(*points.T, ".-", ms=4, lw=1.2, color=f"C{k % 7}")
-        ax.plot(*goal, "*", ms=11, color="C8", mec="black")
+        ax.plot(*goal, "*", ms=11, color="gold", mec="black")
         ax.set_title(title, fontsize=9)
         ax.set(xlim=xlim, ylim=ylim)
     for ax in axes.flat[len(walks):]:
