@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 import tempfile
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from PIL import Image
 
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException
 from coursekit.course import checks_03, checks_04b, exercises
+from coursekit.course.compare import Tuned
 from coursekit.course.exercises import CheckResult, all_exercises, check, content_files, lesson_exercises, lesson_file
 from coursekit.course.judging import AnswerTable, FunctionCheck, Hint
 from coursekit.course.quiz import Question, Quiz, quiz, read_quiz
@@ -112,6 +114,15 @@ meant, of_net = torch.arange(12) % 10, torch.eye(10)[torch.arange(12) % 10]
 
 def rate_at(p, top=0.2, up=0.1):
     return top * p / up if p < up else top * (1 - p) / (1 - up)
+
+
+def lion(p, g, m, lr, share=0.9, keep=0.99, sign=torch.sign, early=False):
+    old, m["v"] = m.get("v", 0 * g), keep * m.get("v", 0 * g) + (1 - keep) * g
+    p -= lr * sign(share * (m["v"] if early else old) + (1 - share) * g)
+
+
+def raced(lrs=tuple(2.0**k for k in range(-10, 3)), epochs=6, runs=12, lowest=0.1, best=3):
+    return Tuned(lrs, torch.tensor([lowest if k == best else 0.8 for k in range(len(lrs))]), torch.linspace(0.05, 0.1, runs), [], epochs)
 
 
 rising, opposite = ([s(k / 40) for k in range(40)] for s in one_cycle(0.1))
@@ -256,6 +267,13 @@ CASES = {
         ("late fall", lambda p: rate_at(p) if p <= 0.1 else 0.2 * (1 - p)),
         ("wave down", lambda p: rate_at(p) if p < 0.1 else 0.1 * (1 + math.cos(math.pi * (p - 0.1) / 0.9))),
         ("way down", lambda p: rate_at(p) if p < 0.1 else 0.2 * ((1 - p) / 0.9) ** 2)]),
+    "write Lion": ([lion, lambda p, g, m, lr: p.copy_(p - lr * (0.9 * m.get("v", 0 * g) + 0.1 * g).sign()) is None or m.update(v=0.99 * m.get("v", 0 * g) + 0.01 * g)], [
+        ("nothing moved", lambda p, g, m, lr: p - lr * g.sign()), ("uphill", lambda p, g, m, lr: lion(p, g, m, -lr)), ("otherwise", lambda p, g, m, lr: p.add_(g)),
+        ("no sign", partial(lion, sign=lambda mix: mix)), ("no memory", lambda p, g, m, lr: p.sub_(lr * g.sign())), ("too early", partial(lion, early=True)),
+        ("same share", partial(lion, keep=0.9)), ("swapped", partial(lion, share=0.99, keep=0.9))]),
+    "a fair race": ([raced(), raced(lrs=[2.0**k for k in range(-10, 3)])], [
+        ("not tuned", 3), ("not tuned", lion), ("epochs", raced(epochs=8)), ("grid", raced(lrs=[0.1, 0.2])), ("seeds", raced(runs=3)),
+        ("not learned", raced(lowest=0.7)), ("edge", raced(best=0)), ("edge", raced(best=12))]),
     "own cycle": ([cycle(), cycle(moms=[0.9] * 40)], [
         ("no learner", 3), ("not trained", cycle(losses=())), ("not trained", cycle(values=())), ("too short", cycle(lrs=rising[:9])),
         ("not finite", cycle(losses=[2.0, float("nan")])), ("never rose", cycle(lrs=[0.1] * 40)), ("never fell", cycle(lrs=sorted(rising))),
@@ -313,6 +331,7 @@ SECRETS = {
     "binary cross-entropy that survives": ["clamp(", ".abs", "log1p", "softplus", "logsigmoid", "stack"],
     "largest stable rate": ["0.025", ".025", "1/40", "2 / 80"],
     "warm-up and fall": ["2 * p", "2*p", "/ 0.1", "/ 0.9", "0.9)", "1 - p"], "first step of Adam": ["0.01,", "0.01 ", "0.01.", "1e-2"],
+    "write Lion": [".sign", "sign(", "* v", "v *"],
     "deviation of the first weights": ["0.05", ".05", "2/n", "2 / n", "sqrt(2"], "batch norm for maps": ["(0, 2, 3)", "keepdim", "sqrt", "correction=0", "unbiased"],
     "half of a weight": ["347", "346", "0.998", "0.002", "log"], "dropout of whole channels": ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
     "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "accuracy over batches": ["0.87", "0.88", "126", "144"],
