@@ -33,7 +33,7 @@ def coursekit_home() -> Path:  # folder for downloads, generated data and caches
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"coursekit_home: {home} cannot be made ({e}); set COURSEKIT_HOME to a folder you can write to.") from e
+        raise OSError(f"coursekit_home: {home} cannot be created ({e}); set COURSEKIT_HOME to a folder you can write to.") from e
     return home
 
 # %% ../nbs/api/00_core.ipynb #ea067dc4
@@ -45,7 +45,7 @@ def state_folder(root: str | os.PathLike) -> Path:  # `coursekit_home()/state/<n
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OSError(f"state_folder: {folder} cannot be made ({e.strerror or e}); set COURSEKIT_HOME to a folder you can write to.") from e
+        raise OSError(f"state_folder: {folder} cannot be created ({e.strerror or e}); set COURSEKIT_HOME to a folder you can write to.") from e
     return folder
 
 # %% ../nbs/api/00_core.ipynb #aa3483e0
@@ -81,7 +81,7 @@ def takes_options(func: Callable) -> Callable:  # the same function; unknown opt
     @functools.wraps(func)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs.keys() - hints.keys() - signature.parameters.keys():
-            raise TypeError(f"{func.__qualname__}: there is no option {name!r}{suggest(name, [*signature.parameters, *hints]) or '.'}")
+            raise TypeError(f"{func.__qualname__}: unknown option {name!r}{suggest(name, [*signature.parameters, *hints]) or '.'}")
         return func(*args, **kwargs)
 
     shown = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=..., annotation=h)
@@ -94,19 +94,21 @@ def check_range(who: str, name: str, value: float, low: float, high: float) -> N
     "Raise a `ValueError` that names argument, value and range unless low <= value <= high."
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not ok:
-        raise ValueError(f"{who}: {name}={value!r} is not a number from {low:g} to {high:g}; pass one in that range.")
+        span = f"of at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise ValueError(f"{who}: {name} must be a number {span}, got {value!r}.")
 
 # %% ../nbs/api/00_core.ipynb #30ca1ea7
 def check_whole(who: str, name: str, value: int, low: int, *, high: int = 10**9) -> None:
     "Raise a `ValueError` that names argument, value and range unless `value` is a whole number from low to high."
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"{who}: {name}={value!r} is not a whole number from {low:,} to {high:,}; pass one in that range.")
+        span = f"of at least {low:,}" if high >= 10**9 else f"from {low:,} to {high:,}"
+        raise ValueError(f"{who}: {name} must be a whole number {span}, got {value!r}.")
 
 # %% ../nbs/api/00_core.ipynb #dcfc26b2
 def check_fname(who: str, name: str, value: str | os.PathLike) -> None:
     "Raise a `ValueError` unless `value` is a file's name or path, whose last part is a name."
     if not isinstance(value, (str, os.PathLike)) or Path(value).name in ("", ".."):
-        raise ValueError(f"{who}: {name}={value!r} is no name of a file; pass one, as a text or a path.")
+        raise ValueError(f"{who}: {name}={value!r} is not a file name; pass one, as a string or a path.")
 
 # %% ../nbs/api/00_core.ipynb #3779678f
 def plural(n: int, noun: str, nouns: str | None = None) -> str:

@@ -156,7 +156,7 @@ def unknown_label(
     item: Any,  # whose label nobody knows how to read
 ) -> Any:
     "The getter of the targets in a learner that was loaded from a file: how labels are read is code, and the file holds none."
-    raise ValueError(f"test_dl: with_labels=True, but a model's file does not say how the label of {describe_item(item)} is read. Pass each item with "
+    raise ValueError(f"test_dl: with_labels=True, but a model from a file cannot read the label of {describe_item(item)}. Pass each item with "
                      "its label, such as [(file, label), ...].")
 
 # %% ../../nbs/api/data/08_dataset.ipynb #2f2b3215

@@ -122,7 +122,7 @@ def _find_folder(side: str, value: str | os.PathLike, root: Path, bases: Sequenc
         return same
     there = sorted((f.relative_to(root).as_posix() for f in folders if f != root), key=lambda n: (n.count("/"), n))
     shown = ", ".join(map(printable, there[:12])) + (", ..." if len(there) > 12 else "")
-    raise ValueError(f"plan_data: {side}={os.fspath(value)!r} is no folder with images in {show_path(root)}; the folders with images are "
+    raise ValueError(f"plan_data: {side}={os.fspath(value)!r} is not a folder with images in {show_path(root)}; the folders with images are "
                      f"{shown or 'not there'}{suggest(os.fspath(value), there) or '.'}")
 
 
@@ -152,7 +152,7 @@ def named_split(
         for one in [] if value is None else [value] if isinstance(value, (str, os.PathLike)) else value:
             found = _find_folder(side, one, root, (source, root, Path()), folders)
             if twice := [f for f in found if f in named]:
-                raise ValueError(f"plan_data: {side}={os.fspath(one)!r} is named twice, as {named[twice[0]]} and {side}; a folder has one side.")
+                raise ValueError(f"plan_data: {side}={os.fspath(one)!r} cannot be both {named[twice[0]]} and {side}; pass it as one of the two.")
             several = several or len(found) > 1
             named |= dict.fromkeys(found, side)
     several = several or not any(children.get(f) for f in named) and len({f.parent for f in named}) > 1
