@@ -44,7 +44,7 @@ def app_page() -> None:
 
 def page_notebook() -> str:
     "The text of the notebook that Voilà serves."
-    title, code = "What is in the picture?", "from coursekit.cli.app import app_page\n\napp_page()"
+    title, code = "What is in this image?", "from coursekit.cli.app import app_page\n\napp_page()"
     cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {title}"},
              {"cell_type": "code", "id": "page", "metadata": {}, "execution_count": None, "outputs": [], "source": code}]  # fmt: skip
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}

@@ -118,7 +118,7 @@ def run_lesson(
     path: Path,  # a notebook
     *,
     out: str | os.PathLike | None = None,  # folder of the executed copy and the notebook's own files; None: `run_folder(path)`
-    timeout: float = 900,  # seconds a cell may take
+    timeout: float = 900,  # time limit per cell, in seconds
     say: Callable[[str], None],  # receives a line per cell, and at the end the results
 ) -> None:
     "Run a notebook from top to bottom and print the numbers of its `results` cells; raises `NotebookFailed`."

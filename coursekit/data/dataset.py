@@ -100,7 +100,7 @@ class Dataset(torch.utils.data.Dataset):
         def make(i: int) -> list:
             sample = self.prepared(i)
             for p, b in enumerate(self.blocks if self.item_tfms else ()):
-                if not b.cached and not _same_value(sample[p], self.encode_part(i, p)):  # such a part is encoded anew each time
+                if not b.cached and not _same_value(sample[p], self.encode_part(i, p)):  # such a part is encoded each time
                     raise ValueError(f"cache={self.cache.kind!r}: {self.item_tfms[0]!r} changes a part of kind {b.kind!r}, which a cache "
                                      "does not keep; pass cache=None.")
             return [v for v, b in zip(sample, self.blocks) if b.cached]

@@ -259,7 +259,7 @@ class LoaderOptions(TypedDict, total=False):
     val_bs: int | None  # items per validation batch; None: twice bs
     num_workers: int | None  # processes that prepare batches; None: chosen by the number of cores
     device: torch.device | str | None  # where batches go; None: `default_device()`
-    cache: str | None  # keep prepared items: "memory" or "device"; None: prepare them anew each epoch
+    cache: str | None  # keep prepared items: "memory" or "device"; None: prepare them again in each epoch
 
 # %% ../../nbs/api/data/10_loader.ipynb #4f678a0d
 class DataLoaders:

@@ -100,7 +100,7 @@ def load_learner(
     except ValueError as e:
         if "://" not in str(path):
             raise
-        if file.parent == coursekit_home() / _subdir(path):  # not one in a folder with a mirror; the next attempt fetches it anew
+        if file.parent == coursekit_home() / _subdir(path):  # not one in a folder with a mirror; the next attempt downloads it again
             for kept in (file, file.with_name(f"{file.name}.json")):
                 kept.unlink(missing_ok=True)
         raise ValueError(f"{e} It came from {path}.") from e

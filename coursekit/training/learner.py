@@ -338,7 +338,7 @@ def with_model_tfms(
         return dls
     epoch = dls.train.epoch
     dls = dls.new(batch_tfms=kept[0].after(dls.batch_tfms))
-    dls.train.epoch = epoch  # the next epoch is drawn anew, not like the first one
+    dls.train.epoch = epoch  # the next epoch gets a new draw, not that of the first one
     return dls
 
 # %% ../../nbs/api/training/15_learner.ipynb #a9900c19

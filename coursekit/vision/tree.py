@@ -100,7 +100,7 @@ def find_split(root: Path, files: Sequence[Path], *, deep: bool = False) -> Spli
     "The split that the usual names of folders make; if it is repeated in several folders, these may be the classes."
     children, holders = _by_parent(root, files), {f.parent for f in files}
     found: dict[Path, dict[str, list[Path]]] = {}
-    taken: set[Path] = set()  # what is inside train is no other split
+    taken: set[Path] = set()  # a folder inside train is not another split
     for parent in sorted(children, key=lambda p: (len(p.parts), p)) if deep else [root]:
         if taken.isdisjoint((parent, *parent.parents)) and (sides := sides_in(children.get(parent, ()))):
             found[parent] = sides
@@ -240,4 +240,4 @@ def check_depth(folders: Iterable[tuple[str, ...]], depth: int, root: Path) -> N
         deepest = max(map(len, folders), default=0)
         found = "; ".join(f"depth {d}: {_some(_names(folders, d))}" for d in range(1, deepest + 1)) or "no folders with images"
         what = f"has only {printable(names[0])!r}, and a classifier needs two classes" if names else "is deeper than any folder with images"
-        raise ValueError(f"plan_data: depth={depth} {what}. Below {show_path(root)} there are {found}. Pass one of these depths.")
+        raise ValueError(f"plan_data: depth={depth} {what}. The levels below {show_path(root)} are {found}. Pass one of these depths.")
