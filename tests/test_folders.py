@@ -178,7 +178,7 @@ def test_names_that_are_no_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "says"), [
     ({"valid": "vaild"}, r"valid='vaild'.*'valid'|valid='vaild'.*train/cat"),
-    ({"train": "train/cat", "valid": "train/cat"}, "named twice"),
+    ({"train": "train/cat", "valid": "train/cat"}, "cannot be both"),
     ({"depth": 9}, r"depth=9 is deeper.*depth 1: cat, dog"),
     ({"depth": 0}, "depth must be .* got 0"), ({"depth": 1.5}, r"depth must be .* got 1\.5"), ({"depth": True}, "depth must be .* got True"),
     ({"depth": 1, "pat": "(a)"}, r"pat=.*depth="),

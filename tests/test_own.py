@@ -567,7 +567,7 @@ def test_sources_that_say_nothing(tmp_path: Path) -> None:
             plan_data(root)
         assert re.search(layouts, str(caught.value)) and str(caught.value).isprintable()
     (tmp_path / "empty.csv").write_text("")
-    wrong = [(tmp_path / "nowhere", "there is no"), ("https://example.org/x.zip", "web address"), (flat / "IMG_1.jpg", "is one file"),
+    wrong = [(tmp_path / "nowhere", "nowhere does not exist"), ("https://example.org/x.zip", "web address"), (flat / "IMG_1.jpg", "is one file"),
              (tmp_path / "empty.csv", "is empty")]
     for source, why in wrong:
         with pytest.raises((ValueError, TypeError, FileNotFoundError), match=why) as caught:
