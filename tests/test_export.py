@@ -320,7 +320,7 @@ FORGERIES = [
     *(("model.type", name, "not loaded") for name in ("os:system", "coursekit.core:os", "coursekit.data.download:untar_data", "Missing", 3)),
     ("model.type", None, "model holds a dict"),
     ("model.fields.arch", "timm/hf-hub:someone/evil", "cannot build the network"),
-    ("model.fields.arch", "resnet152", "far larger than the weights|another network"),
+    ("model.fields.arch", "resnet152", "far larger than the weights|different network"),
     ("model.fields.arch", ["resnet18"], "needs a str as its arch"),
     ("model.fields.n_out", 10**9, "outputs and the targets need|cannot build the network"),
     ("model.fields.n_out", "2", "needs a int as its n_out"),
