@@ -27,7 +27,7 @@ from coursekit.course.judging import AnswerTable, FunctionCheck, Hint
 from coursekit.course.quiz import Question, Quiz, quiz, read_quiz
 from coursekit.data.block import CategoryBlock
 from coursekit.deploy.export import Exported, write_export
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.schedules import one_cycle
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
@@ -126,6 +126,21 @@ def raced(lrs=tuple(2.0**k for k in range(-10, 3)), epochs=6, runs=12, lowest=0.
 
 
 rising, opposite = ([s(k / 40) for k in range(40)] for s in one_cycle(0.1))
+
+
+def cycled(epochs=2, **options):
+    learn = synthetic_learner()
+    learn.fit_one_cycle(epochs, 0.01, **options)
+    return learn
+
+
+def own_cycle(learn, change=0.0):
+    "What a reader's own learner recorded, if its losses are those of a learner of the package, or off by something."
+    r = learn.recorder
+    return SimpleNamespace(recorder=SimpleNamespace(steps=list(zip([loss + change for loss in r.losses], r.lrs, r.moms))))
+
+
+middle, early = cycled(pct_start=0.5), cycled()
 
 
 def cycle(lrs=rising, moms=opposite, losses=(2.0, 1.0), values=((1.0, 1.0),)):
@@ -292,6 +307,10 @@ CASES = {
         ("few seeds", [low[:2], high[:2], "worse"]), ("no share", [[20, 22, 21], high, "better"]), ("unpaired", [low, [*high, 0.3], "worse"]),
         ("verdict", [low, high, "good"]), ("verdict", [low, high, ...]), ("same lists", [low, low, "not shown"]), ("same errors", [[0.2] * 3, [0.1] * 3, "better"]),
         ("too sure", [low, [0.1, 0.3, 0.2], "better"]), ("too careful", [low, high, "not shown"]), ("wrong side", [low, high, "better"])]),
+    "peak in the middle": ([[own_cycle(middle), middle], (own_cycle(middle, 1e-8), middle)], [
+        ("two learners", middle), ("two learners", [middle]), ("not yours", [middle, own_cycle(middle)]), ("not yours", [own_cycle(synthetic_learner()), middle]),
+        ("not the package's", [own_cycle(middle), 3]), ("not trained", [own_cycle(middle), synthetic_learner()]), ("peak", [own_cycle(early), middle]),
+        ("peak", [own_cycle(middle), early]), ("lengths", [own_cycle(cycled(3, pct_start=0.5)), middle]), ("differ", [own_cycle(middle, 0.1), middle])]),
     "clip every number": ([ClipValue], [
         *ANY_CALLBACK, ("no step", cancel(when=lambda state, limit: True)), ("lost", clip(lambda p, c: setattr(p, "grad", None))), ("unchanged", Mine),
         ("unchanged", clip(lambda p, c: p.grad.clamp_(-c, c), "after_step")), ("above only", clip(lambda p, c: p.grad.clamp_(max=c))),
@@ -315,7 +334,7 @@ SUMS = {
     "validation pictures": int(1350 * 0.3), "precision of one breed": matrix[0, 0] / matrix[:, 0].sum(), "largest stable rate": 2 / (2 * 40),
     "first step of Adam": [0.01 * g / math.sqrt(g * g) for g in (200, 0.005)], "deviation of the first weights": (2 / 800) ** 0.5,
     "half of a weight": math.ceil(math.log(0.5) / math.log(1 - 0.02 * 0.1)), "calls of three events": [3, 3 * (23 + 3), 3 * 23 - 5],
-    "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)], "accuracy over batches": (64 * 0.95 + 64 * 0.9 + 16 * 0.5) / 144,
+    "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)],
 }
 
 # name -> what no hint and no task may say
@@ -334,7 +353,7 @@ SECRETS = {
     "write Lion": [".sign", "sign(", "* v", "v *"],
     "deviation of the first weights": ["0.05", ".05", "2/n", "2 / n", "sqrt(2"], "batch norm for maps": ["(0, 2, 3)", "keepdim", "sqrt", "correction=0", "unbiased"],
     "half of a weight": ["347", "346", "0.998", "0.002", "log"], "dropout of whole channels": ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
-    "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "accuracy over batches": ["0.87", "0.88", "126", "144"],
+    "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "peak in the middle": ["peak=", "pct_start"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,
