@@ -1,4 +1,4 @@
-"""coursekit and fastai on the same data, on this machine, one after the other; writes the table that the README shows.
+"""coursekit and fastai on the same data, on this machine, one after the other; writes the table that benchmarks/README.md links to.
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install fastai torchvision       # fastai lives in an environment of its own
     python benchmarks/vs_fastai.py --data ../shared/data --peer /tmp/peer/bin/python

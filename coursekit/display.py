@@ -44,11 +44,17 @@ def finish(
 
 # %% ../nbs/api/01_display.ipynb #60b53969
 def encode_figure(fig) -> tuple[str, bytes]:  # "png" or "jpeg", and the file's bytes
-    "A figure as a file: JPEG if it holds color images, else PNG, which keeps lines and letters sharp."
-    photos = any(np.ndim(img.get_array()) == 3 for ax in fig.axes for img in ax.images)
+    "A figure as a file: JPEG if it holds color images or smoothed ones, else PNG, which keeps lines and letters sharp."
+    photos = any(np.ndim(img.get_array()) == 3 or img.get_interpolation() == "bicubic" for ax in fig.axes for img in ax.images)
     kind, options = ("jpeg", {"quality": 80}) if photos else ("png", {})
+    dpi = 110 if fig.dpi == 100 else fig.dpi  # matplotlib's default is a little coarse; a choice of yours stays
     buffer = io.BytesIO()
-    fig.savefig(buffer, format=kind, dpi=fig.dpi, bbox_inches="tight", facecolor="white", pil_kwargs={"optimize": True, **options})
+    fig.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight", facecolor="white", pil_kwargs={"optimize": True, **options})
+    if kind == "png":  # a palette makes the file a third as large
+        from PIL import Image
+
+        image, buffer = Image.open(buffer).convert("RGB"), io.BytesIO()
+        image.quantize(128, dither=Image.Dither.NONE).save(buffer, format=kind, optimize=True)
     return kind, buffer.getvalue()
 
 # %% ../nbs/api/01_display.ipynb #1ecad5b3
@@ -124,7 +130,8 @@ def show_image(
     "Draw one image."
     a = to_array(img)
     fig, ax = new_axes(ax, figsize=figsize)
-    ax.imshow(a, cmap=cmap or ("gray" if a.ndim == 2 else None), alpha=alpha)
+    smooth = "bicubic" if a.ndim == 3 and max(a.shape[:2]) < 200 else None  # a small photo is drawn smoothly, not as blocks
+    ax.imshow(a, cmap=cmap or ("gray" if a.ndim == 2 else None), alpha=alpha, interpolation=smooth)
     ax.axis("off")
     if title is not None:
         ax.set_title(as_label(title), fontsize=10)

@@ -118,7 +118,6 @@ class Forest:
         *,
         seed: int = 0,  # of the rows and columns that each tree gets, and of the shuffles
     ):
-        import pandas as pd
         from sklearn.compose import make_column_transformer
         from sklearn.ensemble import RandomForestRegressor
         from sklearn.pipeline import make_pipeline
@@ -129,7 +128,7 @@ class Forest:
         if len(rows) < 10 or self.y.max() == self.y.min():
             raise ValueError(f"Trials: {plural(len(rows), 'trial')} with losses from {self.y.min():.3g} to {self.y.max():.3g} say nothing about "
                              "hyperparameters; run 20 or more of an objective that uses its arguments.")
-        self.frame = pd.DataFrame([{name: kind.code(r.knobs[name]) for name, kind in space.items()} for r in rows])
+        self.frame = _as_frame(space, [r.knobs for r in rows])
         one_hot = {name: OneHotEncoder(categories=[[*map(option_name, k.options)]], sparse_output=False)
                    for name, k in space.items() if isinstance(k, Choice)}
         self.model = make_pipeline(make_column_transformer(*((one_hot.get(name, "passthrough"), [name]) for name in space)),
@@ -179,6 +178,13 @@ def _oob_r2(model: Any, frame: Any, y: np.ndarray) -> float:  # 1: exact; 0: no 
     return r2_score(y, (preds * out).sum(0) / out.sum(0))
 
 
+def _as_frame(space: Mapping[str, Any], many: Sequence[Mapping[str, Any]]) -> Any:
+    "Hyperparameters as the forest sees them, one row per trial."
+    import pandas as pd
+
+    return pd.DataFrame([{name: kind.code(knobs[name]) for name, kind in space.items()} for knobs in many])
+
+
 def _forest_targets(losses: Sequence[float]) -> tuple[bool, np.ndarray]:  # whether they are logarithms, (N,)
     """What a forest predicts: the loss, or its decimal logarithm if losses are positive and span two decades, because a few large ones would hide
     the rest. A trial that failed (nan) counts as worse than the worst that did not, by a tenth of the range."""
@@ -219,19 +225,17 @@ class Trials:
         "In words, how far the forest can be believed."
         return self.forest.verdict
 
-    def table(
-        self,
-        n: int = 5,  # at most so many
-    ) -> Table:
+    def search(self, objective: Callable, *, n: int = 5) -> "Trials":  # n new trials, 1 to 1000, of the objective that `trials` ran
+        "Let the forest choose: of the next 1,000 draws of random search, run those with the lowest predicted loss. Returns old and new trials."
+        return _search(self, objective, n)
+
+    def table(self, n: int = 5) -> Table:  # at most n rows
         "The best trials."
         rows = sorted(self.rows, key=lambda r: (bool(r.failed), r.loss, r.number))[:n]
         cells = [[str(r.number), *map(option_name, r.knobs.values()), r.failed or f"{r.loss:.4g}", f"{r.seconds:.1f}"] for r in rows]
         return Table(cells, ["trial", *self.space, "loss", "seconds"], caption=repr(self))
 
-    def plot_importance(
-        self,
-        ax=None,  # draw into this matplotlib axes; None makes and finishes a figure
-    ) -> None:
+    def plot_importance(self, ax=None) -> None:  # ax: draw into this matplotlib axes; None makes and finishes a figure
         "Which hyperparameter matters: the importances as bars, largest first, with whiskers of one standard deviation over the shuffles."
         _draw_importance(self, ax)
 
@@ -248,6 +252,15 @@ class Trials:
 
     def __repr__(self) -> str:
         return plural(len(self.rows), "trial") + (f", {len(self.failed)} of which failed" if self.failed else "")
+
+# %% ../nbs/api/02_tuning.ipynb #a0c18fd4
+def _search(found: Trials, objective: Callable, n: int) -> Trials:
+    "The trials, and those n of the next 1,000 draws for which the forest predicts the lowest loss."
+    check_whole("Trials.search", "n", n, 1, high=1000)
+    first = 1 + max(r.number for r in found.rows)
+    drawn = [draw_knobs(found.space, found.seed, first + k) for k in range(1000)]
+    chosen = np.argsort(found.forest.model.predict(_as_frame(found.space, drawn)), kind="stable")[:n].tolist()
+    return Trials(found.space, [*found.rows, *(_run_trial(objective, drawn[k], found.seed, first + k) for k in chosen)], found.seed)
 
 # %% ../nbs/api/02_tuning.ipynb #e0297a8e
 def _draw_importance(found: Trials, ax: Any) -> None:

@@ -85,7 +85,7 @@ def test_upload_to_the_app(tmp_path: Path, chromium: str) -> None:
     (tmp_path / "big.jpg").write_bytes(photo.read_bytes() + os.urandom(12 * 2**20))  # more than tornado's own limit for a message
     with app_server("cifar10", tmp_path) as app:
         with visitor(chromium, app.url) as page:
-            assert page.title() == "What is in the picture?"
+            assert page.title() == "What is in this image?"
             code, body = fetch(app.url)
             assert code == 503 and "(1 at a time)" in body, (code, body[:400])
             upload(page, photo)

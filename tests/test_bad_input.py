@@ -189,10 +189,10 @@ def test_no_usable_picture_at_all(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.jpg").write_bytes(b"%PDF")
     plan = plan_data(tmp_path)
-    assert "no image with a label is left" in repr(plan)
-    with pytest.raises(ValueError, match="no image with a label is left"):
+    assert "no labeled images are left" in repr(plan)
+    with pytest.raises(ValueError, match="no labeled images are left"):
         plan.dataloaders()
-    with pytest.raises(ValueError, match="no image with a label is left"):
+    with pytest.raises(ValueError, match="no labeled images are left"):
         ImageDataLoaders.from_path(tmp_path)
 
 

@@ -284,7 +284,7 @@ def test_two_that_write_the_same_file_are_refused(cbs: Callable[[Path], list[Cal
     learn = small(tmp_path)
     before = weights(learn)
     made = cbs(tmp_path)
-    with raises(ValueError, type(made[0]).__name__, "pass another name"):
+    with raises(ValueError, type(made[0]).__name__, "another name"):
         learn.fit(2, 0.1, cbs=made)
     assert close(weights(learn), before) and not list(tmp_path.rglob("*.*"))
 

@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 import tempfile
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +21,13 @@ from PIL import Image
 
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException
 from coursekit.course import checks_03, checks_04b, exercises
+from coursekit.course.compare import Tuned
 from coursekit.course.exercises import CheckResult, all_exercises, check, content_files, lesson_exercises, lesson_file
 from coursekit.course.judging import AnswerTable, FunctionCheck, Hint
 from coursekit.course.quiz import Question, Quiz, quiz, read_quiz
 from coursekit.data.block import CategoryBlock
 from coursekit.deploy.export import Exported, write_export
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.schedules import one_cycle
 from coursekit.vision.data import ImageBlock
 from coursekit.vision.learner import pretrained
@@ -51,6 +53,9 @@ def pets(vocab=("cup", "pan"), losses=(1.0,), scores=((2.0, 1.0), (1.0, 2.0)), t
     "What the judge of one's own images looks at; nbs/solutions runs the real thing."
     preds = SimpleNamespace(preds=torch.tensor(scores), targs=torch.tensor(targs))
     return SimpleNamespace(dls=SimpleNamespace(train=[], valid=[], vocab=vocab), recorder=SimpleNamespace(losses=losses), get_preds=lambda: preds)
+
+
+pets_once = pets()
 
 
 def first_only(files):
@@ -111,7 +116,31 @@ def rate_at(p, top=0.2, up=0.1):
     return top * p / up if p < up else top * (1 - p) / (1 - up)
 
 
+def lion(p, g, m, lr, share=0.9, keep=0.99, sign=torch.sign, early=False):
+    old, m["v"] = m.get("v", 0 * g), keep * m.get("v", 0 * g) + (1 - keep) * g
+    p -= lr * sign(share * (m["v"] if early else old) + (1 - share) * g)
+
+
+def raced(lrs=tuple(2.0**k for k in range(-10, 3)), epochs=6, runs=12, lowest=0.1, best=3):
+    return Tuned(lrs, torch.tensor([lowest if k == best else 0.8 for k in range(len(lrs))]), torch.linspace(0.05, 0.1, runs), [], epochs)
+
+
 rising, opposite = ([s(k / 40) for k in range(40)] for s in one_cycle(0.1))
+
+
+def cycled(epochs=2, **options):
+    learn = synthetic_learner()
+    learn.fit_one_cycle(epochs, 0.01, **options)
+    return learn
+
+
+def own_cycle(learn, change=0.0):
+    "What a reader's own learner recorded, if its losses are those of a learner of the package, or off by something."
+    r = learn.recorder
+    return SimpleNamespace(recorder=SimpleNamespace(steps=list(zip([loss + change for loss in r.losses], r.lrs, r.moms))))
+
+
+middle, early = cycled(pct_start=0.5), cycled()
 
 
 def cycle(lrs=rising, moms=opposite, losses=(2.0, 1.0), values=((1.0, 1.0),)):
@@ -133,6 +162,7 @@ def dropped(same=(2, 3), drop=lambda p: p, scale=lambda p: 1 / (1 - p), seed=Non
 
 
 low, high = [0.20, 0.22, 0.21], [0.30, 0.33, 0.31]
+few, many = [0.91, 0.93, 0.92], [0.96, 0.97, 0.98]
 
 
 def callback(body, event="after_loss", name="Own"):
@@ -174,12 +204,13 @@ ANY_CALLBACK = [("an object", SkipHard(1.0)), ("no class", 3), ("no callback", d
 
 # name -> (right answers, [(name of the hint, answer that gets it)]); more of both come from the tables, below
 CASES = {
-    "mend the function": ([lambda p: gray(p).mean() / 255, lambda p: torch.tensor(gray(p) / 255).mean()],
+    "fix the function": ([lambda p: gray(p).mean() / 255, lambda p: torch.tensor(gray(p) / 255).mean()],
                           [("one side", lambda p: gray(p).sum() / len(gray(p)) / 255), ("otherwise", lambda p: 0.2), ("otherwise", lambda p: 0.9)]),
-    "softmax by hand": ([lambda s: s.softmax(0), lambda s: ((s - s.max()).exp() / (s - s.max()).exp().sum()).tolist()], [
-        ("overflow", lambda s: s.exp() / s.exp().sum()), ("negative", lambda s: s), ("sum", lambda s: s.exp()), ("order", lambda s: (-s).softmax(0)),
-        ("ratio", lambda s: (s / 2).softmax(0))]),
-    "own first picture": ([[ramp, said], (ramp, said)], [
+    "another background": ([["purple", "purple"], ("navy", "#000080")], [
+        ("two colors", "purple"), ("two colors", ["purple"]), ("no color", ["purple", "purpel"]), ("no color", [3, "purple"]),
+        ("hidden", ["whitesmoke", "purple"]), ("hidden", ["purple", "sienna"]), ("still a ship", ["pink", "pink"]),
+        ("still a ship", ["lightblue", "steelblue"])]),
+    "own drawing": ([[ramp, said], (ramp, said)], [
         ("two things", 3), ("two things", [ramp]), ("no image", [None, said]), ("image type", ["photo.jpg", said]),
         ("one color", [Image.new("L", (8, 8), 7), said]), ("no prediction", [ramp, ...]), ("part of it", [ramp, said.label]),
         ("part of it", [ramp, said.probabilities]), ("other image", [ramp.rotate(90), said])]),
@@ -188,6 +219,9 @@ CASES = {
     "shelter pattern": ([r"^\w+-(\w+)-\d+\.\w+$", r"-(.+)-", r"-([^-]+)-", re.compile(r"^[A-Z]+\d+-(\w+)-")], [
         ("no pattern", 3), ("no pattern", b"-(.+)-"), ("unreadable", "("), ("no group", r"\w+"), ("nothing", r"^(.+)_\d+.jpg$"), ("nothing", r"-(\w+)-\d+.jpe?g"),
         ("several parts", "(.+)-"), ("animal", r"^(\w+)-"), ("ending", r"-(\d+)\."), ("a piece", "-([a-z]+)"), ("otherwise", "(x?)")]),
+    "one change compared": ([[pets(), pets(scores=((1.0, 2.0), (1.0, 2.0)))], (pets(scores=[(2.0, 1.0)] * 9, targs=[0] * 9), pets(scores=[(1.0, 2.0)] * 9, targs=[0] * 9))], [
+        ("two learners", 3), ("two learners", [pets()]), ("same learner", [pets_once, pets_once]), ("not trained", [pets(), pets(losses=())]),
+        ("other images", [pets(), pets(targs=(0, 0))]), ("nothing changed", [pets(), pets()])]),
     "own pictures": ([pets(), pets(["cup", "pan", "jug"], scores=[[3.0, 1, 1], [1, 3.0, 1], [1, 1, 3.0]], targs=[0, 1, 2])], [
         ("no learner", 3), ("only data", pets().dls), ("no classes", pets(vocab="cup")), ("one class", pets(["cup"])), ("not trained", pets(losses=())),
         ("absent class", pets(targs=(0, 0))), ("no better", pets(scores=((1.0, 2.0), (2.0, 1.0))))]),
@@ -207,6 +241,9 @@ CASES = {
     "changes that keep a letter": ([letters, tuple(letters[::-1]), set(letters)], [
         ("no list", "darker"), ("no list", {"darker": True}), ("empty", []), ("empty", [...]), ("unknown", ["dark"]), ("unknown", [["darker"]]),
         ("both", ["mirror"]), ("two harmful", [*letters, "mirror", "upside down"]), ("one harmful", [*letters, "mirror"]), ("more", letters[:3])]),
+    "augmentation on and off": ([[[0.01, 0.02, 0.03], [0.04, 0.05, 0.06]], ([0.0, 0.02, 0.03], [0, 0.05, 0.06, 0.01])], [
+        ("two lists", 0.5), ("two lists", [0.1, 0.2]), ("three seeds", [[0.1, 0.2, 0.3], [...]]), ("three seeds", [[0.1, 0.2], [0.1, 0.2, 0.3]]),
+        ("no share", [[0.1, 0.2, 0.3], [1, 2, 3]]), ("no share", [[0.1, "0.2", 0.3], [0.1, 0.2, 0.3]]), ("same lists", [[0.1, 0.2, 0.3]] * 2)]),
     "own model file": ([exported("mine.ck", ["cup", "pan"]), Path(exported("three.ck", ["a", "b", "beagle"]))], [
         ("the learner", SimpleNamespace(export=1, dls=1)), ("no path", 3), ("folder", models.name), ("no file", "nothing.ck"), ("no file", "\0"),
         ("no file", "x" * 5000), ("unreadable", f"{models.name}/trap.ck"), ("other kind", exported("words.ck", ["a", "b"], [CategoryBlock(vocab=["c", "d"])])),
@@ -229,6 +266,10 @@ CASES = {
         ("overflow", lambda s, y: -torch.where(y == 1, s.sigmoid(), 1 - s.sigmoid()).log().mean()),
         ("overflow", lambda s, y: (1 + torch.where(y == 1, -s, s).exp()).log().mean()),
         ("lost logarithm", lambda s, y: F.binary_cross_entropy(s.sigmoid(), y)), ("lost logarithm", lambda s, y: bce(s.clamp(-80, 80), y))]),
+    "width of the digit reader": ([[few, many, "wider"], [many, few, "narrower"], (torch.tensor(few), many[::-1], "wider"), [few, [0.93, 0.95, 0.9], "can't tell"]], [
+        ("three things", "wider"), ("three things", [few, many]), ("no share", [few, [96, 97, 98], "wider"]), ("same lists", [few, few, "can't tell"]),
+        ("guessing", [few, [0.1, 0.1, 0.1], "narrower"]), ("verdict", [few, many, "better"]), ("too sure", [few, [0.93, 0.95, 0.9], "wider"]),
+        ("too careful", [few, many, "can't tell"]), ("wrong side", [few, many, "narrower"])]),
     "own digits": ([[ink, meant, of_net], (ink.float(), meant, of_net.flip(0)), [ink.byte(), meant.float(), of_net * 7]], [
         ("three", ink), ("three", [ink, meant]), ("one missing", [ink, ..., of_net]), ("no tensor", [ink, meant.tolist(), of_net]), ("axes", [ink, of_net, meant]),
         ("counts", [ink, meant, of_net[:9]]), ("size", [ink[:, :5, :5], meant, of_net]), ("scores", [ink, meant, of_net[:, :9]]),
@@ -241,6 +282,13 @@ CASES = {
         ("late fall", lambda p: rate_at(p) if p <= 0.1 else 0.2 * (1 - p)),
         ("wave down", lambda p: rate_at(p) if p < 0.1 else 0.1 * (1 + math.cos(math.pi * (p - 0.1) / 0.9))),
         ("way down", lambda p: rate_at(p) if p < 0.1 else 0.2 * ((1 - p) / 0.9) ** 2)]),
+    "write Lion": ([lion, lambda p, g, m, lr: p.copy_(p - lr * (0.9 * m.get("v", 0 * g) + 0.1 * g).sign()) is None or m.update(v=0.99 * m.get("v", 0 * g) + 0.01 * g)], [
+        ("nothing moved", lambda p, g, m, lr: p - lr * g.sign()), ("uphill", lambda p, g, m, lr: lion(p, g, m, -lr)), ("otherwise", lambda p, g, m, lr: p.add_(g)),
+        ("no sign", partial(lion, sign=lambda mix: mix)), ("no memory", lambda p, g, m, lr: p.sub_(lr * g.sign())), ("too early", partial(lion, early=True)),
+        ("same share", partial(lion, keep=0.9)), ("swapped", partial(lion, share=0.99, keep=0.9))]),
+    "a fair race": ([raced(), raced(lrs=[2.0**k for k in range(-10, 3)])], [
+        ("not tuned", 3), ("not tuned", lion), ("epochs", raced(epochs=8)), ("grid", raced(lrs=[0.1, 0.2])), ("seeds", raced(runs=3)),
+        ("not learned", raced(lowest=0.7)), ("edge", raced(best=0)), ("edge", raced(best=12))]),
     "own cycle": ([cycle(), cycle(moms=[0.9] * 40)], [
         ("no learner", 3), ("not trained", cycle(losses=())), ("not trained", cycle(values=())), ("too short", cycle(lrs=rising[:9])),
         ("not finite", cycle(losses=[2.0, float("nan")])), ("never rose", cycle(lrs=[0.1] * 40)), ("never fell", cycle(lrs=sorted(rising))),
@@ -259,6 +307,10 @@ CASES = {
         ("few seeds", [low[:2], high[:2], "worse"]), ("no share", [[20, 22, 21], high, "better"]), ("unpaired", [low, [*high, 0.3], "worse"]),
         ("verdict", [low, high, "good"]), ("verdict", [low, high, ...]), ("same lists", [low, low, "not shown"]), ("same errors", [[0.2] * 3, [0.1] * 3, "better"]),
         ("too sure", [low, [0.1, 0.3, 0.2], "better"]), ("too careful", [low, high, "not shown"]), ("wrong side", [low, high, "better"])]),
+    "peak in the middle": ([[own_cycle(middle), middle], (own_cycle(middle, 1e-8), middle)], [
+        ("two learners", middle), ("two learners", [middle]), ("not yours", [middle, own_cycle(middle)]), ("not yours", [own_cycle(synthetic_learner()), middle]),
+        ("not the package's", [own_cycle(middle), 3]), ("not trained", [own_cycle(middle), synthetic_learner()]), ("peak", [own_cycle(early), middle]),
+        ("peak", [own_cycle(middle), early]), ("lengths", [own_cycle(cycled(3, pct_start=0.5)), middle]), ("differ", [own_cycle(middle, 0.1), middle])]),
     "clip every number": ([ClipValue], [
         *ANY_CALLBACK, ("no step", cancel(when=lambda state, limit: True)), ("lost", clip(lambda p, c: setattr(p, "grad", None))), ("unchanged", Mine),
         ("unchanged", clip(lambda p, c: p.grad.clamp_(-c, c), "after_step")), ("above only", clip(lambda p, c: p.grad.clamp_(max=c))),
@@ -274,32 +326,34 @@ CASES = {
         ("the lesson's", trained(Counter())), ("idle", trained(Idle())), ("not trained", trained(Mine(), epochs=0))]),
 }
 
+CASES["forest or chance"] = CASES["own remedy"]
+
 # The right answers of the tables once more, as sums.
 SUMS = {
-    "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "numbers in a batch": torch.zeros(16, 3, 64, 48).numel(), "time of a training": math.ceil(1080 / 32) * 0.4 * 5,
-    "validation pictures": int(1350 * 0.3), "three peak rates": [6e-3 / 2 / 100, 6e-3 / 2 / 10, 6e-3 / 2], "precision of one breed": matrix[0, 0] / matrix[:, 0].sum(),
-    "better than chance": 24 / (40 * 45 / 600), "parameters of two layers": 784 * 50 + 50 + 50 * 10 + 10, "largest stable rate": 2 / (2 * 40),
+    "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
+    "validation pictures": int(1350 * 0.3), "precision of one breed": matrix[0, 0] / matrix[:, 0].sum(), "largest stable rate": 2 / (2 * 40),
     "first step of Adam": [0.01 * g / math.sqrt(g * g) for g in (200, 0.005)], "deviation of the first weights": (2 / 800) ** 0.5,
     "half of a weight": math.ceil(math.log(0.5) / math.log(1 - 0.02 * 0.1)), "calls of three events": [3, 3 * (23 + 3), 3 * 23 - 5],
-    "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)], "accuracy over batches": (64 * 0.95 + 64 * 0.9 + 16 * 0.5) / 144,
+    "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)],
 }
 
 # name -> what no hint and no task may say
 SECRETS = {
-    "cells out of order": ["30", "10"], "numbers in a batch": ["147", "49152", "9216", "3072"], "time of a training": ["68", "34", "33"],
-    "mend the function": [".mean", ".size", "numel"], "softmax by hand": ["softmax(", "exp(", ".exp", ".sum", "max()", "- max"], "validation pictures": ["405"],
+    "cells out of order": ["30", "10"], "training time": ["68", "34", "33"],
+    "fix the function": [".mean", ".size", "numel"], "another background": ["purple", "navy", "olive"], "validation pictures": ["405"],
     "error rate by hand": ["argmax", "!=", ".mean", "max(", ".sum"], "shelter pattern": [r"(\w+)", "(.+)", "(.*)", "([^-]+)", "-("],
-    "three peak rates": ["3e-5", "3e-05", "0.00003", "3e-4", "0.0003", "3e-3", "0.003"], "precision of one breed": ["0.66", "0.67", ".66", "66.", "2/3", "40/60", "60"],
+    "precision of one breed": ["0.66", "0.67", ".66", "66.", "2/3", "40/60", "60"],
     "label two levels up": ["parent.parent", "parents[1]", "parts[-3]"], "each picture once": ["setdefault", "in seen", ".values()", "dict.fromkeys", "set("],
     "split by scene": ["rpartition", "rsplit", "split("], "changes that keep a letter": ["without mirror", "not mirror", "is missing: ", "remove"],
-    "better than chance": ["8", "24 / 3", "3.0", "0.075"], "shape by broadcasting": ["(32, 7, 10)", "32, 7", "7, 10"],
+    "shape by broadcasting": ["(32, 7, 10)", "32, 7", "7, 10"],
     "slope by nudging": ["2 * h", "2h", "w + h", "w - h"], "one step of SGD": ["rate * p.grad", "p.grad = None", "zero_", "alpha"],
     "binary cross-entropy that survives": ["clamp(", ".abs", "log1p", "softplus", "logsigmoid", "stack"],
-    "parameters of two layers": ["39760", "39,760", "39700", "39250"], "largest stable rate": ["0.025", ".025", "1/40", "2 / 80"],
+    "largest stable rate": ["0.025", ".025", "1/40", "2 / 80"],
     "warm-up and fall": ["2 * p", "2*p", "/ 0.1", "/ 0.9", "0.9)", "1 - p"], "first step of Adam": ["0.01,", "0.01 ", "0.01.", "1e-2"],
+    "write Lion": [".sign", "sign(", "* v", "v *"],
     "deviation of the first weights": ["0.05", ".05", "2/n", "2 / n", "sqrt(2"], "batch norm for maps": ["(0, 2, 3)", "keepdim", "sqrt", "correction=0", "unbiased"],
     "half of a weight": ["347", "346", "0.998", "0.002", "log"], "dropout of whole channels": ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
-    "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "accuracy over batches": ["0.87", "0.88", "126", "144"],
+    "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "peak in the middle": ["peak=", "pct_start"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,

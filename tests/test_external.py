@@ -203,7 +203,7 @@ def test_truncated_without_a_stated_length(server, tmp_path):
 
 @pytest.mark.parametrize("check", [Check(sha256="0" * 64), Check(md5="0" * 32), Check(sha256_prefix="00000000")])
 def test_wrong_hash(server, tmp_path, check):
-    with pytest.raises(DownloadError, match="not the file that was expected.*instead of 000"):
+    with pytest.raises(DownloadError, match="not the expected one.*instead of 000"):
         get(server, tmp_path / "a", check)
     assert leftovers(tmp_path) == [] and len(server.log) == 1
 
@@ -220,7 +220,7 @@ def test_wrong_first_megabyte_stops_early(server, tmp_path, monkeypatch):
 
 
 def test_too_long(server, tmp_path):
-    with pytest.raises(DownloadError, match="offers 3,000,000 bytes instead of 2,999,999"):
+    with pytest.raises(DownloadError, match="3,000,000 bytes instead of 2,999,999"):
         get(server, tmp_path / "a", Check(size=len(DATA) - 1))
     server.plan = [{"no_length": True}]
     with pytest.raises(DownloadError, match="instead of 100"):
@@ -623,7 +623,7 @@ def test_mirror_as_a_url(small_mirror, server, tmp_path, monkeypatch):
     assert (untar_data(URLs.PETS) / "images" / "b.jpg").exists()
     assert fetch_file("https://example.invalid/net.pth", "models").read_bytes() == b"weights"
     server.files["data/oxford-iiit-pet.tgz"] += b"x"
-    with pytest.raises(DownloadError, match="not the file that was expected"):
+    with pytest.raises(DownloadError, match="not the expected one"):
         untar_data(URLs.PETS, base=tmp_path / "elsewhere")
     del server.files["data/SHA256SUMS"]
     with pytest.raises(MirrorError, match="SHA256SUMS cannot be read.*404"):
@@ -632,7 +632,7 @@ def test_mirror_as_a_url(small_mirror, server, tmp_path, monkeypatch):
 
 def test_mirror_with_wrong_sums(small_mirror):
     (small_mirror / "net.pth").write_bytes(b"WEIGHTS")
-    with pytest.raises(MirrorError, match="net.pth is damaged or another file.*in SHA256SUMS"):
+    with pytest.raises(MirrorError, match="net.pth is damaged.*in SHA256SUMS"):
         fetch_file("https://example.invalid/net.pth", "models")
     (small_mirror / "net.pth").unlink()
     with pytest.raises(MirrorError, match="the file is not there"):
@@ -652,7 +652,7 @@ def test_mirror_without_proper_sums(small_mirror, text, match):
 
 def test_a_mirror_cannot_change_a_known_hash(small_mirror):
     """SHA256SUMS says the file is right, and whoever asks for it knows better."""
-    with pytest.raises(MirrorError, match=f"net.pth has to have the sha256 {SHA[:16]}"):
+    with pytest.raises(MirrorError, match=f"net.pth .*{SHA[:16]}"):
         fetch_file("https://example.invalid/net.pth", "models", sha256=SHA)
     good = hashlib.sha256(b"weights").hexdigest()
     assert fetch_file("https://example.invalid/net.pth", "models", sha256=good.upper()) == small_mirror / "net.pth"

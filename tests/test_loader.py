@@ -87,7 +87,7 @@ def test_torch_datasets_of_every_kind() -> None:
     for dataset in (data, Subset(data, range(10)), [(float(i), i) for i in range(10)]):
         batches = list(loader(dataset, bs=4))
         assert [b.y.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]] and batches[0].x.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="no length"):
+    with pytest.raises(ValueError, match="without a length"):
         loader(iter([1]))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import notebooks as nbtool
 import pytest
-from conftest import find_browser
 from helpers import NBS, ROOT, name_of, notebooks, run, tool
 
 API = notebooks("api")
@@ -39,8 +38,6 @@ def test_api_notebooks_run(path: Path, tmp_path: Path) -> None:
 
 @of(LESSONS + SOLUTIONS + INDEX)
 def test_lesson_runs(path: Path, tmp_path: Path) -> None:
-    if path.name.startswith("01_") and path in LESSONS and find_browser():
-        pytest.skip("test_browser.py runs it, in JupyterLab")
     nb, seconds = nbtool.run_notebook(path, out=tmp_path, timeout=CELL_TIMEOUT)
     for line in nbtool.results(nb):
         print(line)

@@ -240,7 +240,7 @@ def test_lists_of_addresses(at: str, server, tmp_path: Path) -> None:
         with pytest.raises((ValueError, FileNotFoundError), match="address|none.txt"):
             download_images(wrong, tmp_path / "x")
     assert not (tmp_path / "x").exists()
-    with pytest.raises(ValueError, match="timeout="):
+    with pytest.raises(ValueError, match="timeout must be"):
         download_images([at], tmp_path, timeout=0)
 
 
@@ -305,7 +305,7 @@ def test_resize_reports_the_bad_ones(large: Path, tmp_path: Path) -> None:
     (large / "a" / "drawing.svg").write_bytes(b"<svg/>")
     bad = resize_images(large, tmp_path / "small", max_size=64)
     assert {f.name: why.split(" (")[0] for f, why in bad} == {
-        "cut.jpg": "is cut off", "drawing.svg": "has an ending, .svg, that no image can be saved with"}
+        "cut.jpg": "is cut off", "drawing.svg": "has the ending .svg, which images cannot be saved with"}
     assert len(tree(tmp_path / "small")) == 6
 
 
@@ -329,7 +329,7 @@ def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
 
 
 def test_resize_refuses_a_size_of_zero(large: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_size="):
+    with pytest.raises(ValueError, match="max_size must be"):
         resize_images(large, tmp_path / "x", max_size=0)
     assert not (tmp_path / "x").exists()
 
@@ -486,7 +486,7 @@ def test_tables_with_faults(tmp_path: Path) -> None:
     assert [f.name for f in plan.layout.clashes] == ["p2.png"] and "p2.png" not in labels(plan)
     assert {f.name for f in plan.layout.stray} >= {"extra.png"} and len(plan.items) == 19
     text = " ".join(map(str, plan.notes))
-    for words in ("3 rows of the table name no image", "different classes, left out: a/p2.png", "1 row of the table without a label"):
+    for words in ("3 rows of the table without an image file", "different classes, left out: a/p2.png", "1 row of the table without a label"):
         assert words in text, text
     (root / "urls.csv").write_text("url,label\nhttps://example.org/1.jpg,cat\n")
     with pytest.raises(ValueError, match="download_images"):
@@ -567,7 +567,7 @@ def test_sources_that_say_nothing(tmp_path: Path) -> None:
             plan_data(root)
         assert re.search(layouts, str(caught.value)) and str(caught.value).isprintable()
     (tmp_path / "empty.csv").write_text("")
-    wrong = [(tmp_path / "nowhere", "there is no"), ("https://example.org/x.zip", "web address"), (flat / "IMG_1.jpg", "is one file"),
+    wrong = [(tmp_path / "nowhere", "nowhere does not exist"), ("https://example.org/x.zip", "web address"), (flat / "IMG_1.jpg", "is one file"),
              (tmp_path / "empty.csv", "is empty")]
     for source, why in wrong:
         with pytest.raises((ValueError, TypeError, FileNotFoundError), match=why) as caught:

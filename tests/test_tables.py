@@ -264,7 +264,7 @@ def test_columns_can_be_named(kinds: Path) -> None:
             plan_data(kinds / "t.csv", **options)
     with pytest.raises(ValueError, match="'tgas'.*did you mean 'tags'"):
         ImageDataLoaders.from_csv(kinds, "t.csv", fn_col="file", label_col="tgas", **OPTIONS)
-    with pytest.raises(ValueError, match="names no image"):
+    with pytest.raises(ValueError, match="does not list any image"):
         plan_data(kinds / "t.csv", fn_col="label")
     (kinds / "t.csv").unlink()
     for options, words in (({"label_col": "tags"}, "label_col='tags' is for a table.*0 tables"), ({"label_col": "tags", "pat": "(p)"}, "pat=.*label_col")):

@@ -201,11 +201,11 @@ def test_pip_installs_what_uv_cannot(works: str, asked: list[str], monkeypatch: 
 def test_readme_rendering() -> None:
     picture = shown({"image/png": PNG}, **{"image/png": {"alt": "six cats"}})
     nb = notebook(code("print(1)", stream("1\n")), code("show()", picture, tags=("hide-input",)),
-                  code("no", tags=("hide",)),
+                  code("no", tags=("hide",)), code("print(2)", stream("2\n"), tags=("remove-stdout",)),
                   new_markdown_cell("[one](lessons/01.ipynb) [two](https://x.org) [up](../CONTRIBUTING.md)"))
     text, images = readme.render(nb)
     (name,) = images
     assert "# Title\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n" in text
     assert f"![six cats]({name})" in text
-    assert "show()" not in text
+    assert "show()" not in text and "print(2)" in text and "\n2\n" not in text
     assert "[one](nbs/lessons/01.ipynb) [two](https://x.org) [up](CONTRIBUTING.md)" in text

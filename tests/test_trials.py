@@ -147,8 +147,8 @@ def test_any_single_number_is_a_loss(value) -> None:
 BAD = {
     "plain number": (dict(space={"lr": 0.1}), "'lr'.* is 0.1"),
     "class for object": (dict(space={"lr": LogUniform}), "'lr'"),
-    "n": (dict(n=0), "n=0"),
-    "n float": (dict(n=1e2), "n=100.0"),
+    "n": (dict(n=0), "n must be .* got 0"),
+    "n float": (dict(n=1e2), "n must be .* got 100.0"),
 }  # fmt: skip
 
 

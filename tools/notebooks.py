@@ -195,7 +195,7 @@ def run_notebook(
     """Execute one notebook in a fresh kernel; returns it cleaned, and the seconds that it took.
 
     The executed copy goes to the folder `out`, which is also where the notebook's own files land; with `inplace` it
-    replaces the source, and the kernel runs beside it. `timeout` is in seconds a cell. Raises NotebookFailed.
+    replaces the source, and the kernel runs beside it. `timeout` is in seconds per cell. Raises NotebookFailed.
     """
     path, nb = Path(path).resolve(), read(path)
     target = path if inplace else (Path(out).resolve() / path.name if out else None)

@@ -4,7 +4,8 @@
     python tools/readme.py            # writes README.md and nbs/images/index_*.png
     python tools/readme.py --check    # exit status 1 where README.md is not what the notebook says
 
-A cell tagged `hide` stays out of the README; of one tagged `hide-input` only the output is shown.
+A cell tagged `hide` stays out of the README. Of one tagged `hide-input` only the output is shown, and of one tagged
+`remove-stdout` everything but what it printed.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def render(nb: Any) -> tuple[str, dict[str, bytes]]:
                 continue
             if source and not hidden:
                 parts.append(fence(source, "python"))
-            parts += [text for text in (output_markdown(o, images) for o in cell.outputs) if text]
+            shown = [o for o in cell.outputs if o["output_type"] != "stream" or not has_tag(cell, "remove-stdout")]
+            parts += [text for text in (output_markdown(o, images) for o in shown) if text]
     return "\n\n".join(parts) + "\n", images
 
 

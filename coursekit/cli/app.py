@@ -44,7 +44,7 @@ def app_page() -> None:
 
 def page_notebook() -> str:
     "The text of the notebook that Voilà serves."
-    title, code = "What is in the picture?", "from coursekit.cli.app import app_page\n\napp_page()"
+    title, code = "What is in this image?", "from coursekit.cli.app import app_page\n\napp_page()"
     cells = [{"cell_type": "markdown", "id": "title", "metadata": {}, "source": f"# {title}"},
              {"cell_type": "code", "id": "page", "metadata": {}, "execution_count": None, "outputs": [], "source": code}]  # fmt: skip
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
@@ -59,7 +59,7 @@ def free_port(ip: str, port: int) -> int:
             s.bind((ip, port))
             return int(s.getsockname()[1])
         except OSError as e:
-            raise ValueError(f"cannot listen at port {port} of {printable(ip)} ({e.strerror or e}); pass another --port (0 takes any free one), "
+            raise ValueError(f"cannot listen on port {port} of {printable(ip)} ({e.strerror or e}); pass another --port (0 picks a free one), "
                              "and as --ip an address of this machine: 127.0.0.1, or 0.0.0.0 to let other machines in.") from None
 
 
@@ -74,7 +74,7 @@ def few_kernels(limit: int) -> type:
         async def start_kernel(self, **options: Any) -> str:  # type: ignore[override]  # the base class declares the blocking one
             async with self.door:
                 if len(self) >= limit:
-                    raise HTTPError(503, reason=f"Too many visitors ({limit} at a time), try again in some minutes")
+                    raise HTTPError(503, reason=f"Too many visitors ({limit} at a time), try again in a few minutes")
                 return str(await super().start_kernel(**options))
 
     return FewKernels

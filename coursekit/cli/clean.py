@@ -45,7 +45,7 @@ def look_through(folder: Path) -> Found:
     links = [f for f in found if f not in real or not real[f].is_relative_to(top)]
     if not files:
         also = f" ({plural(len(found), 'link')} left out)" if found else ""
-        raise ValueError(f"there is no image in {show_path(folder)}{also}; pass a folder that holds images, at any depth.")
+        raise ValueError(f"{show_path(folder)} contains no images{also}; pass a folder that has some, directly or in its subfolders.")
     bad = check_images(files)
     broken = {file for file, _ in bad}
     return Found(folder, len(files), bad, same_files([f for f in files if f not in broken]), links)
@@ -60,7 +60,7 @@ def move_out(
     "Move the bad files out of a folder, to the same places below another. Nothing is overwritten."
     target = Path(bin_folder).expanduser()
     if target.resolve().is_relative_to(found.folder.resolve()):
-        raise ValueError(f"{show_path(target)} lies in the folder that is cleaned, where its images would be found again; pass one outside it.")
+        raise ValueError(f"{show_path(target)} is inside the folder to clean, where its images would be found again; pass a folder outside it.")
     files = [*(f for f, _ in found.bad), *(found.spare if copies else [])]
     for old, new in [(file, free_path(target / found.name(file))) for file in files]:
         move_file(old, new)

@@ -40,7 +40,7 @@ def find_images(given: Iterable[str]) -> tuple[list[Path], list[tuple[str, str]]
         elif not path.exists() and glob.has_magic(name):
             found = [f for f in map(Path, sorted(glob.glob(str(path), recursive=True))) if f.is_file()]
         files |= dict.fromkeys(found)
-        bad += [] if found else [(name, "is a folder without images" if path.is_dir() else "matches no file")]
+        bad += [] if found else [(name, "is a folder without images" if path.is_dir() else "does not match any file")]
     return list(files), bad
 
 # %% ../../nbs/api/cli/00_common.ipynb #9f1f3358
@@ -54,5 +54,5 @@ def load_model(name: str) -> Any:
         return pretrained(name)
     if "://" not in name and not path.exists():
         near = suggest(name, [*HEADS_OF_COURSENET, *(str(p) for p in sorted(Path(".").glob("*.ck")))])
-        raise FileNotFoundError(f"there is no model {printable(name)}; `coursekit train` writes one, and 'cifar10' is always there{near or '.'}")
+        raise FileNotFoundError(f"cannot find the model {printable(name)}; train one with `coursekit train`, or use 'cifar10', which comes with coursekit{near or '.'}")
     return load_learner(name)

@@ -23,7 +23,7 @@ def archive_url(name: str) -> str:
     for key, url in known.items():
         if name.lower() == key.lower():
             return url
-    raise ValueError(f"there are no data called {name!r}{suggest(name, known) or '; '} `coursekit data list` names all.")
+    raise ValueError(f"there is no dataset {name!r}{suggest(name, known) or ';'} `coursekit data list` lists them all.")
 
 # %% ../../nbs/api/cli/04_data.ipynb #daef1ca3
 def size_text(size: int) -> str:
@@ -57,7 +57,7 @@ def get_data(name: str, *, real: bool = False) -> Path:
     "Make or fetch a dataset, as a lesson would, or the `real` archive whatever `$COURSEKIT_DATA` says; returns its folder."
     url = archive_url(name)
     if not real and data_mode() == "sample" and archive_name(url) not in STAND_INS:
-        raise ValueError(f"there is no stand-in for {name}, only the real archive: coursekit data get {name} --real")
+        raise ValueError(f"{name} has no stand-in; get the real archive with `coursekit data get {name} --real`.")
     return untar_data(url) if real else course_data(url)
 
 # %% ../../nbs/api/cli/04_data.ipynb #3efaf0e8

@@ -44,8 +44,8 @@ def lessons_folder() -> Path:
     top = checkout()
     folder = top / "nbs" / "lessons" if top else PACKAGED
     if not folder.is_dir():
-        raise FileNotFoundError("the lessons are neither in a checkout here nor in this installation; install the wheel, or clone "
-                                "the repository and run the command in it.")
+        raise FileNotFoundError("cannot find the lessons, neither in this installation nor in a checkout around this folder; install the "
+                                "coursekit wheel, or clone the repository and run the command inside it.")
     return folder
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #500f96a3
@@ -66,7 +66,7 @@ class Lesson:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             return {**content, "cells": list(content["cells"]), "metadata": dict(content["metadata"])}
         except (ValueError, OSError, KeyError, TypeError) as e:
-            raise ValueError(f"{show_path(self.path)} is not a notebook ({type(e).__name__}: {e}); get it again.") from None
+            raise ValueError(f"{show_path(self.path)} cannot be read as a notebook ({type(e).__name__}: {e}); get a fresh copy of it.") from None
 
     @property
     def title(self) -> str:
@@ -97,7 +97,7 @@ def list_lessons() -> list[Lesson]:
     "All lessons, in the order of the course."
     folder = lessons_folder()
     if not (found := sorted(folder.glob("[0-9][0-9]*_*.ipynb"))):
-        raise FileNotFoundError(f"there is no lesson in {show_path(folder)}.")
+        raise FileNotFoundError(f"{show_path(folder)} contains no lessons; reinstall coursekit, or run the command in a checkout of the repository.")
     return [Lesson(p) for p in found]
 
 
@@ -111,14 +111,14 @@ def find_lesson(name: str) -> Path:
         if (name.lower().lstrip("0") or name[:1]) == lesson.number or name in (lesson.path.name, lesson.path.stem):
             return lesson.path
     there = ", ".join(f"{x.number} ({x.path.stem})" for x in known)
-    raise FileNotFoundError(f"there is no lesson or notebook {name!r}; there are {there}{suggest(name, [x.path.stem for x in known]) or '.'}")
+    raise FileNotFoundError(f"cannot find a lesson or notebook {name!r}; the lessons are {there}{suggest(name, [x.path.stem for x in known]) or '.'}")
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #d8572593
 def run_lesson(
     path: Path,  # a notebook
     *,
     out: str | os.PathLike | None = None,  # folder of the executed copy and the notebook's own files; None: `run_folder(path)`
-    timeout: float = 900,  # seconds a cell may take
+    timeout: float = 900,  # time limit per cell, in seconds
     say: Callable[[str], None],  # receives a line per cell, and at the end the results
 ) -> None:
     "Run a notebook from top to bottom and print the numbers of its `results` cells; raises `NotebookFailed`."
@@ -128,7 +128,7 @@ def run_lesson(
 
     target = (Path(out).expanduser() if out else run_folder(path)) / path.name
     if path.resolve() == target.resolve():
-        raise ValueError(f"{show_path(target.parent)} is the notebook's own folder; pass another one as --out.")
+        raise ValueError(f"{show_path(target.parent)} is the notebook's own folder; pass a different folder as --out.")
     nb = nbformat.reads(json.dumps(Lesson(path).notebook), as_version=4)
     target.parent.mkdir(parents=True, exist_ok=True)
     start, failed = time.perf_counter(), True

@@ -9,6 +9,7 @@ __all__ = ['EXPECTED', 'one_line', 'Failed', 'Commands', 'main', 'doctor', 'lab'
 # %% ../../nbs/api/cli/09_main.ipynb #4c371b7c
 import contextlib
 import functools
+import re
 import sys
 from typing import Any
 
@@ -28,7 +29,7 @@ def one_line(error: BaseException) -> str:
         return printable(f"{error.filename}: {error.strerror}", width=4096)
     text = printable(" ".join(str(error).split()), width=4096) or type(error).__name__
     if isinstance(error, EXPECTED):
-        return text
+        return re.sub(r"^(plan_data|DataPlan|vision_learner|load|export): ", "", text)  # a command's user never called these
     return f"unexpected {type(error).__name__}: {text} (`coursekit --debug ...` shows where it comes from)"
 
 
@@ -60,10 +61,10 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="coursekit")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
-    """coursekit: a deep learning course and the package it is written with.
+    """A deep learning course, and the package the course is built on.
 
     \b
-    Train on your own images, classify new ones, put the model on a page:
+    Train on your own images, classify new ones, share the model as a web page:
       coursekit train photos/ --out model.ck
       coursekit predict model.ck new/*.jpg
       coursekit app model.ck
@@ -75,7 +76,7 @@ def main(debug: bool) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Report what this machine has and what you can improve.
+    """Check this machine and suggest improvements.
 
     Example: coursekit doctor
     """
@@ -86,13 +87,13 @@ def doctor() -> None:
 # %% ../../nbs/api/cli/09_main.ipynb #3bdfa5d7
 @main.command()
 @click.argument("folder", required=False)
-@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen at.  [default: the first free one from 8888]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: the first free one from 8888]")
 @click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
 def lab(folder: str | None, port: int | None, no_browser: bool) -> None:
-    """Open JupyterLab at the lessons.
+    """Open the lessons in JupyterLab.
 
-    In a checkout, this opens them where they are. Elsewhere, or with a FOLDER, it copies them there first and leaves every file that is
-    there already as it is.
+    In a checkout, this opens them where they are. Elsewhere, or if you pass a FOLDER, it copies them there first. Files that are already
+    there stay as they are.
 
     Example: coursekit lab my-course --no-browser
     """
@@ -108,7 +109,7 @@ def lab(folder: str | None, port: int | None, no_browser: bool) -> None:
 def lessons() -> None:
     """List the lessons, and how the last `coursekit run` of each ended.
 
-    What you run in JupyterLab is not recorded here.
+    Lessons that you run in JupyterLab are not recorded here.
 
     Example: coursekit lessons
     """
@@ -117,17 +118,17 @@ def lessons() -> None:
     from coursekit.display import text_table
 
     click.echo(text_table([[x.number, x.title, x.last_run, x.path.name] for x in list_lessons()], ["n", "lesson", "last run", "file"]))
-    click.echo(f"in {show_path(lessons_folder())}; `coursekit run N` runs one here, `coursekit lab` opens them")
+    click.echo(f"They are in {show_path(lessons_folder())}. `coursekit run N` runs one here, and `coursekit lab` opens them.")
 
 # %% ../../nbs/api/cli/09_main.ipynb #ee73320f
 @main.command()
 @click.argument("lesson")
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for the executed copy.  [default: in ~/.coursekit/runs]")
-@click.option("--timeout", type=click.IntRange(1, 10**6), default=900, show_default=True, help="Seconds that a cell may take.")
+@click.option("--timeout", type=click.IntRange(1, 10**6), default=900, show_default=True, help="Time limit per cell, in seconds.")
 def run(lesson: str, out: str | None, timeout: int) -> None:
     """Run a lesson from top to bottom, and print its results.
 
-    LESSON is a number of the course or the path of any notebook. The notebook itself stays as it is. The exit code is 1 if a cell fails.
+    LESSON is the number of a lesson or the path of any notebook. The notebook itself stays as it is. The exit code is 1 if a cell fails.
 
     Example: coursekit run 1
     """
@@ -144,11 +145,11 @@ def run(lesson: str, out: str | None, timeout: int) -> None:
 # %% ../../nbs/api/cli/09_main.ipynb #497de248
 @main.group()
 def data() -> None:
-    """List, get or clear the data of the course.
+    """List, get or remove the datasets of the course.
 
-    The lessons work with stand-ins that are made on this machine. COURSEKIT_DATA=full in the environment switches to the real archives,
-    which are downloaded once, or taken from the folder or https address that COURSEKIT_MIRROR names. In a notebook, write
-    %env COURSEKIT_DATA=full in a cell before the first import of coursekit.
+    By default, lessons use stand-ins that are generated on this machine. Set COURSEKIT_DATA=full to use the real archives instead. They are
+    downloaded once, or taken from the folder or https address in COURSEKIT_MIRROR. In a notebook, write %env COURSEKIT_DATA=full in a cell
+    before you first import coursekit.
 
     Example: coursekit data get PETS
     """
@@ -156,7 +157,7 @@ def data() -> None:
 
 @data.command("list")
 def data_list() -> None:
-    """List each dataset: the real archive, its stand-in, and what is on this disk.
+    """List the datasets, and what is on this disk.
 
     Example: coursekit data list
     """
@@ -171,9 +172,9 @@ def data_list() -> None:
 
 @data.command("get")
 @click.argument("name")
-@click.option("--real", is_flag=True, help="The real archive, whatever COURSEKIT_DATA says.")
+@click.option("--real", is_flag=True, help="Get the real archive, whatever COURSEKIT_DATA says.")
 def data_get(name: str, real: bool) -> None:
-    """Make or download the dataset called NAME, and print its folder.
+    """Generate or download the dataset NAME, and print its folder.
 
     Example: coursekit data get PETS
     """
@@ -184,9 +185,9 @@ def data_get(name: str, real: bool) -> None:
 # %% ../../nbs/api/cli/09_main.ipynb #7c5d17fc
 @data.command("clear")
 @click.argument("name", required=False)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
 def data_clear(name: str | None, yes: bool) -> None:
-    """Remove the dataset called NAME, or all of them, from this machine. Models and runs stay.
+    """Remove the dataset NAME, or all datasets, from this machine. Models and runs stay.
 
     Example: coursekit data clear PETS
     """
@@ -199,38 +200,38 @@ def data_clear(name: str | None, yes: bool) -> None:
         click.echo(f"{size_text(disk_size(path)) or '0 MB':>10}  {show_path(path)}")
     if paths and not yes:
         click.confirm("remove these?", abort=True)
-    click.echo(f"removed, {size_text(clear_data(paths)) or '0 MB'} freed" if paths else "there is nothing to remove")
+    click.echo(f"removed, {size_text(clear_data(paths)) or '0 MB'} freed" if paths else "nothing to remove")
 
 # %% ../../nbs/api/cli/09_main.ipynb #2171eec4
 @main.command()
 @click.argument("source", type=click.Path(exists=True))
 @click.option("--arch", default="efficientnet_lite0", show_default=True,
-              help="Network: this one for photos, coursenet for small drawings, or a name of torchvision or timm.")
+              help="Network: efficientnet_lite0 for photos, coursenet for small drawings, or any model of torchvision or timm.")
 @click.option("--epochs", type=click.IntRange(1, 10_000),
-              help="Passes over all images; with pretrained weights, one more comes first for the new head.  [default: 3, more for a small set]")
-@click.option("--size", type=click.IntRange(16, 2048), help="Pixels per side that images are resized to.  [default: 128, or 96 for coursenet]")
-@click.option("--out", default="model.ck", show_default=True, help="File for the model.")
-@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: one that works for the network]")
+              help="Passes over all images. With pretrained weights, there is one more at the start, for the new head.  [default: 3, more for a small set]")
+@click.option("--size", type=click.IntRange(16, 2048), help="Resize images to this many pixels per side.  [default: 128, or 96 for coursenet]")
+@click.option("--out", default="model.ck", show_default=True, help="File to write the model to.")
+@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: depends on the network]")
 @click.option("--bs", type=click.IntRange(2, 4096), help="Images per batch.  [default: 32, or 16 for fewer than 500 images]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True, help="Random seed of the split and the training.")
 @click.option("--valid-pct", type=click.FloatRange(0, 0.9, min_open=True), default=0.2, show_default=True,
-              help="Share of images for validation, chosen at random if the source does not say which.")
+              help="Share of the images to validate on, drawn at random. Not used if SOURCE says which images are for validation.")
 @click.option("--pretrained/--from-scratch", default=True, show_default=True, help="Start from pretrained weights or not.")
 @click.option("--cache", type=click.Choice(["memory", "device", "none"]), default="memory", show_default=True, help="Where to keep decoded images.")
-@click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder of the files that a CSV names.  [default: its own]")
-@click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: found]")
-@click.option("--fn-col", help="Column of a table with the file names, by name or by number from 0.  [default: found]")
-@click.option("--label-col", multiple=True, help="Column of a table with the labels; give it once per column.  [default: found]")
-@click.option("--label-delim", help="What separates several labels in a cell; '' if a cell is one label.  [default: found]")
-@click.option("--valid-col", help="Column of a table that is true, or says valid, in rows for validation.  [default: found]")
+@click.option("--images", type=click.Path(exists=True, file_okay=False), help="Folder of the images that a CSV lists.  [default: the folder of the CSV]")
+@click.option("--pat", help="Regular expression whose first group is the class in a file name.  [default: detected]")
+@click.option("--fn-col", help="Column of a CSV with the file names, by name or by number from 0.  [default: detected]")
+@click.option("--label-col", multiple=True, help="Column of a CSV with the labels. Repeat it for several columns.  [default: detected]")
+@click.option("--label-delim", help="Text between several labels in one cell; '' if each cell is a single label.  [default: detected]")
+@click.option("--valid-col", help="Column of a CSV that marks the validation rows with true or valid.  [default: detected]")
 @click.option("--train", "train_in", multiple=True, metavar="FOLDER",
-              help="Folder in SOURCE to train on; give it once per folder.  [default: found, or all but --valid]")
+              help="Folder in SOURCE to train on. Repeat it for several folders.  [default: detected, or all but --valid]")
 @click.option("--valid", "valid_in", multiple=True, metavar="FOLDER",
-              help="Folder in SOURCE for validation; give it once per folder.  [default: found, or a random share]")
+              help="Folder in SOURCE to validate on. Repeat it for several folders.  [default: detected, or a random share]")
 @click.option("--depth", type=click.IntRange(1, 100),
-              help="Which folders are the classes: 1 for the first below SOURCE or below the --train folder, 2 for those inside.  [default: found]")
-@click.option("--overwrite", is_flag=True, help="Replace the file of --out.")
-@click.option("--dry-run", is_flag=True, help="Only print how SOURCE is understood and what would be done.")
+              help="Which level of folders names the classes: 1 for folders directly in SOURCE or in the --train folder, 2 for folders inside those.  [default: detected]")
+@click.option("--overwrite", is_flag=True, help="Replace the output file if it exists.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop before training.")
 def train(source: str, arch: str, epochs: int | None, size: int | None, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
           pretrained: bool, cache: str, images: str | None, pat: str | None, fn_col: str | None, label_col: tuple[str, ...],
           label_delim: str | None, valid_col: str | None, train_in: tuple[str, ...], valid_in: tuple[str, ...], depth: int | None,
@@ -238,7 +239,7 @@ def train(source: str, arch: str, epochs: int | None, size: int | None, out: str
     """Train a model on the images of SOURCE and write it to a file.
 
     SOURCE is a folder (with one folder per class, or the class in the file names), a zip of one, or a CSV with file names and classes.
-    This prints how SOURCE is understood first, and changes nothing in it.
+    The command first prints how it understands SOURCE. It never changes anything in there.
 
     \b
     Examples:
@@ -265,12 +266,12 @@ def train(source: str, arch: str, epochs: int | None, size: int | None, out: str
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def predict(model: str, files: tuple[str, ...], top: int, as_json: bool) -> None:
-    """Predict FILES with MODEL: images, folders of them, or patterns.
+    """Classify FILES with MODEL. FILES are images, folders of images, or patterns.
 
-    MODEL is a file that `coursekit train` or learn.export wrote, its https address, or "cifar10", which is always there. A file that
-    is not an image is named on the error channel, the others are predicted, and the exit code is 1.
+    MODEL is a file written by `coursekit train` or learn.export, the https address of one, or "cifar10", which comes with coursekit. Files
+    that cannot be read as images are reported on stderr. The others are still classified, and the exit code is 1.
 
     \b
     Examples:
@@ -301,12 +302,12 @@ def predict(model: str, files: tuple[str, ...], top: int, as_json: bool) -> None
 @main.command()
 @click.argument("model")
 @click.argument("out")
-@click.option("--overwrite", is_flag=True, help="Replace the file OUT.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 def export(model: str, out: str, overwrite: bool) -> None:
-    """Write MODEL to OUT in another format.
+    """Convert MODEL to another format and write it to OUT.
 
-    The ending of OUT chooses it: .html is a page that predicts in any browser, without a server and without a network; .onnx is a graph for other
-    programs; .ck is coursekit's own. MODEL is as in `coursekit predict`.
+    The ending of OUT decides the format: .html is a web page that predicts in any browser, with no server and no network; .onnx is a graph for
+    other programs; .ck is coursekit's own. For MODEL, see `coursekit predict --help`.
 
     \b
     Examples:
@@ -320,14 +321,14 @@ def export(model: str, out: str, overwrite: bool) -> None:
 # %% ../../nbs/api/cli/09_main.ipynb #289275a1
 @main.command()
 @click.argument("model")
-@click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Port to listen at; 0 takes any free one.")
-@click.option("--ip", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Port to listen on; 0 picks a free one.")
+@click.option("--ip", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines in.")
 @click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
-@click.option("--max-visitors", type=click.IntRange(1, 1000), default=8, show_default=True, help="At a time; each takes about 500 MB of memory.")
+@click.option("--max-visitors", type=click.IntRange(1, 1000), default=8, show_default=True, help="How many people can use it at the same time; each takes about 500 MB of memory.")
 def app(model: str, port: int, ip: str, no_browser: bool, max_visitors: int) -> None:
-    """Serve a page that predicts the images people upload to it.
+    """Serve a web page that classifies the images people upload.
 
-    MODEL is as in `coursekit predict`. The page is served on this machine until Ctrl-C.
+    The page runs on this machine until you press Ctrl-C. For MODEL, see `coursekit predict --help`.
 
     Example: coursekit app model.ck
     """
@@ -339,11 +340,11 @@ def app(model: str, port: int, ip: str, no_browser: bool, max_visitors: int) -> 
 @main.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False))
 @click.option("--move-to", type=click.Path(file_okay=False), help="Move the bad files here, into the same subfolders.")
-@click.option("--copies", is_flag=True, help="With --move-to: move spare copies, too.")
+@click.option("--copies", is_flag=True, help="Move spare copies, too. Needs --move-to.")
 def clean(folder: str, move_to: str | None, copies: bool) -> None:
-    """Check the images in FOLDER for bad files and exact copies.
+    """Find damaged images and exact copies in FOLDER.
 
-    Nothing is deleted, and nothing is moved without --move-to. The exit code is 1 if bad files remain in the folder.
+    The command never deletes anything, and moves files only with --move-to. The exit code is 1 if bad files remain in the folder.
 
     Example: coursekit clean photos/ --move-to set-aside/
     """
@@ -353,7 +354,7 @@ def clean(folder: str, move_to: str | None, copies: bool) -> None:
     from coursekit.core import plural, printable
 
     if copies and not move_to:
-        raise click.UsageError("--copies says what to move; give --move-to FOLDER too.")
+        raise click.UsageError("--copies only works together with --move-to; pass --move-to FOLDER as well.")
     found, moved = look_through(Path(folder)), 0
     for old, new in move_out(found, move_to, copies=copies) if move_to else []:
         click.echo(f"moved {printable(found.name(old))} to {printable(new)}")

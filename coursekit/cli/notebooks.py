@@ -134,7 +134,7 @@ def execute_notebook(
     *,
     name: str,  # for the message of a failure
     cwd: str | os.PathLike,  # folder that the kernel runs in
-    timeout: float = 900,  # seconds a cell may take
+    timeout: float = 900,  # time limit per cell, in seconds
     slow: bool = False,  # run cells marked `#| slow` too
     say: Callable[[str], None] | None = None,  # receives a line per cell, in two parts; None: nobody does
     trace: int = 30,  # lines of a failure's traceback

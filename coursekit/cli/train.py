@@ -31,14 +31,14 @@ def check_out(out: str, *, overwrite: bool = False, endings: Sequence[str] = (".
     if path.is_dir():
         raise ValueError(f"{show_path(path)} is a folder; pass the name of a file, such as {show_path(path / 'model.ck')}.")
     if path.exists() and not overwrite:
-        raise ValueError(f"{show_path(path)} is there already; pass another name, or --overwrite.")
+        raise ValueError(f"{show_path(path)} already exists; pass another name, or --overwrite to replace it.")
     if path.suffix.lower() not in endings:
         raise ValueError(f"{show_path(path)} does not end in {' or '.join(endings)}; pass a name such as {show_path(path.with_suffix(endings[0]))}.")
     try:
         with tempfile.TemporaryFile(dir=path.parent):  # permissions don't tell everything
             return path
     except OSError as e:
-        raise ValueError(f"the folder {show_path(path.parent)} cannot be written to ({e.strerror}); create it, or write elsewhere.") from None
+        raise ValueError(f"cannot write to the folder {show_path(path.parent)} ({e.strerror}); create it, or choose another one.") from None
 
 # %% ../../nbs/api/cli/07_train.ipynb #0b6b489a
 @dataclass

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'SCENES', 'KEEP_LETTERS', 'CHANGE_LETTERS', 'LESSON_CLASSES', 'label_two_levels_up', 'each_picture_once',
-           'split_by_scene', 'changes_that_keep_a_letter', 'own_model_file']
+           'split_by_scene', 'changes_that_keep_a_letter', 'augmentation_on_and_off', 'own_model_file']
 
 # %% ../../nbs/api/course/03_checks_02.ipynb #1ed15258
 import os
@@ -105,6 +105,22 @@ def changes_that_keep_a_letter(answer):  # list of some of the six
     hint_if(harmful and missing, "both")
     hint_if(harmful, "two harmful" if len(harmful) > 1 else "one harmful")
     hint_if(missing, "more", missing=len(missing))
+
+# %% ../../nbs/api/course/03_checks_02.ipynb #e83b5d07
+def augmentation_on_and_off(answer):  # [errors with augmentation, errors without], one per seed
+    "Two lists of errors; the answer says whether they overlap."
+    two = isinstance(answer, (list, tuple)) and len(answer) == 2 and all(isinstance(part, (list, tuple)) for part in answer)
+    hint_if(not two, "two lists", given=shown(answer))
+    for errors in answer:
+        odd = [e for e in errors if isinstance(e, bool) or not isinstance(e, (int, float)) or not 0 <= e <= 1]
+        hint_if(len(errors) < 3 or ... in errors, "three seeds", n=len(errors))
+        hint_if(odd, "no share", odd=shown(next(iter(odd), "")))
+    with_it, without = answer
+    hint_if(list(with_it) == list(without), "same lists")
+    (low, high), (low2, high2) = [(min(errors), max(errors)) for errors in answer]
+    overlap = low <= high2 and low2 <= high
+    verdict = "overlap, so three seeds on this test set don't settle it" if overlap else "don't overlap, so the difference is larger than the luck of a seed"
+    return {"with_it": f"{low:.1%} to {high:.1%}", "without": f"{low2:.1%} to {high2:.1%}", "verdict": verdict}
 
 # %% ../../nbs/api/course/03_checks_02.ipynb #6f22fb04
 LESSON_CLASSES = {"Bengal", "Persian", "Siamese", "not sure"}  # those of the lesson's own collection

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['slope_by_nudging', 'ordinary_cross_entropy', 'shape_by_broadcasting', 'one_step_of_sgd',
-           'binary_cross_entropy_that_survives', 'own_digits']
+           'binary_cross_entropy_that_survives', 'width_of_the_digit_reader', 'own_digits']
 
 # %% ../../nbs/api/course/04_checks_03.ipynb #1df40c66
 import math
@@ -17,7 +17,7 @@ from .judging import FunctionCheck, RETURNED, call_answer, close, hint_if, numbe
 
 # %% ../../nbs/api/course/04_checks_03.ipynb #9f9c6f07
 def shape_by_broadcasting(answer):  # a tuple, list or torch.Size of whole numbers
-    "Which shape does a + b have, if a is (32, 1, 10) and b is (7, 1)?"
+    "The shape of a + b, if a is (32, 1, 10) and b is (7, 1)."
     hint_if(isinstance(answer, Tensor), "a tensor")
     hint_if(not isinstance(answer, (tuple, list)), "no tuple")
     hint_if(len(answer) < 3, "too short")
@@ -114,9 +114,22 @@ def binary_cross_entropy_that_survives(answer):  # function (scores (N,), y (N,)
     hint_if(given is None or not math.isfinite(float(given)), "overflow", given=given)
     hint_if(not close(_mean_loss(given, scores, y), _bce(scores, y)), "lost logarithm")
 
+# %% ../../nbs/api/course/04_checks_03.ipynb #ec0d1ef1
+def width_of_the_digit_reader(answer):  # [three shares with 8 features, three with 256, "wider", "narrower" or "can't tell"]
+    "Two widths compared over three seeds, and a verdict that fits the numbers."
+    hint_if(not isinstance(answer, (list, tuple)) or len(answer) != 3, "three things")
+    narrow, wide = numbers(answer[0], 3, "the first list"), numbers(answer[1], 3, "the second list")
+    hint_if(not 0 <= min(narrow + wide) <= max(narrow + wide) <= 1, "no share", value=max(narrow + wide))
+    hint_if(narrow == wide, "same lists")
+    hint_if(max(wide) < 0.5, "guessing")
+    hint_if((verdict := answer[2]) not in ("wider", "narrower", "can't tell"), "verdict")
+    true = "wider" if min(wide) > max(narrow) else "narrower" if min(narrow) > max(wide) else "can't tell"
+    hint_if(verdict != true, "too sure" if true == "can't tell" else "too careful" if verdict == "can't tell" else "wrong side")
+    return {"narrow": sum(narrow) / 3, "wide": sum(wide) / 3}
+
 # %% ../../nbs/api/course/04_checks_03.ipynb #5c6901e3
 def own_digits(answer):  # [images (N, side, side) of 0..255, labels (N,), scores (N, 10)]
-    "Digits that the reader wrote, and what the net says."
+    "Digits that the reader wrote, and what the network says."
     from coursekit.interpret.curves import wilson
 
     hint_if(not isinstance(answer, (list, tuple)) or len(answer) != 3, "three")

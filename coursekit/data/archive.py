@@ -70,7 +70,7 @@ def _parts(name: str) -> list[str]:
         raise ArchiveError(f"entry {name[:60]!r}... has a name of more than 255 bytes")
     if parts and _is_own(parts):
         raise ArchiveError(f"entry {name!r} has the name of a file that coursekit writes itself (an edit log, a bin or a checkpoint), which "
-                           "an archive must not bring; remove or rename it and pack the archive again")
+                           "an archive must not contain; remove or rename it and pack the archive again")
     return parts
 
 
@@ -244,7 +244,7 @@ def extract_archive(
     "Unpack regular files and folders; an archive with anything else is refused and leaves nothing behind"
     archive, dest = Path(archive), Path(dest)
     if os.path.lexists(dest):
-        raise FileExistsError(f"extract_archive: dest={show_path(dest)} exists already; pass a folder that does not exist.")
+        raise FileExistsError(f"extract_archive: dest={show_path(dest)} already exists; pass a folder that does not exist yet.")
     with atomic_folder(dest, strip_top=strip_top) as tmp, _blamed(archive):
         _unpack(archive, tmp, limits)
     return dest

@@ -23,7 +23,7 @@ from ..core import cpu_cores
 
 # %% ../../nbs/api/data/09_batch.ipynb #0eeec933
 def map_tensors(func: Callable[[Tensor], Any], part: Any) -> Any:
-    "Apply a function to every tensor in tuples, lists and dictionaries, nested as they are; what is no tensor stays as it is."
+    "Apply a function to every tensor in tuples, lists and dictionaries, nested as they are; everything else stays as it is."
     if isinstance(part, Tensor):
         return func(part)
     if isinstance(part, dict):
@@ -112,7 +112,7 @@ def derive_seed(*parts: int) -> int:  # e.g. seed, epoch, position -> 0 .. 2**63
 
 # %% ../../nbs/api/data/09_batch.ipynb #27b6bb19
 class EpochSampler:
-    "Batches of `bs` of the indices 0 to n - 1: shuffled anew in each epoch, the same for the same (seed, epoch)."
+    "Batches of `bs` of the indices 0 to n - 1: shuffled again in each epoch, the same for the same (seed, epoch)."
 
     def __init__(self, n: int, *, bs: int, shuffle: bool, drop_last: bool, seed: int):
         self.n, self.bs, self.shuffle, self.drop_last, self.seed, self.epoch = n, bs, shuffle, drop_last, seed, 0

@@ -100,7 +100,7 @@ class Dataset(torch.utils.data.Dataset):
         def make(i: int) -> list:
             sample = self.prepared(i)
             for p, b in enumerate(self.blocks if self.item_tfms else ()):
-                if not b.cached and not _same_value(sample[p], self.encode_part(i, p)):  # such a part is encoded anew each time
+                if not b.cached and not _same_value(sample[p], self.encode_part(i, p)):  # such a part is encoded each time
                     raise ValueError(f"cache={self.cache.kind!r}: {self.item_tfms[0]!r} changes a part of kind {b.kind!r}, which a cache "
                                      "does not keep; pass cache=None.")
             return [v for v, b in zip(sample, self.blocks) if b.cached]
@@ -156,7 +156,7 @@ def unknown_label(
     item: Any,  # whose label nobody knows how to read
 ) -> Any:
     "The getter of the targets in a learner that was loaded from a file: how labels are read is code, and the file holds none."
-    raise ValueError(f"test_dl: with_labels=True, but a model's file does not say how the label of {describe_item(item)} is read. Pass each item with "
+    raise ValueError(f"test_dl: with_labels=True, but a model from a file cannot read the label of {describe_item(item)}. Pass each item with "
                      "its label, such as [(file, label), ...].")
 
 # %% ../../nbs/api/data/08_dataset.ipynb #2f2b3215

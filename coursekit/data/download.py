@@ -184,7 +184,7 @@ def _from_mirror(url: str, folder: Path, check: Check) -> tuple[Path, str] | Non
     sums = _mirror_sums(root)
     wanted = (check.sha256 or "").lower()
     if wanted and sums.get(name, wanted) != wanted:
-        raise MirrorError(f"COURSEKIT_MIRROR: {name} has to have the sha256 {wanted[:16]}..., but SHA256SUMS in {root} says "
+        raise MirrorError(f"COURSEKIT_MIRROR: {name} should have the sha256 {wanted[:16]}..., but SHA256SUMS in {root} says "
                           f"{sums[name][:16]}...; get the right file from {url}.")
     if isinstance(root, str):
         return _cached(f"{root}/{quote(name)}", folder / "mirror", replace(check, sha256=sums[name])) if name in sums else None
@@ -197,7 +197,7 @@ def _from_mirror(url: str, folder: Path, check: Check) -> tuple[Path, str] | Non
         raise MirrorError(f"COURSEKIT_MIRROR: SHA256SUMS in {show_path(root)} lists {name}, but the file is not there; copy it again.")
     check = replace(check, sha256=sums[name], why=" in SHA256SUMS")
     if problem := check.problem(Digest.of(file, check)):
-        raise MirrorError(f"COURSEKIT_MIRROR: {show_path(file)} is damaged or another file: {problem}; copy it again.")
+        raise MirrorError(f"COURSEKIT_MIRROR: {show_path(file)} is damaged or not the right file: {problem}; copy it again.")
     return file, sums[name]
 
 
@@ -322,7 +322,7 @@ def course_data(
         return untar_data(url)
     name = archive_name(url)
     if name not in STAND_INS:
-        raise DownloadError(f"course_data: there is no stand-in for {name}, only for {', '.join(STAND_INS)}. You can set COURSEKIT_DATA=full "
+        raise DownloadError(f"course_data: {name} has no stand-in; only {', '.join(STAND_INS)} have one. Set COURSEKIT_DATA=full "
                             "to get the real archive, or call untar_data.")
     module, function = _stand_in(name)
     dest = coursekit_home() / "samples" / f"{name}-v{getattr(module, 'VERSION', 1)}"

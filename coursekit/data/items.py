@@ -48,7 +48,7 @@ def get_files(
     "The files under `path`, without those whose name begins with a dot"
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"get_files: there is no folder {show_path(path)}; check the spelling or download it first.")
+        raise FileNotFoundError(f"get_files: the folder {show_path(path)} does not exist; check the spelling, or download it first.")
     if not path.is_dir():
         raise NotADirectoryError(f"get_files: {show_path(path)} is a file; pass the folder that contains it.")
     roots = [path] if folders is None else [path / f for f in ([folders] if isinstance(folders, str) else folders)]
@@ -138,8 +138,8 @@ class GrandparentSplitter:
             side = [i for i, a in enumerate(above) if a in names]
             if not side:
                 near = "".join(suggest(n, set(above)) for n in names)
-                raise ValueError(f"GrandparentSplitter: {arg}={getattr(self, arg)!r} is above none of the {plural(len(above), 'item')}; "
-                                 f"the folders there are {sorted(set(above))[:10]}{near or '.'}")
+                raise ValueError(f"GrandparentSplitter: {arg}={getattr(self, arg)!r} is not the grandparent folder of any of the {plural(len(above), 'item')}; "
+                                 f"the grandparent folders are {sorted(set(above))[:10]}{near or '.'}")
             sides.append(side)
         return sides[0], sides[1]
 
@@ -228,7 +228,7 @@ class RegexLabeller:
         found = (re.match if self.match else re.search)(self.pat, text)
         if found is None or found.group(1) is None:
             shown = show_path(text) if os.path.isabs(text) else text
-            raise ValueError(f"RegexLabeller: pat={self.pat!r} does not fit {shown!r}; change it until it fits that name.")
+            raise ValueError(f"RegexLabeller: pat={self.pat!r} does not match {shown!r}; change it so that it matches this name.")
         return found.group(1)
 
 # %% ../../nbs/api/data/04_items.ipynb #91319255
@@ -294,7 +294,7 @@ class CategoryMap:
         sort: bool = True,  # False: in the order of first appearance
     ):
         if isinstance(values, str):
-            raise TypeError(f"CategoryMap: values={values!r} is a single text; pass a list of labels.")
+            raise TypeError(f"CategoryMap: values={values!r} is a single string; pass a list of labels.")
         if hasattr(values, "cat") and not values.isna().any():  # a pandas column with categories brings its own order
             values, sort = values.cat.categories, False
         values = values.tolist() if hasattr(values, "tolist") else [v.item() if hasattr(v, "item") else v for v in values]
@@ -303,7 +303,7 @@ class CategoryMap:
             raise ValueError(f"CategoryMap: {plural(missing, 'label')} of {len(values)} missing (None or NaN); drop those items or give them "
                              "a label of their own, such as 'unknown'.")
         if not values:
-            raise ValueError("CategoryMap: there are no labels; pass at least one.")
+            raise ValueError("CategoryMap: got no labels; pass at least one.")
         kinds = {_kind(v): v for v in values}
         if len(kinds) > 1:
             examples = " and ".join(repr(kinds[k]) for k in sorted(kinds))

@@ -64,7 +64,7 @@ class Loader:
 
     def new(self, **changes: Any) -> "Loader":
         "The same loader with something changed."
-        raise ValueError(f"DataLoaders.new: a plain loader cannot be changed ({', '.join(changes)}); build it anew with what you need.")
+        raise ValueError(f"DataLoaders.new: cannot change a plain loader ({', '.join(changes)}); build a new one with the options you need.")
 
     def samples(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
         "A batch of chosen items with chosen draws."
@@ -99,7 +99,7 @@ class DataLoader(Loader):
         collate: Callable | None = None,  # list of samples -> batch; None: by the blocks, or torch's `default_collate`
     ):
         if not hasattr(dataset, "__len__") or not (hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")):
-            raise ValueError(f"DataLoader: a {type(dataset).__name__} has no length or no items; pass a dataset with both, or pass "
+            raise ValueError(f"DataLoader: cannot use a {type(dataset).__name__} without a length and items; pass a dataset that has both, or pass "
                              "your own loader to DataLoaders.")
         if batch_sampler is not None and (bs is not None or shuffle or drop_last):
             raise ValueError(f"DataLoader: batch_sampler decides what is in a batch; leave out bs={bs}, shuffle={shuffle}, drop_last={drop_last}.")
@@ -259,7 +259,7 @@ class LoaderOptions(TypedDict, total=False):
     val_bs: int | None  # items per validation batch; None: twice bs
     num_workers: int | None  # processes that prepare batches; None: chosen by the number of cores
     device: torch.device | str | None  # where batches go; None: `default_device()`
-    cache: str | None  # keep prepared items: "memory" or "device"; None: prepare them anew each epoch
+    cache: str | None  # keep prepared items: "memory" or "device"; None: prepare them again in each epoch
 
 # %% ../../nbs/api/data/10_loader.ipynb #4f678a0d
 class DataLoaders:

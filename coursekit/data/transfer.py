@@ -195,9 +195,9 @@ class _Transfer:
         length, check = answer.headers.get("Content-Length", ""), self.check
         self.bar.total = total = int(length) + seen.size if length.isdigit() else None
         if None not in (total, check.size) and total != check.size:
-            raise DownloadError(f"the server offers {total:,} bytes instead of {check.size:,}")
+            raise DownloadError(f"the server announced {total:,} bytes instead of {check.size:,}")
         if None not in (total, check.max_bytes) and total > check.max_bytes:
-            raise DownloadError(f"the server offers {total:,} bytes, more than the {check.max_bytes:,} allowed")
+            raise DownloadError(f"the server announced {total:,} bytes, more than the {check.max_bytes:,} allowed")
         with open(self.part, "ab" if self.resumed else "wb") as f:
             while True:
                 self.bar.update(seen.size - self.bar.n)
@@ -239,7 +239,7 @@ class _Transfer:
                 return seen
             self.forget()
             if not self.resumed:  # otherwise the old part may have been at fault
-                raise DownloadError(f"what arrived is not the file that was expected: {problem}")
+                raise DownloadError(f"the downloaded file is not the expected one: {problem}")
 
 # %% ../../nbs/api/data/01_transfer.ipynb #6df2ed20
 @contextmanager

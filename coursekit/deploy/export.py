@@ -61,7 +61,7 @@ def read_export(
     "Read and check an export."
     tensors, header = read_tensors(path)
     if header.get("format") != 1 or "spec" not in header:
-        raise ValueError(f"load: {show_path(path)} is not an export. If learn.save wrote it, read it with learn.load.")
+        raise ValueError(f"load: {show_path(path)} is not an exported model. If learn.save wrote it, read it with learn.load.")
     try:
         made = Exported(weights=tensors, **from_spec(header["spec"]))
         problem = export_problem(made)
@@ -127,7 +127,7 @@ def build_network(spec: ModelSpec, weights: dict[str, Tensor], who: str) -> nn.M
             return spec.build()
     except Exception as e:  # wrong options fail anywhere in the code of the layers
         reason = (str(e) or type(e).__name__).splitlines()[0][:300]
-        raise ValueError(f"{who}: the network of the file, {str(spec)[:120]}, cannot be built: {reason}") from e
+        raise ValueError(f"{who}: cannot build the network in the file, {str(spec)[:120]}: {reason}") from e
 
 # %% ../../nbs/api/deploy/01_export.ipynb #22425b78
 def check_decodes(loss: Loss, targets: list[Block]) -> None:

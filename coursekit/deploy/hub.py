@@ -76,7 +76,7 @@ def model_file(where: str | os.PathLike, *, sha256: str | None = None) -> Path:
     elif "://" in str(where):
         return fetch_file(str(where), _subdir(where), sha256=sha256, max_bytes=MAX_MODEL, mirror=sha256 is not None)
     if sha256 and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != sha256.lower():
-        raise ValueError(f"load: {show_path(path)} is not the file that was expected: its SHA-256 is not {sha256}.")
+        raise ValueError(f"load: {show_path(path)} is not the expected file: its SHA-256 is not {sha256}.")
     return path
 
 
@@ -100,7 +100,7 @@ def load_learner(
     except ValueError as e:
         if "://" not in str(path):
             raise
-        if file.parent == coursekit_home() / _subdir(path):  # not one in a folder with a mirror; the next attempt fetches it anew
+        if file.parent == coursekit_home() / _subdir(path):  # not one in a folder with a mirror; the next attempt downloads it again
             for kept in (file, file.with_name(f"{file.name}.json")):
                 kept.unlink(missing_ok=True)
         raise ValueError(f"{e} It came from {path}.") from e

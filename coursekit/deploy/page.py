@@ -80,7 +80,7 @@ def page_steps(learn: Learner) -> list[dict[str, Any]]:
     "What happens to a decoded image before it enters the graph."
     resizing = [t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None)]
     if not (steps := [page_step(t) for t in [*learn.dls.valid_ds.item_tfms, *resizing]]):
-        raise ValueError("export: these data have no item_tfms that bring images to one size, and people will show the page images of any size. "
+        raise ValueError("export: people will upload images of any size, but these data have no item_tfms that bring images to one size. "
                          "Train with item_tfms=Resize(224), or another size.")
     return steps
 

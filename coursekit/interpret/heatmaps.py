@@ -42,7 +42,7 @@ class HeatMap:
         fig, ax = new_axes(ax, figsize=(3, 3))
         if self.image is not None:
             show_image(self.image, ax=ax)
-        ax.imshow(self.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+        ax.imshow(self.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bicubic")
         ax.axis("off")
         if fig is not None:
             ax.set_title(as_label(self.label), fontsize=10)

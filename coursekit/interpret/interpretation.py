@@ -94,7 +94,7 @@ def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, ncols: in
         sure = f", {interp.preds[i].max():.0%} sure" if classes else ""
         ax.set_title(f"{ax.get_title()}\nloss {loss:.2f}{sure}", fontsize=9, color=ax.title.get_color())
     for ax, heat in zip(axes, maps):
-        ax.imshow(heat.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1)
+        ax.imshow(heat.map, cmap="inferno", alpha=0.5, vmin=0, vmax=1, interpolation="bicubic")
     fig.suptitle("actual / predicted / loss", fontsize=9)
     finish(fig, f"{plural(len(axes), 'item')} with the highest losses{', with heat maps of the predictions' if maps else ''}: "
            + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))

@@ -17,7 +17,7 @@ from .sprites import empty_folder
 
 # %% ../../nbs/api/samples/04_digits.ipynb #a8235768
 TITLE = "Pictures of scikit-learn's handwritten digits"
-VERSION = 1  # of the files; files of another version are made anew, beside the old ones
+VERSION = 1  # of the files; files of another version are generated again, beside the old ones
 
 README = """Pictures of scikit-learn's 1,797 handwritten digits: a stand-in for {archive}.
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Box', 'Extent', 'Affine', 'smooth', 'mirrored', 'oval', 'ribbon', 'fringed', 'rgb', 'mix', 'noise', 'Mark', 'pieces',
-           'Canvas', 'Pen', 'Light', 'develop', 'empty_folder', 'draw_many']
+           'Canvas', 'Pen', 'Light', 'develop', 'empty_folder', 'draw_many', 'draw']
 
 # %% ../../nbs/api/samples/00_sprites.ipynb #b3f447e5
 import contextlib
@@ -361,3 +361,16 @@ def _serve(function: Callable) -> None:
         except Exception as e:
             answer = [None, f"{type(e).__name__}: {e}"]
         print(json.dumps(answer), file=out, flush=True)
+
+# %% ../../nbs/api/samples/00_sprites.ipynb #96f77deb
+def draw(
+    *shapes: tuple,  # (kind, color, x, y, x, y, ...): kind is "ellipse", "polygon" or "rectangle"; pixels from the left and from the top
+    background: str = "lightblue",  # a color's name, or "#rrggbb"
+) -> Image.Image:  # RGB, 128 x 128
+    "Draw shapes on top of one another. A polygon takes its corners, the others take the upper left and the lower right corner of the box around them."
+    image = Image.new("RGB", (512, 512), background)
+    for kind, color, *corners in shapes:
+        if kind not in ("ellipse", "polygon", "rectangle"):
+            raise ValueError(f"draw: {kind!r} is not a shape; use 'ellipse', 'polygon' or 'rectangle'.")
+        getattr(ImageDraw.Draw(image), kind)([4 * c for c in corners], fill=color)
+    return image.reduce(4)

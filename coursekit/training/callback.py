@@ -145,7 +145,7 @@ class Callback:
         "Take over what `kept` returned, in a fit that resumes; called after `before_fit`. Other names or kinds of value raise a ValueError."
         for name, value in kept.items():
             if name not in self.keeps or not _same_kind(getattr(self, name, None), value):
-                raise ValueError(f"{type(self).__name__}.restore: {name}={value!r:.80} does not fit; it keeps {list(self.keeps)}.")
+                raise ValueError(f"{type(self).__name__}.restore: {name}={value!r:.80} cannot be restored; this callback keeps {list(self.keeps)}.")
             setattr(self, name, value)
 
     def __repr__(self) -> str:
@@ -185,7 +185,7 @@ def check_writes(
     files = [(cb, path) for cb in cbs for path in cb.writes(learn)]
     for cb, path in files:
         if (other := writers.setdefault(path.resolve(), cb)) is not cb:
-            raise ValueError(f"{other!r} and {cb!r} would both write to {show_path(path)}; pass another name to one of them.")
+            raise ValueError(f"{other!r} and {cb!r} would both write to {show_path(path)}; give one of them another name.")
     for cb, path in files:
         check_writable(path, type(cb).__name__, "set learn.path to a folder you can write to, or pass an absolute path as the file's name")
 
@@ -203,7 +203,7 @@ class ParamScheduler(Callback):
         for name, value in (("lr", lr), ("mom", mom)):
             several = value if name == "lr" and isinstance(value, (list, tuple)) else [value]
             if not all(v is None or callable(v) for v in several):
-                raise ValueError(f"ParamScheduler: {name}={value!r} is not a schedule; pass one, such as SchedCos(0.1, 0.0). Constant learning rates go to fit.")
+                raise ValueError(f"ParamScheduler: {name}={value!r} is not a schedule; pass one, such as SchedCos(0.1, 0.0). For a constant learning rate, pass lr to fit.")
         self.lr, self.mom = lr, mom
 
     def before_fit(self, learn: LearnerLike) -> None:

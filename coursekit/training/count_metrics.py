@@ -73,7 +73,7 @@ class CountMetric(Metric):
         else:
             counts = _class_counts(self.name, preds, targs, self.axis)
         if self.average == "binary" and counts.shape[1] > 2:
-            raise ValueError(f"{self.name}: average='binary' with {counts.shape[1]} {'labels' if yes_no else 'classes'}; "
+            raise ValueError(f"{self.name}: average='binary' cannot be used with {counts.shape[1]} {'labels' if yes_no else 'classes'}; "
                              "pass average='macro', 'micro' or 'weighted'.")
         self.counts = counts if self.counts is None else self.counts + counts
 

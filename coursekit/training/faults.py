@@ -161,7 +161,7 @@ def explained(
     if isinstance(error, KeyboardInterrupt) and not error.args:
         error.args = (f"interrupted after batch {s.step} of {s.n_steps}; the model can be used, saved and trained further",)
     if isinstance(error, CANCELS):
-        return RuntimeError(f"Learner.fit: {type(error).__name__} was raised outside the part that it ends; its docstring says where it belongs.")
+        return RuntimeError(f"Learner.fit: {type(error).__name__} was raised outside the part that it ends; its docstring says where to raise it.")
     size = s.batch.size if s.batch is not None else learn.dls.train.bs
     if isinstance(error, ValueError) and "more than 1 value per channel" in str(error) and size == 1:
         return ValueError(

@@ -77,7 +77,7 @@ class Fits(Loop):
         "Freeze the parameter groups before the n-th (negative: from the end). Frozen layers run in eval mode. Resets the optimizer."
         groups = self.groups
         if not -len(groups) <= n <= len(groups):
-            raise ValueError(f"Learner.freeze_to: n={n}, but there are {plural(len(groups), 'parameter group')}.")
+            raise ValueError(f"Learner.freeze_to: n={n}, but there are {plural(len(groups), 'parameter group')}; pass a number from {-len(groups)} to {len(groups)}.")
         first = n if n >= 0 else len(groups) + n
         norms = {id(p) for m in self.model.modules() if is_norm(m) for p in m.parameters()} if self.train_bn else set()
         for g, group in enumerate(groups):
@@ -195,9 +195,9 @@ class Fits(Loop):
         "Every fit: the loop, with what protects it. Whatever happens inside, the model can be used afterwards."
         check_whole("Learner.fit", "n_epoch", n_epoch, 1)
         if len(self.dls.train) == 0:
-            raise ValueError("Learner.fit: there is no training data; set learn.dls to DataLoaders that have some.")
+            raise ValueError("Learner.fit: the training set is empty; set learn.dls to DataLoaders with training data.")
         if self.running:
-            raise RuntimeError("Learner.fit: a fit of this learner is running, and a callback cannot start another inside it; make a second learner.")
+            raise RuntimeError("Learner.fit: this learner is in a fit already, and a callback cannot start another one inside it; make a second learner.")
         with Interrupts() as interrupts, self.turns.training():
             everyone = [*self.cbs, *cbs, FiniteLoss(), self.kept, interrupts, *([ProgressCallback()] if self.progress else [])]
             self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)

@@ -299,7 +299,7 @@ class Learner(Fits):
         file = (folder / Path(path).expanduser()).absolute()
         place = WRITERS.get(file.suffix.lower())
         if place is None:
-            raise ValueError(f"Learner.export: path={str(path)!r} does not end in {' or '.join(WRITERS)}. coursekit writes no pickles.")
+            raise ValueError(f"Learner.export: path={str(path)!r} does not end in {' or '.join(WRITERS)}. coursekit never writes pickles.")
         check_writable(file, "Learner.export", "pass a path in a folder you can write to")
         module, name = place.split(":")
         getattr(importlib.import_module(module), name)(self, file)
@@ -323,7 +323,7 @@ def check_dls(
         dls = DataLoaders(*dls, device=device)
     if isinstance(dls, DataLoaders):
         if device is not None and torch.empty(0, device=device).device != torch.empty(0, device=dls.device).device:  # "cuda" is "cuda:0"
-            raise ValueError(f"Learner: device={str(device)!r}, but the data come to {str(dls.device)!r}; give DataLoaders that device, or leave it out here.")
+            raise ValueError(f"Learner: device={str(device)!r}, but the data are on {str(dls.device)!r}; pass the same device to DataLoaders, or leave it out here.")
         return dls
     raise ValueError(f"Learner: dls is of type {type(dls).__name__}; pass DataLoaders, or a pair of loaders (train, valid).")
 
@@ -338,7 +338,7 @@ def with_model_tfms(
         return dls
     epoch = dls.train.epoch
     dls = dls.new(batch_tfms=kept[0].after(dls.batch_tfms))
-    dls.train.epoch = epoch  # the next epoch is drawn anew, not like the first one
+    dls.train.epoch = epoch  # the next epoch gets a new draw, not that of the first one
     return dls
 
 # %% ../../nbs/api/training/15_learner.ipynb #a9900c19

@@ -84,7 +84,7 @@ class Loop:
         for batch in self.turns.between(timed(s)):
             s.batch = batch
             if s.step >= s.n_steps:
-                raise ValueError(f"Learner.fit: the training loader gave more batches than its length promises, {len(self.dl)}.")
+                raise ValueError(f"Learner.fit: the training loader yields more batches than its length, {len(self.dl)}; fix its __len__.")
             self.one_batch()
 
     def validate_batches(self) -> None:

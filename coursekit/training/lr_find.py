@@ -88,11 +88,11 @@ def lr_find(learn: LearnerLike, start_lr: float, end_lr: float, num_it: int, *, 
     lrs, losses = rec.lrs, rec.smooth_losses
     n = min(len(lrs), len(losses))
     if n < 4:
-        raise ValueError(f"Learner.lr_find: the loss was not finite after {plural(n, 'batch', 'batches')}, from a learning rate of {start_lr:g} on; "
+        raise ValueError(f"Learner.lr_find: the loss was not finite after {plural(n, 'batch', 'batches')}, starting at a learning rate of {start_lr:g}; "
                          "look for inputs or targets that are not finite, or pass a smaller start_lr.")
     found = {name: f(lrs[:n], losses[:n]) for name, f in funcs.items()}
     if never_falls(rec.losses[:n], losses[:n]):
-        warnings.warn("lr_find: the loss falls by less than half of what batches differ by, so the suggestion means little. Look at the plot, and try "
+        warnings.warn("lr_find: the loss hardly falls compared with how much batches differ, so don't rely on the suggestion. Look at the plot, and try "
                       "larger batches, more of them (num_it=...), or another range of learning rates.", stacklevel=3)
     if show_plot:
         rec.plot_lr_find(suggestions=found)

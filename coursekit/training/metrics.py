@@ -128,7 +128,7 @@ def direction(
 def class_answers(who: str, preds: Tensor, targs: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     "The class with the highest score along `axis` and the true class, as two tensors of one shape; `who` starts an error."
     if preds.ndim < 2 or preds.shape[axis] < 2:
-        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} hold no scores of two or more classes in dimension {axis}; "
+        raise ValueError(f"{who}: preds of shape {tuple(preds.shape)} do not hold scores for two or more classes in dimension {axis}; "
                          "if there is one score per item, for yes or no, use accuracy_multi.")
     answers = preds.argmax(axis)
     if answers.shape != targs.shape:

@@ -143,7 +143,7 @@ def one_cycle(
         raise ValueError(f"one_cycle: moms={tuple(moms)}; pass three values: start, peak and end.")
     for name, value in (("lr_max", lr_max), ("div", div), ("div_final", div_final)):
         if not 0 < value < math.inf:
-            raise ValueError(f"one_cycle: {name}={value!r} is not a number above 0.")
+            raise ValueError(f"one_cycle: {name} must be a number above 0, got {value!r}.")
     return combined_cos(pct_start, lr_max / div, lr_max, lr_max / div_final), combined_cos(pct_start, *moms)
 
 # %% ../../nbs/api/training/00_schedules.ipynb #287b8889

@@ -65,7 +65,7 @@ def read_tensors(
             header, problem = _read_header(f.metadata() or {})  # before the tensors, so that a damaged file is refused early
             tensors = {} if problem else {k: f.get_tensor(k) for k in list(f.keys())}
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as e:
-        raise ValueError(f"load: {show_path(path)} is not a complete safetensors file ({str(e)[:200]}). coursekit reads no other files, and never "
+        raise ValueError(f"load: {show_path(path)} is not a complete safetensors file ({str(e)[:200]}). coursekit reads only this format, and never "
                          "pickles (.pkl, .pth); export the model again.") from e
     if not problem and tensors_hash(tensors) != header["sha256"]:
         problem = _CHANGED
@@ -103,7 +103,7 @@ def load_weights(
               for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
     if missing or extra or shapes:
         facts = [f"{len(missing)} missing" if missing else "", f"{len(extra)} unknown" if extra else "", *sorted(shapes)[:2]]
-        raise ValueError(f"{who} holds weights of another network ({'; '.join(f for f in facts if f)}); use the same "
+        raise ValueError(f"{who} holds weights of a different network ({'; '.join(f for f in facts if f)}); use the same "
                          "architecture and the same number of classes as when it was saved.")
     model.load_state_dict(weights)
 
@@ -144,7 +144,7 @@ def check_meaning(
     old, new = there.get("normalization"), data.get("normalization")
     if old and new and old != new:
         raise ValueError(f"{who}: the weights were trained on inputs normalized with {printable(old[0])}, and the data are normalized with "
-                         f"{printable(new[0])}. Leave the normalization out of the data, and the model's own is used.")
+                         f"{printable(new[0])}. Leave the normalization out of the data to use the model's own.")
 
 
 def _difference(part: str, name: str, old: Any, new: Any, fix: str) -> str:

@@ -31,9 +31,9 @@ class ToFloat(BatchTransform):
         "A batch with its images as float32 in 0..1."
         return [_scaled(t) if k == "image" and not t.is_floating_point() else t for t, k in zip(tensors, kinds)]
 
-    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+    def traced(self, images: torch.Tensor) -> torch.Tensor:
         "The same as one operation."
-        return pictures if pictures.is_floating_point() else pictures.float() / 255
+        return images if images.is_floating_point() else images.float() / 255
 
 # %% ../../nbs/api/vision/03_augment.ipynb #efa2dff7
 imagenet_stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of red, green, blue in 0..1
@@ -84,10 +84,10 @@ class Normalize(BatchTransform):
         "All of it: the weights were trained on images normalized like this."
         return self
 
-    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+    def traced(self, images: torch.Tensor) -> torch.Tensor:
         "The same as two operations."
-        scale, shift = self.scale_shift(pictures.device)
-        return pictures * scale + shift if pictures.is_floating_point() else pictures.float() * (scale / 255) + shift
+        scale, shift = self.scale_shift(images.device)
+        return images * scale + shift if images.is_floating_point() else images.float() * (scale / 255) + shift
 
     def scale_shift(self, device: torch.device | None = None) -> tuple[torch.Tensor, torch.Tensor]:  # (C, 1, 1) each
         "What normalizing multiplies with and adds."
@@ -192,9 +192,9 @@ class Augment(BatchTransform):
         "Itself, where it has a size."
         return None if self.size is None else self
 
-    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+    def traced(self, images: torch.Tensor) -> torch.Tensor:
         "Nothing: outside training only the size is changed, and that was done before."
-        return pictures
+        return images
 
 # %% ../../nbs/api/vision/03_augment.ipynb #f5ac11f2
 def aug_transforms(
@@ -266,9 +266,9 @@ class AugmentNormalize(BatchTransform):
         "The augmentation, where it has a size."
         return self.augment.resizing
 
-    def traced(self, pictures: torch.Tensor) -> torch.Tensor:
+    def traced(self, images: torch.Tensor) -> torch.Tensor:
         "The normalization."
-        return self.normalize.traced(pictures)
+        return self.normalize.traced(images)
 
 # %% ../../nbs/api/vision/03_augment.ipynb #a5086023
 def fuse_tfms(tfms: Sequence[BatchTransform]) -> tuple[BatchTransform, ...]:  # the same, or fewer that do the same

@@ -232,7 +232,7 @@ class ImageBlock(Block):
     def before(self, item_tfms: Sequence[ItemTransform], kinds: Sequence[str]) -> "ImageBlock":
         size = getattr(item_tfms[0], "reads", None) if item_tfms and not {"mask", "points"} & set(kinds) else None
         made = copy.copy(self)
-        made.draft = size  # type: ignore[misc]  # of this copy only: it is no option of the block, so a saved model does not keep it
+        made.draft = size  # type: ignore[misc]  # of this copy only: it is not an option of the block, so a saved model does not keep it
         return made
 
     def encode(self, value: Any) -> Tensor:  # (3, H, W) bytes

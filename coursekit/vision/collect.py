@@ -34,7 +34,7 @@ def _shrink(src: Path, target: Path, max_size: int, scale: Scale = None) -> None
     kind = Image.EXTENSION.get(ending, "") if ending[1:2].isalpha() else _open(src.read_bytes(), src).format
     fmt = {"MPO": "JPEG"}.get(kind, kind)
     if fmt not in FORMATS or fmt not in Image.SAVE:
-        raise ImageError(f"{src.name} cannot be written again", reason=f"has an ending, {src.suffix}, that no image can be saved with")
+        raise ImageError(f"{src.name} cannot be written again", reason=f"has the ending {src.suffix}, which images cannot be saved with")
     img = load_image(src, draft_size=max_size, scale=scale)
     img.thumbnail((max_size, max_size), Image.Resampling.LANCZOS)
     with atomic_file(target) as f:
@@ -89,7 +89,7 @@ def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
             rows = csv.reader(urls, delimiter=max(",;\t", key=text.partition("\n")[0].count))
             urls = [cell.strip() for row in rows for cell in row if _is_web(cell)]
     if not (found := list(dict.fromkeys(map(str, urls)))):
-        raise ValueError("download_images: urls has no address; pass some, each starting with https://.")
+        raise ValueError("download_images: urls is empty; pass addresses that start with https://.")
     return found
 
 # %% ../../nbs/api/vision/10_collect.ipynb #7a39490c

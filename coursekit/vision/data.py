@@ -108,7 +108,7 @@ class ImageDataLoaders(DataLoaders):
         if by is None and all(getattr(t, "size", None) is None for t in items):
             raise ValueError("with_size: no transform of these data sets a size; use item_tfms=Resize(...).")
         made = self.new(item_tfms=_with_size(items, size, by), batch_tfms=_with_size(batches, size), bs=bs)
-        made.train.epoch = self.train.epoch  # the next epoch is drawn anew, not like the first one
+        made.train.epoch = self.train.epoch  # the next epoch gets a new draw, not that of the first one
         return made
 
     @classmethod

@@ -54,7 +54,7 @@ class Layout:
 # %% ../../nbs/api/vision/07_folders.ipynb #718b3716
 def _no_layout(root: Path, why: str) -> ValueError:
     "The error for a folder that says nothing about its images."
-    return ValueError(f"plan_data: {show_path(root)} {why}. Layouts that are understood: a folder for each class (cat/1.jpg); such folders inside "
+    return ValueError(f"plan_data: {show_path(root)} {why}. coursekit understands these layouts: a folder for each class (cat/1.jpg); such folders inside "
                       "train and valid (train/cat/1.jpg); the class in the file name (cat_1.jpg); a CSV file with a column of file names and "
                       "a column of labels.")
 
@@ -236,7 +236,7 @@ def _why_no_files(table: dict[str, list[str]], path: Path, root: Path) -> str:
             return (f"column {c!r} of {show_path(path)} has web addresses; get the images first, with "
                     f"download_images({path.name!r}, 'images').")
     first = [printable(cells[0])[:40] for cells in table.values() if cells]
-    return f"{show_path(path)} names no image that is in {show_path(root)} (its first row is {first}); pass the folder of the images with images=..."
+    return f"{show_path(path)} does not list any image in {show_path(root)} (its first row is {first}); pass the folder of the images with images=..."
 
 
 def _row_labels(layout: Layout, columns: dict[str, list[str]], delim: str | None) -> list[str | tuple[str, ...]]:
@@ -305,7 +305,7 @@ def _plain_layout(root: Path, files: list[Path], everything: list[Path], pat: st
     if how is None:
         one = len({f.parent for f in files}) == 1
         where = f"all in one folder, {printable(files[0].parent.name)!r}" if one else "in folders that do not tell them apart"
-        raise _no_layout(root, f"has {plural(len(files), 'image')} {where}, and neither names nor a table say what is in them")
+        raise _no_layout(root, f"has {plural(len(files), 'image')} {where}, and neither file names nor a table say what is in them")
     layout = Layout(root, "a folder for each class" if how.depth else "the class in the file name", how.where)
     layout.add({f: how.label(f) for f in files})
     layout.doubts += [how.doubt] if how.doubt else []
@@ -354,7 +354,7 @@ def folder_layout(
     if not files:
         packed = [f.name for f in get_files(root) if f.suffix.lower() in (".zip", ".tar", ".tgz", ".gz", ".rar", ".7z")]
         more = f", but {plural(len(packed), 'archive')}, such as {printable(packed[0])}, which you need to unpack first" if packed else ""
-        raise _no_layout(root, f"has no images in it{more}")
+        raise _no_layout(root, f"contains no images{more}")
     if train is not None or valid is not None:
         layout = _split_layout(named_split(root, files, train, valid, source), files, pat, depth, asked=True)
     else:

@@ -10,13 +10,14 @@ import os
 from collections.abc import Callable, Sequence
 
 import torch
+from torchvision import models as tv_models
 from typing_extensions import Unpack
 
 from ..core import printable, seeded, takes_options
 from ..data.block import CategoryBlock
 from ..data.loader import DataLoaders
 from ..training.learner import Learner, LearnerOptions, serving_learner
-from .augment import Normalize, imagenet_stats
+from .augment import Normalize
 from .block import ImageBlock
 from .models import KEEP_STATS, VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
 from .resize import Resize
@@ -103,22 +104,24 @@ HEADS_OF_COURSENET = {"cifar10": ["airplane", "automobile", "bird", "cat", "deer
 
 
 def pretrained(
-    name: str = "cifar10",  # what it names: so far the ten classes of CIFAR-10
+    name: str = "cifar10",  # what it names: the ten classes of "cifar10", or the 1,000 of "imagenet"
     *,
-    sizes: Sequence[int] = LOOKED_AT,  # pixels that it enlarges them to, one after the other
+    sizes: Sequence[int] = LOOKED_AT,  # pixels that "cifar10" enlarges an image to, one after the other; "imagenet" looks once, at 224
     device: torch.device | str | None = None,  # None: `default_device()`
 ) -> Learner:
-    """A learner that recognizes an airplane, automobile, bird, cat, deer, dog, frog, horse, ship or truck in any photo, with weights that come with
-    coursekit. It averages the scores of several sizes and their mirror images."""
-    if name not in HEADS_OF_COURSENET:
-        raise ValueError(f"pretrained: {name!r} is not available; use one of {list(HEADS_OF_COURSENET)}.")
-    target = CategoryBlock(HEADS_OF_COURSENET[name])
+    """A learner that names what a photo shows, with weights that come with coursekit: coursenet knows an airplane, automobile, bird, cat, deer, dog,
+    frog, horse, ship and truck, and averages over several sizes and their mirror images; EfficientNet-Lite0 knows the classes of ImageNet."""
+    large, heads = name == "imagenet", HEADS_OF_COURSENET | {"imagenet": tv_models.ResNet18_Weights.DEFAULT.meta["categories"]}
+    if name not in heads:
+        raise ValueError(f"pretrained: {name!r} is not available; use one of {list(heads)}.")
+    arch, target = "efficientnet_lite0" if large else "coursenet", CategoryBlock(heads[name])
     target.setup(target.vocab)
     with seeded(0):
-        model = VisionModel("coursenet", len(target.vocab), (), 0.0, False, views=tuple(sizes)).build()
-    file = fetch_weights("coursenet")
-    load_body_weights(model[0], "coursenet", file)
+        model = VisionModel(arch, len(target.vocab), (), 0.0, False, views=() if large else tuple(sizes)).build()
+    file = fetch_weights(arch)
+    load_body_weights(model[0], arch, file)
     state = read_state(file)  # of the head: pool, flatten, batch norm (which does nothing yet), linear
-    model[1].load_state_dict({"3.weight": state[f"heads.{name}.weight"], "3.bias": state[f"heads.{name}.bias"]}, strict=False)
-    tfms = [*ImageBlock.batch_tfms, Normalize.from_stats(*imagenet_stats)]
-    return serving_learner(model, [ImageBlock(), target], 1, item_tfms=[Resize(SEEN_SIZE)], batch_tfms=tfms, device=device)
+    weight, bias = [*state.values()][-2:] if large else (state[f"heads.{name}.{part}"] for part in ("weight", "bias"))
+    model[1].load_state_dict({"3.weight": weight, "3.bias": bias}, strict=False)
+    tfms = [*ImageBlock.batch_tfms, Normalize.from_stats(*norm_stats(arch))]
+    return serving_learner(model, [ImageBlock(), target], 1, item_tfms=[Resize(224 if large else SEEN_SIZE)], batch_tfms=tfms, device=device)

@@ -87,7 +87,7 @@ def arch_name(arch: str | Callable) -> str:  # the name, checked; timm's begin w
     if timm.is_model(name.removeprefix("timm/")):
         return f"timm/{name.removeprefix('timm/')}"
     raise ValueError(f"vision_learner: no architecture {name!r} in torchvision or timm{suggest(name, [*known, *timm.list_models()]) or '.'} "
-                     "torchvision.models.list_models() names all of torchvision.")
+                     "torchvision.models.list_models() lists those of torchvision.")
 
 # %% ../../nbs/api/vision/11_models.ipynb #a51986b2
 # Small batches have noisy statistics, which costs this network most (benchmarks/README.md). coursenet needs those of the batch: it meets drawings.
@@ -258,7 +258,7 @@ def fetch_weights(arch: str | Callable, weights: str | os.PathLike | None = None
     if weights is not None:
         file = Path(weights).expanduser()
         if not file.is_file():
-            raise FileNotFoundError(f"vision_learner: there is no file weights={show_path(file)}; check the path.")
+            raise FileNotFoundError(f"vision_learner: the file weights={show_path(file)} does not exist; check the path.")
         return file
     if name in OWN_WEIGHTS:
         package, file_name = OWN_WEIGHTS[name]
@@ -325,7 +325,7 @@ def load_body_weights(body: nn.Module, arch: str | Callable, file: str | os.Path
         if g not in state or state[g].shape != own[w].shape:
             has = f"is {list(state[g].shape)} there" if g in state else "is not there"
             raise WeightsError(f"vision_learner: {show_path(file)} does not fit {name}: {g} should be {list(own[w].shape)} and {has}. If "
-                               "coursekit downloaded it, delete it, and it is fetched again.")
+                               "coursekit downloaded it, delete it to download it again.")
     body.load_state_dict({w: state[g] for w, g in pairs.items()}, strict=False)
 
 # %% ../../nbs/api/vision/11_models.ipynb #c0854978

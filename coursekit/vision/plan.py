@@ -93,10 +93,10 @@ def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, 
                  columns: Mapping[str, Any]) -> Layout:
     "The layout of a folder, of an archive, or of a table with its images in the folder `images`."
     if not path.exists():
-        raise FileNotFoundError(f"plan_data: there is no {printable(show_path(path))}; check the path, or fetch a web address with untar_data first.")
+        raise FileNotFoundError(f"plan_data: {printable(show_path(path))} does not exist; check the path. For a web address, call untar_data first.")
     is_dir, is_table = path.is_dir(), path.suffix.lower() in (".csv", ".tsv", ".txt")
     if images is not None and not is_table:
-        raise ValueError(f"plan_data: images={os.fspath(images)!r} belongs to a CSV file, but the source is none; leave it out.")
+        raise ValueError(f"plan_data: images={os.fspath(images)!r} is only for a CSV file, but the source is not one; leave it out.")
     if pat is not None and columns:
         raise ValueError(f"plan_data: pat={pat!r} is for file names and {next(iter(columns))} for a table; leave one of them out.")
     if is_dir or _is_archive(path):
@@ -172,7 +172,7 @@ def _class_notes(train: Counter, valid: Counter) -> list[Note]:
     "Notes on the number of images per class."
     notes, classes = [], sorted({*train, *valid})
     if len(classes) < 2:
-        notes.append(Note("problem", f"there is only one class, {_some(classes)}" if classes else "no image with a label is left",
+        notes.append(Note("problem", f"there is only one class, {_some(classes)}" if classes else "no labeled images are left",
                           "a classifier needs images of two or more classes"))
     for side, counts, other in (("training", train, valid), ("validation", valid, train)):
         if not counts:
@@ -290,7 +290,7 @@ def _source_notes(plan: DataPlan) -> list[Note]:
         ("warning", "the same image in training and in validation, kept for validation only",
          equal([g for g in plan.copies if len({sides[f] for f in g}) > 1]), ""),
         ("info", f"{plural(n, 'copy', 'copies')} of other images, left out", equal(plan.copies), ""),
-        ("warning", f"{plural(len(layout.missing), 'row')} of the table name no image", layout.missing, "check names and folder"),
+        ("warning", f"{plural(len(layout.missing), 'row')} of the table without an image file", layout.missing, "check the names and the folder"),
         ("info", f"{plural(len(layout.stray), 'image')} without a label, left alone", [*map(name, layout.stray)], ""),
         ("info", plural(len(plan.others), "other file"), [*map(name, plan.others)], ""),
         ("info", f"{plural(len(layout.tests), 'image')} for a test, left alone", [*map(name, layout.tests)], "")]

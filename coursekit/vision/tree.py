@@ -100,7 +100,7 @@ def find_split(root: Path, files: Sequence[Path], *, deep: bool = False) -> Spli
     "The split that the usual names of folders make; if it is repeated in several folders, these may be the classes."
     children, holders = _by_parent(root, files), {f.parent for f in files}
     found: dict[Path, dict[str, list[Path]]] = {}
-    taken: set[Path] = set()  # what is inside train is no other split
+    taken: set[Path] = set()  # a folder inside train is not another split
     for parent in sorted(children, key=lambda p: (len(p.parts), p)) if deep else [root]:
         if taken.isdisjoint((parent, *parent.parents)) and (sides := sides_in(children.get(parent, ()))):
             found[parent] = sides
@@ -122,7 +122,7 @@ def _find_folder(side: str, value: str | os.PathLike, root: Path, bases: Sequenc
         return same
     there = sorted((f.relative_to(root).as_posix() for f in folders if f != root), key=lambda n: (n.count("/"), n))
     shown = ", ".join(map(printable, there[:12])) + (", ..." if len(there) > 12 else "")
-    raise ValueError(f"plan_data: {side}={os.fspath(value)!r} is no folder with images in {show_path(root)}; the folders with images are "
+    raise ValueError(f"plan_data: {side}={os.fspath(value)!r} is not a folder with images in {show_path(root)}; the folders with images are "
                      f"{shown or 'not there'}{suggest(os.fspath(value), there) or '.'}")
 
 
@@ -152,7 +152,7 @@ def named_split(
         for one in [] if value is None else [value] if isinstance(value, (str, os.PathLike)) else value:
             found = _find_folder(side, one, root, (source, root, Path()), folders)
             if twice := [f for f in found if f in named]:
-                raise ValueError(f"plan_data: {side}={os.fspath(one)!r} is named twice, as {named[twice[0]]} and {side}; a folder has one side.")
+                raise ValueError(f"plan_data: {side}={os.fspath(one)!r} cannot be both {named[twice[0]]} and {side}; pass it as one of the two.")
             several = several or len(found) > 1
             named |= dict.fromkeys(found, side)
     several = several or not any(children.get(f) for f in named) and len({f.parent for f in named}) > 1
@@ -240,4 +240,4 @@ def check_depth(folders: Iterable[tuple[str, ...]], depth: int, root: Path) -> N
         deepest = max(map(len, folders), default=0)
         found = "; ".join(f"depth {d}: {_some(_names(folders, d))}" for d in range(1, deepest + 1)) or "no folders with images"
         what = f"has only {printable(names[0])!r}, and a classifier needs two classes" if names else "is deeper than any folder with images"
-        raise ValueError(f"plan_data: depth={depth} {what}. Below {show_path(root)} there are {found}. Pass one of these depths.")
+        raise ValueError(f"plan_data: depth={depth} {what}. The levels below {show_path(root)} are {found}. Pass one of these depths.")

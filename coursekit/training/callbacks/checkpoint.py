@@ -143,7 +143,7 @@ def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: 
         raise ValueError(f"{where} is of a different fit ({'; '.join(other)[:400]}).{hint} Pass resume=False to overwrite it, or choose another name.")
     _load_fit(learn, tensors, header, where)
     if header["done"]:
-        print(f"{where} has this fit to its end, so its weights are loaded. To train again, pass resume=False.", flush=True)
+        print(f"{where} holds this fit up to its end, so its weights are loaded. To train again, pass resume=False.", flush=True)
         raise CancelFitException
     cb.resumed = {k: v for k, v in tensors.items() if k.startswith("rng.")} if s.skip else {}
     print(f"{where}: resuming after batch {s.step} of {s.n_steps}.", flush=True)
