@@ -328,6 +328,27 @@ CASES = {
 
 CASES["forest or chance"] = CASES["own remedy"]
 
+
+def nearest(factors, i):
+    alike = torch.cosine_similarity(factors, factors[i : i + 1])
+    return int(alike.index_fill(0, torch.tensor([i]), -2).argmax())
+
+
+mine, guessed = {f"film {i}": 1 + i % 4 for i in range(8)}, {f"film {i}": 2.0 + i / 40 for i in range(40)}
+CASES |= {
+    "nearest in taste": ([nearest, lambda f, i: F.normalize(f).matmul(F.normalize(f)[i]).argsort()[-2]], [
+        ("itself", lambda f, i: i), ("dot product", lambda f, i: int((f @ f[i]).argsort()[-1])), ("no number", lambda f, i: "film"),
+        ("distance", lambda f, i: int((f - f[i]).norm(dim=1).argsort()[1])), ("farthest", lambda f, i: int(torch.cosine_similarity(f, f[i : i + 1]).argmin())),
+        ("otherwise", lambda f, i: nearest(f, i) if i < 5 else 0)]),
+    "how many factors": ([[[0.8, 0.81, 0.82], [0.7, 0.71, 0.72], "more"], [[0.7] * 3, [0.71] * 3, "fewer"], ([0.7, 0.8, 0.9], torch.tensor([0.75, 0.8, 0.6]), "can't tell")], [
+        ("three things", [[0.8] * 3, [0.7] * 3]), ("no loss", [[8, 9, 8], [0.7] * 3, "more"]), ("same lists", [[0.8] * 3, [0.8] * 3, "more"]),
+        ("verdict", [[0.8] * 3, [0.7] * 3, "both"]), ("too sure", [[0.8, 0.6, 0.7], [0.7] * 3, "more"]), ("too careful", [[0.8] * 3, [0.7] * 3, "can't tell"]),
+        ("wrong side", [[0.8] * 3, [0.7] * 3, "fewer"])]),
+    "own ratings": ([[mine, guessed]], [
+        ("two dictionaries", [mine]), ("few", [{"film 1": 3}, guessed]), ("scale", [{**mine, "film 1": 9}, guessed]), ("all alike", [dict.fromkeys(mine, 3), guessed]),
+        ("missing", [{**mine, "other": 3}, guessed]), ("few predictions", [mine, mine]), ("same prediction", [mine, dict.fromkeys(guessed, 3.0)])]),
+}  # fmt: skip
+
 # The right answers of the tables once more, as sums.
 SUMS = {
     "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
@@ -335,6 +356,7 @@ SUMS = {
     "first step of Adam": [0.01 * g / math.sqrt(g * g) for g in (200, 0.005)], "deviation of the first weights": (2 / 800) ** 0.5,
     "half of a weight": math.ceil(math.log(0.5) / math.log(1 - 0.02 * 0.1)), "calls of three events": [3, 3 * (23 + 3), 3 * 23 - 5],
     "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)],
+    "stars by hand": [2 * 1 + 0 * 3 - 1 * 0.5 + 0.5 - 1, 5 / (1 + math.exp(-1))], "rows of the table": [2_050_000 * 101, 64 * 2 * 101],
 }
 
 # name -> what no hint and no task may say
@@ -354,6 +376,7 @@ SECRETS = {
     "deviation of the first weights": ["0.05", ".05", "2/n", "2 / n", "sqrt(2"], "batch norm for maps": ["(0, 2, 3)", "keepdim", "sqrt", "correction=0", "unbiased"],
     "half of a weight": ["347", "346", "0.998", "0.002", "log"], "dropout of whole channels": ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
     "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "peak in the middle": ["peak=", "pct_start"],
+    "stars by hand": ["3.65", "3.66"], "rows of the table": ["207", "12928", "12,928"], "nearest in taste": ["cosine_similarity", "argmax", "normalize"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,
