@@ -39,6 +39,10 @@ class Block:
         "The smallest item that can be encoded, to try out a model that was loaded from a file; None: there is none."
         return None
 
+    def empty_dataset(self, blocks: "Sequence[Block]", n_inp: int) -> Any:
+        "A dataset of no items that encodes new ones in a way of its own, for a learner from a file; None: `Dataset` does that."
+        return None
+
     def setup(self, values: Sequence) -> None:
         "Learn from the values of the training items: a list, or if the block is not eager a sequence that reads a value when it is asked for."
 

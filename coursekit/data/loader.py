@@ -209,7 +209,7 @@ class DataLoader(Loader):
         workers = plural(self.num_workers, "worker")
         if self.cache:
             return f"cache={self.cache.kind!r}" + (f", {workers}" if self.num_workers else "")
-        return workers if self.num_workers else f"no workers but {plural(threads(), 'thread')}"
+        return workers if self.num_workers else "whole batches" if self.keys.whole else f"no workers but {plural(threads(), 'thread')}"
 
 # %% ../../nbs/api/data/10_loader.ipynb #3571bb4d
 def _sent_parts(dataset: Any, collate: Callable | None) -> list[tuple[str, Any]]:
@@ -421,6 +421,29 @@ class DataLoaders:
                 block.show(value, ax)
         titles = [str(a.get_title()) for a in axes if a.get_title()]
         finish(fig, alt=f"{plural(len(samples), 'sample')}: " + ", ".join(titles))
+
+    def show_predicted(
+        self,
+        dl: DataLoader,  # whose samples they are; without targets if nobody knows them
+        batch: Batch,  # samples
+        said: Sequence[tuple],  # for each of them a decoded prediction per target
+        *,
+        ncols: int | None = None,  # columns of the grid
+        figsize: tuple[float, float] | None = None,  # inches
+    ) -> None:
+        "Show samples with their targets and, below them, predictions."
+        inputs = dl.blocks[:dl.n_inp]
+        fig, axes = figure_grid(batch.size, ncols=ncols, figsize=figsize)
+        for ax, sample, answers in zip(axes, self.decode(batch), said):
+            for block, value in zip(inputs, sample):
+                block.show(value, ax)
+            for k, (block, answer) in enumerate(zip(self.targets, answers)):
+                if dl.targets:
+                    block.show_result(sample[dl.n_inp + k], answer, ax)
+                else:
+                    block.show(answer, ax)
+        what = "target and prediction" if dl.targets else "prediction"
+        finish(fig, f"{plural(batch.size, 'item')} with {what}: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 
     def __repr__(self) -> str:
         return f"DataLoaders(\n  train: {self.train!r}\n  valid: {self.valid!r})"
