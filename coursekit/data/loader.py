@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 from ..core import check_device, check_whole, default_device, plural, reuse_memory, takes_options
 from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate_blocks, default_workers, derive_seed, ignore_interrupts,
                                   map_tensors, to_batch, workers_are_forked)
+from .block import show_samples
 from .cache import Cache, threads
 from ..display import figure_grid, finish
 
@@ -422,26 +423,11 @@ class DataLoaders:
         titles = [str(a.get_title()) for a in axes if a.get_title()]
         finish(fig, alt=f"{plural(len(samples), 'sample')}: " + ", ".join(titles))
 
-    def show_predicted(
-        self,
-        dl: DataLoader,  # whose samples they are; without targets if nobody knows them
-        batch: Batch,  # samples
-        said: Sequence[tuple],  # for each of them a decoded prediction per target
-        *,
-        ncols: int | None = None,  # columns of the grid
-        figsize: tuple[float, float] | None = None,  # inches
-    ) -> None:
-        "Show samples with their targets and, below them, predictions."
-        inputs = dl.blocks[:dl.n_inp]
+    def show_predicted(self, dl: DataLoader, batch: Batch, said: Sequence[tuple], *,
+                       ncols: int | None = None, figsize: tuple[float, float] | None = None) -> None:
+        "Show samples of a loader with their targets, if it has them, and below them the decoded predictions `said`, one per target."
         fig, axes = figure_grid(batch.size, ncols=ncols, figsize=figsize)
-        for ax, sample, answers in zip(axes, self.decode(batch), said):
-            for block, value in zip(inputs, sample):
-                block.show(value, ax)
-            for k, (block, answer) in enumerate(zip(self.targets, answers)):
-                if dl.targets:
-                    block.show_result(sample[dl.n_inp + k], answer, ax)
-                else:
-                    block.show(answer, ax)
+        show_samples([*dl.blocks[:dl.n_inp], *self.targets], dl.n_inp, self.decode(batch), said, axes)
         what = "target and prediction" if dl.targets else "prediction"
         finish(fig, f"{plural(batch.size, 'item')} with {what}: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 

@@ -35,6 +35,9 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "wrapped": "coursekit.training.loss_wrappers:WrappedLoss",
     "multi_target": "coursekit.training.losses:MultiTargetLoss",
     "vision_model": "coursekit.vision.models:VisionModel",
+    "table": "coursekit.tabular.block:TableBlock",
+    "numbers": "coursekit.tabular.block:NumbersBlock",
+    "tabular_model": "coursekit.tabular.model:TabularModel",
 }
 
 # %% ../../nbs/api/deploy/00_registry.ipynb #6dcb4b2f

@@ -6,7 +6,7 @@
 __all__ = ['pd', 'PARQUET', 'Columns', 'as_columns', 'read_csv', 'parquet_columns', 'read_table_file', 'cont_cat_split',
            'name_list', 'range_of', 'as_dates', 'add_datepart']
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #0cb5b8ef
+# %% ../../nbs/api/tabular/00_frames.ipynb #56554e47
 import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from ..core import lazy_module, plural, printable, show_path, suggest
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #5fc52d48
+# %% ../../nbs/api/tabular/00_frames.ipynb #9918e78f
 @dataclass
 class Columns:
     "A table that hands out its columns one at a time, as pandas Series."
@@ -42,6 +42,10 @@ class Columns:
     def __getitem__(self, name: Any) -> Any:
         return self.read(name)
 
+    def index_of(self, rows: Any) -> Any:
+        "The names of some rows, by their positions; None if rows are numbered."
+        return None if self.index is None else self.index[rows]
+
     def check(self, names: Iterable, who: str, argument: str = "") -> None:
         "Refuse names of columns that are not there; the error has the nearest ones that are. Without an `argument`, a model needs them."
         for name in names:
@@ -50,7 +54,7 @@ class Columns:
                 what = f"{argument} has {name!r}, but the table has no such column" if argument else f"the model needs column {name!r}, but the table has none"
                 raise ValueError(f"{who}: {what}{near} Its columns are {printable(self.names)}.")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #46552c7d
+# %% ../../nbs/api/tabular/00_frames.ipynb #99f9110a
 def as_columns(
     table: Any,  # a frame of pandas or polars, an Arrow table, a Parquet file's path, a dictionary of columns, or a list of rows
     who: str = "table",  # the function that an error names
@@ -95,7 +99,7 @@ def _from_polars(column: Any) -> Any:
         return pd.Series(column.to_list(), name=column.name, dtype=object)
     return pd.Series(column.to_numpy(), name=column.name)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #a66f4ff9
+# %% ../../nbs/api/tabular/00_frames.ipynb #4e974883
 def read_csv(
     path: str | os.PathLike,  # a CSV or TSV file, which may be compressed
     *,
@@ -131,7 +135,7 @@ def _delimiter_of(path: Path) -> str:
         head = "".join(f.readline().split('"')[::2])
     return max(",;\t|", key=head.count)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #b71b0125
+# %% ../../nbs/api/tabular/00_frames.ipynb #22b61d98
 PARQUET = (".parquet", ".pq")  # endings of the files
 
 
@@ -161,7 +165,7 @@ def read_table_file(path: str | os.PathLike, *, delimiter: str | None = None, na
         return parquet_columns(path)
     return read_csv(path, delimiter=delimiter, na_values=na_values, who=who)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #70b05bc9
+# %% ../../nbs/api/tabular/00_frames.ipynb #26743050
 def cont_cat_split(
     df: Any,  # any table
     max_card: int = 20,  # whole numbers with more different values than this are continuous
@@ -199,7 +203,7 @@ def range_of(items: Sequence) -> list[int]:
     "The positions 0, 1, ... of a table's rows, which a splitter takes."
     return list(range(len(items)))
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #70ee3e37
+# %% ../../nbs/api/tabular/00_frames.ipynb #7027f0fc
 _PARTS = ("Year", "Month", "Week", "Day", "Dayofweek", "Dayofyear", "Is_month_end", "Is_month_start", "Is_quarter_end", "Is_quarter_start",
           "Is_year_end", "Is_year_start")
 _TIMES = ("Hour", "Minute", "Second")
