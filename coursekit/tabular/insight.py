@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'permutation_importance', 'partial_dependence', 'category_embeddings', 'embedded']
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #23c55628
+# %% ../../nbs/api/tabular/09_insight.ipynb #ff59fdb6
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ import torch
 
 from ..core import check_whole, lazy_module, plural
 from ..display import Table, finish, new_axes
+from .estimators import sklearn_tags
 from ..training.learner import Learner
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #8976c637
+# %% ../../nbs/api/tabular/09_insight.ipynb #91744589
 class _AsEstimator:
     "A trained learner in the clothes of a scikit-learn estimator, for `sklearn.inspection`."
 
@@ -27,11 +28,7 @@ class _AsEstimator:
         self.classes_ = np.array(self.block.vocab) if self.block.vocab is not None else None
 
     def __sklearn_tags__(self) -> Any:
-        from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
-
-        kinds = {"classifier_tags": ClassifierTags()} if self.classes_ is not None else {"regressor_tags": RegressorTags()}
-        return Tags(estimator_type="classifier" if self.classes_ is not None else "regressor", target_tags=TargetTags(required=True), transformer_tags=None,
-                    input_tags=InputTags(allow_nan=True), **({"classifier_tags": None, "regressor_tags": None} | kinds))
+        return sklearn_tags("regressor" if self.classes_ is None else "classifier")
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -62,7 +59,7 @@ def _for_sklearn(learn: Learner, dl: Any) -> tuple[_AsEstimator, Any, Any]:  # e
     targets = [n for names in learn.dls.train.blocks[0].y_names for n in names]
     return made, rows.drop(columns=[n for n in targets if n in rows]), rows[made.name] if made.name in rows else None
 
-
+# %% ../../nbs/api/tabular/09_insight.ipynb #09f6b3a7
 def permutation_importance(
     learn: Learner,  # for tables
     dl: Any = None,  # a loader with targets; None: the validation rows
@@ -82,7 +79,7 @@ def permutation_importance(
     return Table(shown, ["column", "loss rises by", "± over shuffles"], values=[list(r) for r in rows],
                  caption=f"{'squared error' if model.classes_ is None else 'cross entropy'} on {plural(len(X), 'row')}; each column shuffled {plural(n_repeats, 'time')}")
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #59a110aa
+# %% ../../nbs/api/tabular/09_insight.ipynb #d5622c19
 def partial_dependence(
     learn: Learner,  # for tables
     name: Any,  # a column of the table
@@ -126,7 +123,7 @@ def _draw_dependence(found: list, name: str, what: str, line: bool, ax: Any) -> 
         shown = [f"{v:.4g}" if line else str(v) for v in (low[0], high[0])]
         finish(fig, f"Mean prediction of {what} for each value of {name}: lowest {low[1]:.3g} at {shown[0]}, highest {high[1]:.3g} at {shown[1]}")
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #b256f7ef
+# %% ../../nbs/api/tabular/09_insight.ipynb #d66468f8
 def category_embeddings(
     learn: Learner,  # for tables
     name: Any,  # a column of categories

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOINS', 'emb_sz_rule', 'Embeddings', 'dense', 'TabularNet', 'TabularModel']
 
-# %% ../../nbs/api/tabular/07_model.ipynb #ed3062f5
+# %% ../../nbs/api/tabular/07_model.ipynb #bbe8265b
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +17,14 @@ from ..core import check_range, check_whole, suggest
 from .fused import Fused
 from ..training.layers import ModelSpec, SigmoidRange
 
-# %% ../../nbs/api/tabular/07_model.ipynb #ee9a478f
+# %% ../../nbs/api/tabular/07_model.ipynb #c6bceac2
 def emb_sz_rule(
     n_cat: int,  # categories, with the one for gaps
 ) -> int:  # numbers per category
     "How wide an embedding is by the usual rule: 1.6 times the 0.56th power of the number of categories, at most 600."
     return min(600, round(1.6 * n_cat**0.56))
 
-# %% ../../nbs/api/tabular/07_model.ipynb #b52db9e5
+# %% ../../nbs/api/tabular/07_model.ipynb #32b82db5
 class Embeddings(nn.Module):
     "The embeddings of several columns, side by side. All of their tables are in one vector, and are looked up in one step."
 
@@ -66,7 +66,7 @@ class Embeddings(nn.Module):
     def extra_repr(self) -> str:
         return ", ".join(f"{n} x {w}" for n, w in self.sizes)
 
-# %% ../../nbs/api/tabular/07_model.ipynb #f441c480
+# %% ../../nbs/api/tabular/07_model.ipynb #7637e6dc
 JOINS = ("one_input", "two_inputs", "two_models")
 
 
@@ -79,7 +79,7 @@ def dense(widths: Sequence[int], ps: Sequence[float], *, use_bn: bool) -> list[n
         layers += [nn.Dropout(p)] if p else []
     return layers
 
-
+# %% ../../nbs/api/tabular/07_model.ipynb #1db07102
 class TabularNet(nn.Module):
     "Categories and numbers in, `n_out` outputs. Made by a `TabularModel`."
 
@@ -129,7 +129,7 @@ class TabularNet(nn.Module):
             return self.layers(parts[0] + parts[1])
         return self.layers(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
 
-# %% ../../nbs/api/tabular/07_model.ipynb #d7a742d2
+# %% ../../nbs/api/tabular/07_model.ipynb #fe5cfb3e
 @dataclass
 class TabularModel(ModelSpec):
     "The recipe for a `TabularNet`."
