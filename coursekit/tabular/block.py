@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TableBlock', 'NumbersBlock', 'encode_columns']
 
-# %% ../../nbs/api/tabular/04_block.ipynb #d0e70f67
+# %% ../../nbs/api/tabular/04_block.ipynb #7b112c42
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,9 +18,9 @@ from ..core import plural, printable
 from ..data.block import Block
 from .frames import Columns, as_columns, cont_cat_split
 from .dataset import TableDataset
-from .procs import FillMissing, Scale, code_dtype, codes_of, numbers_of, vocab_of
+from .procs import FillMissing, Scale, code_dtype, codes_of, numbers_of, put, vocab_of
 
-# %% ../../nbs/api/tabular/04_block.ipynb #6b429604
+# %% ../../nbs/api/tabular/04_block.ipynb #4016d5ae
 @dataclass
 class TableBlock(Block):
     "The categories in a table's rows, as numbers from 1; 0 is a gap, or a category that training never saw."
@@ -82,7 +82,7 @@ class TableBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #740c82a8
+# %% ../../nbs/api/tabular/04_block.ipynb #d63d8f96
 @dataclass
 class NumbersBlock(Block):
     "The numbers in a table's rows: gaps filled, then on a scale with mean 0 and standard deviation 1."
@@ -122,7 +122,7 @@ class NumbersBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v:.6g}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #515facf5
+# %% ../../nbs/api/tabular/04_block.ipynb #08fb5616
 def encode_columns(
     columns: Columns,  # the table
     table: TableBlock,  # set up
@@ -140,24 +140,25 @@ def encode_columns(
     conts = torch.empty(n, len(numbers.names), dtype=torch.float32)
     for name in wanted:
         codes, said = _category_column(columns[name], table, name)
-        cats.numpy()[:, table.names.index(name)] = codes if order is None else codes[order]
+        put(cats.numpy()[:, table.names.index(name)], codes, order)
         notes += said
     for j, name in enumerate(numbers.names):
         values = numbers_of(columns[name], who)
-        values = values if order is None else values[order]
         missing = np.isnan(values)
+        fill, mean, std = numbers.fills[j], numbers.means[j], numbers.stds[j]
         if missing.any():
-            values, said = _filled(values, missing, numbers, j, who)
-            notes += said
-        conts.numpy()[:, j] = (values - numbers.means[j]) / numbers.stds[j]
+            notes += _gap_notes(missing if order is None else missing[order], numbers, j, who)
+        put(conts.numpy()[:, j], values, order, lambda v: (np.where(np.isnan(v), fill, v) - mean) / std)
         if name in marks:
-            cats.numpy()[:, table.names.index(marks[name])] = missing + 1
+            put(cats.numpy()[:, table.names.index(marks[name])], missing, order, lambda v: v + 1)
+        del values, missing
     return cats, conts, notes
 
 
 def _category_column(column: Any, table: TableBlock, name: Any) -> tuple[np.ndarray, list[str]]:
     "The numbers of a column of categories, and what should be said about it."
-    codes = codes_of(column, table.vocabs[table.names.index(name)]) + 1
+    codes = codes_of(column, table.vocabs[table.names.index(name)])
+    codes += 1
     if codes.all():
         return codes, []
     zero = codes == 0
@@ -172,11 +173,9 @@ def _category_column(column: Any, table: TableBlock, name: Any) -> tuple[np.ndar
     return codes, notes
 
 
-def _filled(values: np.ndarray, missing: np.ndarray, numbers: NumbersBlock, j: int, who: str) -> tuple[np.ndarray, list[str]]:
-    "The values of numeric column j without gaps, and what should be said about them."
+def _gap_notes(missing: np.ndarray, numbers: NumbersBlock, j: int, who: str) -> list[str]:
+    "What should be said about the gaps in numeric column j; an error if nothing is known to fill them with."
     name, n = numbers.names[j], int(missing.sum())
-    if numbers.fills[j] is None:
-        raise ValueError(f"{who}: column {name!r} has {plural(n, 'gap')}, the first in row {missing.argmax()}; put FillMissing into procs, "
-                         f"or fill them yourself.")
-    said = [] if name in numbers.with_gaps else [f"column {name!r}: {plural(n, 'gap')} filled with {numbers.fills[j]:g}; training had none there"]
-    return np.where(missing, numbers.fills[j], values), said
+    if n and numbers.fills[j] is None:
+        raise ValueError(f"{who}: column {name!r} has {plural(n, 'gap')}; put FillMissing into procs, or fill them yourself.")
+    return [] if not n or name in numbers.with_gaps else [f"column {name!r}: {plural(n, 'gap')} filled with {numbers.fills[j]:g}; training had none there"]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'EncodedTable', 'TableFrames', 'TabularPandas', 'TableLoaders', 'TabularDataLoaders']
 
-# %% ../../nbs/api/tabular/05_data.ipynb #f0047955
+# %% ../../nbs/api/tabular/05_data.ipynb #48f20824
 import copy
 import os
 import warnings
@@ -29,7 +29,7 @@ from .targets import encode_target, find_targets, fit_target
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/05_data.ipynb #f04aa184
+# %% ../../nbs/api/tabular/05_data.ipynb #b84316fa
 class EncodedTable:
     "An encoded table: training rows first, then validation rows."
 
@@ -57,7 +57,7 @@ class EncodedTable:
         made.n_train = len(made.order)
         return made
 
-# %% ../../nbs/api/tabular/05_data.ipynb #2c8c2e06
+# %% ../../nbs/api/tabular/05_data.ipynb #690b6037
 class TableFrames(EncodedTable):
     "An encoded table as frames of numbers, which scikit-learn takes."
 
@@ -108,7 +108,7 @@ class TableFrames(EncodedTable):
         "Show the first rows, decoded."
         show_frame(self.rows.items[:max_n])
 
-# %% ../../nbs/api/tabular/05_data.ipynb #35d30c9c
+# %% ../../nbs/api/tabular/05_data.ipynb #145f6fd5
 class TabularPandas(TableFrames):
     "A table, encoded: training rows first, then validation rows. Everything is learned from the training rows."
 
@@ -170,7 +170,7 @@ class TabularPandas(TableFrames):
         return (f"TabularPandas({plural(self.n_train, 'training row')} and {plural(len(self) - self.n_train, 'validation row')}; categories "
                 f"{self.cat_names}; numbers {self.cont_names}; target {targets})")
 
-# %% ../../nbs/api/tabular/05_data.ipynb #cfbcd6c7
+# %% ../../nbs/api/tabular/05_data.ipynb #bbbd18c8
 def _column_names(columns: Columns, cat: Sequence | None, cont: Sequence | None, y_names: Any, steps: dict, who: str) -> tuple[list, list]:
     "Which columns are categories and which are numbers; what cannot be is an error."
     if cat is None and cont is None:
@@ -191,9 +191,10 @@ def _column_names(columns: Columns, cat: Sequence | None, cont: Sequence | None,
 
 def _row_order(n: int, splits: Any, who: str) -> tuple[np.ndarray, int]:
     "Positions of all rows in use, those for training first, and how many these are."
+    small = np.int32 if n < 1 << 31 else np.int64
     if splits is None:
-        return np.arange(n), n
-    sides = [np.asarray(side, dtype=np.int64).reshape(-1) for side in splits]
+        return np.arange(n, dtype=small), n
+    sides = [np.asarray(side).astype(small, copy=False).reshape(-1) for side in splits]
     if len(sides) != 2:
         raise ValueError(f"{who}: splits has {len(sides)} parts; pass a pair, the positions of the training rows and of the validation rows.")
     for name, side in zip(("training", "validation"), sides):
@@ -201,8 +202,9 @@ def _row_order(n: int, splits: Any, who: str) -> tuple[np.ndarray, int]:
             raise ValueError(f"{who}: splits has {side.max() if side.max() >= n else side.min()} among the {name} rows, but the rows are 0 to {n - 1}.")
     if not len(sides[0]):
         raise ValueError(f"{who}: splits has no training rows.")
-    order = np.concatenate(sides)
-    if len(order) > n or np.bincount(order, minlength=n).max() > 1:
+    order, seen = np.concatenate(sides), np.zeros(n, bool)
+    seen[order] = True
+    if np.count_nonzero(seen) < len(order):
         raise ValueError(f"{who}: splits has row {np.bincount(order).argmax()} more than once, so what is measured in validation may have been learned by heart.")
     return order, len(sides[0])
 
@@ -214,11 +216,11 @@ def _on_device(rows: TableDataset, device: Any) -> TableDataset:
         return rows.to(where)
     return rows
 
-# %% ../../nbs/api/tabular/05_data.ipynb #9f1c1102
+# %% ../../nbs/api/tabular/05_data.ipynb #0ceadc45
 def _splits(n: int, valid_idx: Sequence[int] | None, valid_pct: float, seed: int | None) -> tuple:
     "Training and validation rows: those that were named, or a random share."
     if valid_idx is None:
-        return RandomSplitter(valid_pct, seed=seed).sides(n)
+        return tuple(side.numpy().astype(np.int32 if n < 1 << 31 else np.int64) for side in RandomSplitter(valid_pct, seed=seed).sides(n))
     valid = np.asarray(list(valid_idx), dtype=np.int64)
     if len(valid) and not (0 <= valid.min() and valid.max() < n):
         raise ValueError(f"TabularDataLoaders: valid_idx has {valid.max() if valid.max() >= n else valid.min()}, but the rows are 0 to {n - 1}.")
@@ -226,7 +228,7 @@ def _splits(n: int, valid_idx: Sequence[int] | None, valid_pct: float, seed: int
     rest[valid] = False
     return np.flatnonzero(rest), valid
 
-# %% ../../nbs/api/tabular/05_data.ipynb #28ec100e
+# %% ../../nbs/api/tabular/05_data.ipynb #f284f10b
 class TableLoaders(DataLoaders):
     "Loaders of encoded rows, which are shown as a table."
 
@@ -257,7 +259,7 @@ class TableLoaders(DataLoaders):
                 df[f"{name} predicted"] = [a[min(j, len(a) - 1)] for a in answers]
         show_frame(df)
 
-# %% ../../nbs/api/tabular/05_data.ipynb #34eca4c2
+# %% ../../nbs/api/tabular/05_data.ipynb #21c0e8ca
 class TabularDataLoaders(TableLoaders):
     "Loaders of the rows of a table."
 

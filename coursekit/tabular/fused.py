@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FusedLayers', 'Fused']
 
-# %% ../../nbs/api/tabular/06_fused.ipynb #fd72d46f
+# %% ../../nbs/api/tabular/06_fused.ipynb #82012ab4
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 _aten = torch.ops.aten
 
-# %% ../../nbs/api/tabular/06_fused.ipynb #9d7f6ef4
+# %% ../../nbs/api/tabular/06_fused.ipynb #d349ba9a
 def _norm(x: Tensor, bn: nn.BatchNorm1d) -> tuple[Tensor, Tensor, Tensor]:  # output, mean, inverse of the standard deviation
     "Batch norm in training, as its module does it."
     return torch.native_batch_norm(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, True, bn.momentum, bn.eps)
@@ -63,12 +63,12 @@ class FusedLayers(torch.autograd.Function):
             grads.append(torch.zeros_like(net.embeds.weight).index_add_(0, ctx.places, g[:, :net.n_emb].reshape(-1)))
         return (None, None, None, *reversed(grads))
 
-# %% ../../nbs/api/tabular/06_fused.ipynb #2e2b2737
+# %% ../../nbs/api/tabular/06_fused.ipynb #85539ab1
 class Fused:
     "The layers of a network, sorted for `FusedLayers`, and whether it can take them now."
 
     def __init__(self, embeds: Any, bn_cont: nn.Module, layers: nn.Sequential, *, usual: bool):
-        *hidden, last = layers
+        *hidden, last = list(layers) or [nn.Identity()]
         self.embeds, self.n_emb, self.last = embeds, embeds.n_out, last
         self.norm = bn_cont if isinstance(bn_cont, nn.BatchNorm1d) else None
         kinds = (nn.Linear, nn.ReLU, nn.BatchNorm1d)

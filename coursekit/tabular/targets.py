@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'find_targets', 'fit_target', 'encode_target']
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #fd18293a
+# %% ../../nbs/api/tabular/02_targets.ipynb #460df4a1
 import copy
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from ..core import lazy_module, plural, printable
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from .frames import Columns, name_list
-from .procs import code_dtype, codes_of, numbers_of, vocab_of
+from .procs import code_dtype, codes_of, numbers_of, put, vocab_of
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #f32599a2
+# %% ../../nbs/api/tabular/02_targets.ipynb #1e5d4bd9
 def find_targets(
     columns: Columns,  # the table
     y_names: Any,  # name(s) of the target columns; None: there are none
@@ -61,7 +61,7 @@ def _hint_at_classes(columns: Columns, names: list, who: str) -> None:
         low, high = sorted(int(v) for v in found)
         print(f"{who}: {names[0]!r} has only the values {low} and {high}, and is taken as a number. To predict classes, pass y_block=CategoryBlock().")
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #406c999f
+# %% ../../nbs/api/tabular/02_targets.ipynb #ded45969
 def fit_target(block: Block, names: list, columns: Columns, rows: np.ndarray, who: str) -> None:
     "Set up a target's block on the training rows."
     for name in names:
@@ -83,7 +83,7 @@ def fit_target(block: Block, names: list, columns: Columns, rows: np.ndarray, wh
     else:
         raise ValueError(f"{who}: y_block={type(block).__name__} cannot be read from a table; use CategoryBlock, MultiCategoryBlock or RegressionBlock.")
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #007ee75a
+# %% ../../nbs/api/tabular/02_targets.ipynb #5285359b
 def encode_target(
     block: Block,  # set up
     names: list,  # its columns
@@ -94,17 +94,19 @@ def encode_target(
 ) -> Tensor:  # (n,) class numbers, (n,) numbers or (n, k) numbers
     "The targets of all rows."
     columns.check(names, who)
-    pick = (lambda v: v) if order is None else (lambda v: v[order])
+    n = len(columns) if order is None else len(order)
     if isinstance(block, CategoryBlock):
         codes = codes_of(columns[names[0]], block.vocab)
         if (codes < 0).any():
             at = int((codes < 0).argmax())
             raise ValueError(f"{who}: {columns[names[0]].iloc[at]!r} in row {at} of {names[0]!r} is not one of the classes {printable(block.vocab)} of the "
                              "training rows. Split in a way that puts every class into training, or drop such rows.")
-        return torch.from_numpy(np.array(pick(codes))).to(code_dtype([len(block.vocab)], 8 * len(codes)))
-    found = torch.empty(len(columns) if order is None else len(order), len(names))
+        classes = torch.empty(n, dtype=code_dtype([len(block.vocab)], 8 * n))
+        put(classes.numpy(), codes, order)
+        return classes
+    found = torch.empty(n, len(names))
     for j, name in enumerate(names):
-        found.numpy()[:, j] = pick(numbers_of(columns[name], who))
+        put(found.numpy()[:, j], numbers_of(columns[name], who), order)
     if found.isnan().any():
         raise ValueError(f"{who}: the target {printable(names)} has gaps; drop those rows.")
     if isinstance(block, MultiCategoryBlock) and not ((found == 0) | (found == 1)).all():
