@@ -2,8 +2,9 @@
 
     python -m venv /tmp/peer && /tmp/peer/bin/pip install fastai torchvision       # fastai lives in an environment of its own
     python benchmarks/vs_fastai.py --data ../shared/data --peer /tmp/peer/bin/python
+    python benchmarks/vs_fastai.py --cases tabular --rounds 3
 
-DATA holds dogscats.tgz (or the extracted `dogscats`). fastai's side is `../shared/peer/fastai_baseline.py`; each side runs in a process
+DATA holds dogscats.tgz and adult_sample.tgz (or what they hold, extracted). fastai's side is `../shared/peer/fastai_baseline.py`; each side runs in a process
 of its own, so that its peak memory can be told. --rounds takes turns several times and reports the medians. Nothing else should run meanwhile.
 """
 import argparse
@@ -19,7 +20,8 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = ("pipeline", "train")
+CASES = ("pipeline", "train", "tabular")
+ARCHIVES = {"pipeline": "dogscats", "train": "dogscats", "tabular": "adult_sample"}  # what each case reads
 
 
 def say(case, figure, value, unit):
@@ -32,9 +34,59 @@ def timed(f):
     return time.perf_counter() - start, result
 
 
+def adult(data: Path, bs: int):
+    "The learner that fastai_baseline.py trains, with another batch size if asked for."
+    from coursekit.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, accuracy, tabular_learner
+
+    dls = TabularDataLoaders.from_csv(
+        data / "adult_sample" / "adult.csv", path=data, y_names="salary", bs=bs, procs=[Categorify, FillMissing, Normalize],
+        cat_names=["workclass", "education", "marital-status", "occupation", "relationship", "race"], cont_names=["age", "fnlwgt", "education-num"])
+    return tabular_learner(dls, metrics=accuracy)
+
+
+def tabular(data: Path) -> None:
+    "Three epochs of Adult as fastai_baseline.py trains it; then in larger batches, beside gradient boosting on the same rows and columns."
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    learn = adult(data, 64)
+    with learn.no_bar():
+        s, _ = timed(lambda: learn.fit_one_cycle(3))
+    say("tabular", "rate", 3 * (len(learn.dls.train_ds) + len(learn.dls.valid_ds)) / s, "rows/s")
+    say("tabular", "accuracy", learn.recorder.final_record[-1], "")
+    learn = adult(data, 1024)
+    with learn.no_bar():
+        s, _ = timed(lambda: learn.fit_one_cycle(5, 1e-2))
+    say("tabular", "accuracy, bs 1024", learn.recorder.final_record[-1], "")
+    say("tabular", "seconds, bs 1024", s, "s")
+    sides = [ds.__getitems__(torch_range(len(ds))) for ds in (learn.dls.train_ds, learn.dls.valid_ds)]
+    (x, y), (vx, vy) = [(as_matrix(*b.xs), b.y.numpy()) for b in sides]
+    forest = HistGradientBoostingClassifier(categorical_features=range(sides[0].x.shape[1]), random_state=0)
+    s, _ = timed(lambda: forest.fit(x, y))
+    say("tabular", "accuracy, boosting", float((forest.predict(vx) == vy).mean()), "")
+    say("tabular", "seconds, boosting", s, "s")
+
+
+def torch_range(n: int):
+    import torch
+
+    return torch.arange(n)
+
+
+def as_matrix(cats, conts):
+    import torch
+
+    return torch.cat([cats.double(), conts.double()], 1).numpy()
+
+
 def ours(data: Path, case: str) -> None:
     "coursekit's side of one case; the same work as the function of this name in fastai_baseline.py."
     import torch
+
+    if case == "tabular":
+        torch.set_num_threads(2)
+        tabular(data)
+        say(case, "peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KB, "MB")
+        return
 
     from coursekit.vision.all import (
         ClassificationInterpretation,
@@ -94,6 +146,9 @@ TABLE = [  # what, fastai's figure, ours, unit, larger is better, asked for
     ("`predict` of one photo, ResNet-18", ("train", "predict"), ("train", "predict"), "ms", False, 3),
     ("interpretation after training: fastai predicts again, coursekit kept what its last validation predicted", ("train", "interpret"), ("train", "interpret"), "s", False, None),
     ("import of `vision.all`", ("import", "vision"), ("import", "vision"), "s", False, 1 / 0.65),
+    ("tables: Adult, three epochs, batches of 64", ("tabular", "rate"), ("tabular", "rate"), "rows/s", True, 8),
+    ("tables: accuracy after them", ("tabular", "accuracy"), ("tabular", "accuracy"), "", True, None),
+    ("peak memory, tables", ("tabular", "peak memory"), ("tabular", "peak memory"), "MB", False, 1),
     ("peak memory, batches", ("pipeline", "peak memory"), ("pipeline", "peak memory"), "MB", False, 1),
     ("peak memory, training", ("train", "peak memory"), ("train", "peak memory"), "MB", False, 1),
 ]
@@ -106,10 +161,16 @@ def table(peer: dict, mine: dict) -> str:
 
     lines = ["| | fastai | coursekit | ratio | goal |", "|---|---|---|---|---|"]
     for what, theirs, own, unit, larger, goal in TABLE:
+        if theirs not in peer or own not in mine:  # a case that was not asked for
+            continue
         a, b = peer[theirs], mine[own]
         ratio = b / a if larger else a / b
         want = f"{goal:.2g}x" if goal else ""
         lines.append(f"| {what} | {show(a, unit)} | {show(b, unit)} | {f'{ratio:.1f}x' if ratio < 100 else ''} | {want} |")  # over 100 it is not the same work
+    if ("tabular", "accuracy, boosting") in mine:
+        lines += ["", "| Adult, the same rows and columns | accuracy | seconds |", "|---|---|---|"]
+        lines += [f"| {what} | {mine['tabular', f'accuracy, {key}']:.4f} | {mine['tabular', f'seconds, {key}']:.2f} |"
+                  for what, key in (("`tabular_learner`, batches of 1,024, five epochs", "bs 1024"), ("scikit-learn's HistGradientBoostingClassifier", "boosting"))]
     return "\n".join(lines)
 
 
@@ -125,6 +186,7 @@ def main() -> None:
     ap.add_argument("--script", type=Path, default=ROOT.parent / "shared" / "peer" / "fastai_baseline.py")
     ap.add_argument("--rounds", type=int, default=1)
     ap.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "vs_fastai.md")
+    ap.add_argument("--cases", nargs="+", choices=("import", *CASES), default=["import", *CASES], help="what to compare (default: everything)")
     ap.add_argument("--ours", choices=CASES, help=argparse.SUPPRESS)
     args = ap.parse_args()
     if args.ours:
@@ -132,15 +194,18 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         data = args.data
-        if not (data / "dogscats").is_dir():
+        needed = sorted({ARCHIVES[case] for case in args.cases if case in ARCHIVES})
+        if not all((data / name).is_dir() for name in needed):
             from coursekit.data.archive import extract_archive
 
-            data = Path(scratch) / "data"
-            extract_archive(args.data / "dogscats.tgz", data)
+            data = Path(scratch)
+            for name in needed:
+                extract_archive(args.data / f"{name}.tgz", data / f"{name}.new", strip_top=True)
+                (data / f"{name}.new").rename(data / name)
         peer: dict[tuple[str, str], list[float]] = {}
         mine: dict[tuple[str, str], list[float]] = {}
         for _ in range(args.rounds):
-            for case in ("import", *CASES):
+            for case in args.cases:
                 commands = ([args.peer, "-c", WRAP, str(args.script), str(data), case], [sys.executable, __file__, "--data", str(data), "--ours", case])
                 if case == "import":
                     commands = ([args.peer, "-c", IMPORT.format("fastai")], [sys.executable, "-c", IMPORT.format("coursekit")])

@@ -119,6 +119,10 @@ class Dataset(torch.utils.data.Dataset):
             getters = [operator.itemgetter(p) for p in range(n)]
         return Dataset(items, self.blocks[:n], getters, n_inp=self.n_inp, item_tfms=self.item_tfms)
 
+    def identities(self) -> list[int]:
+        "What changes when the items do."
+        return [id(i) for i in self.items]
+
     def with_train(self, train: bool) -> "Dataset":
         "The same items with (True) or without random transforms."
         return self._changed(train=train)

@@ -115,11 +115,16 @@ class RandomSplitter:
     def __post_init__(self):
         check_range("RandomSplitter", "valid_pct", self.valid_pct, 0, 1)
 
-    def __call__(self, items: Sequence) -> Split:
-        g, cut = torch.Generator(), int(self.valid_pct * len(items))
+    def sides(self, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        "The positions of n items for training and for validation, as tensors, which are small"
+        g, cut = torch.Generator(), int(self.valid_pct * n)
         g.seed() if self.seed is None else g.manual_seed(self.seed)  # seed(): from the machine's entropy
-        order = torch.randperm(len(items), generator=g).tolist()
+        order = torch.randperm(n, generator=g)
         return order[cut:], order[:cut]
+
+    def __call__(self, items: Sequence) -> Split:
+        train, valid = self.sides(len(items))
+        return train.tolist(), valid.tolist()
 
 # %% ../../nbs/api/data/04_items.ipynb #14a7d65c
 @dataclass(frozen=True)

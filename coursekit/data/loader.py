@@ -23,6 +23,7 @@ from typing_extensions import Unpack
 from ..core import check_device, check_whole, default_device, plural, reuse_memory, takes_options
 from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate_blocks, default_workers, derive_seed, ignore_interrupts,
                                   map_tensors, to_batch, workers_are_forked)
+from .block import show_samples
 from .cache import Cache, threads
 from ..display import figure_grid, finish
 
@@ -209,7 +210,7 @@ class DataLoader(Loader):
         workers = plural(self.num_workers, "worker")
         if self.cache:
             return f"cache={self.cache.kind!r}" + (f", {workers}" if self.num_workers else "")
-        return workers if self.num_workers else f"no workers but {plural(threads(), 'thread')}"
+        return workers if self.num_workers else "whole batches" if self.keys.whole else f"no workers but {plural(threads(), 'thread')}"
 
 # %% ../../nbs/api/data/10_loader.ipynb #3571bb4d
 def _sent_parts(dataset: Any, collate: Callable | None) -> list[tuple[str, Any]]:
@@ -421,6 +422,14 @@ class DataLoaders:
                 block.show(value, ax)
         titles = [str(a.get_title()) for a in axes if a.get_title()]
         finish(fig, alt=f"{plural(len(samples), 'sample')}: " + ", ".join(titles))
+
+    def show_predicted(self, dl: DataLoader, batch: Batch, said: Sequence[tuple], *,
+                       ncols: int | None = None, figsize: tuple[float, float] | None = None) -> None:
+        "Show samples of a loader with their targets, if it has them, and below them the decoded predictions `said`, one per target."
+        fig, axes = figure_grid(batch.size, ncols=ncols, figsize=figsize)
+        show_samples([*dl.blocks[:dl.n_inp], *self.targets], dl.n_inp, self.decode(batch), said, axes)
+        what = "target and prediction" if dl.targets else "prediction"
+        finish(fig, f"{plural(batch.size, 'item')} with {what}: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
 
     def __repr__(self) -> str:
         return f"DataLoaders(\n  train: {self.train!r}\n  valid: {self.valid!r})"

@@ -37,6 +37,9 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "vision_model": "coursekit.vision.models:VisionModel",
     "rating_pair": "coursekit.collab:PairBlock",
     "collab_model": "coursekit.collab:CollabModel",
+    "table": "coursekit.tabular.block:TableBlock",
+    "numbers": "coursekit.tabular.block:NumbersBlock",
+    "tabular_model": "coursekit.tabular.model:TabularModel",
 }
 
 # %% ../../nbs/api/deploy/00_registry.ipynb #6dcb4b2f

@@ -355,7 +355,8 @@ def serving_learner(
 ) -> Learner:
     "A learner without data, that predicts."
     getters = [None] * n_inp + [unknown_label] * (len(blocks) - n_inp)
-    ds = Dataset([], list(blocks), getters, n_inp=n_inp, item_tfms=item_tfms)
+    ds = blocks[0].empty_dataset(blocks, n_inp)
+    ds = Dataset([], list(blocks), getters, n_inp=n_inp, item_tfms=item_tfms) if ds is None else ds
     dl = DataLoader(ds, device=device, num_workers=0, batch_tfms=batch_tfms)
     learn = Learner(DataLoaders(dl, dl, path=path), model, loss)
     learn.model.eval()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..core import plural
 from ..data.loader import ordered
-from ..display import figure_grid, finish, progress_bar
+from ..display import progress_bar
 from .callback import Callback, LearnerLike
 from .loop import as_float
 
@@ -107,7 +107,8 @@ class KeptPreds(Callback):
 
 def _identities(dl: Any) -> list[int]:
     "What changes when a loader's items do."
-    return [id(i) for i in getattr(dl.dataset, "items", ())]
+    identities = getattr(dl.dataset, "identities", None)
+    return identities() if identities else []
 
 # %% ../../nbs/api/training/11_predictions.ipynb #02b5010a
 def meddling(
@@ -329,19 +330,8 @@ def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | No
     with learn.turns.predicting(learn.model), torch.no_grad():
         decoded = learn.loss_func.decode(learn.loss_func.takes(as_float(learn.model(*batch.xs))))
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)
-    inputs, targets = dl.blocks[:dl.n_inp], learn.dls.targets
-    fig, axes = figure_grid(len(picks), ncols=ncols, figsize=figsize)
-    for i, (ax, sample) in enumerate(zip(axes, learn.dls.decode(batch))):
-        for block, value in zip(inputs, sample):
-            block.show(value, ax)
-        for k, (block, pred) in enumerate(zip(targets, decoded)):
-            said = block.decode(pred[i].cpu())
-            if dl.targets:
-                block.show_result(sample[dl.n_inp + k], said, ax)
-            else:
-                block.show(said, ax)
-    what = "target and prediction" if dl.targets else "prediction"
-    finish(fig, f"{plural(len(picks), 'item')} with {what}: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
+    said = [tuple(b.decode(p[i].cpu()) for b, p in zip(learn.dls.targets, decoded)) for i in range(len(picks))]
+    learn.dls.show_predicted(dl, batch, said, ncols=ncols, figsize=figsize)
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52
 @torch.no_grad()

@@ -1,0 +1,49 @@
+"""Everything the lesson on tables uses, for `from coursekit.tabular.all import *`. Written by hand; a test keeps it within its budget."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from coursekit.core import default_device, lazy_module, seeded
+from coursekit.data.batch import Batch
+from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
+from coursekit.data.download import URLs, course_data, untar_data
+from coursekit.data.items import ColReader, ColSplitter, FuncSplitter, IndexSplitter, RandomSplitter
+from coursekit.data.loader import DataLoader, DataLoaders
+from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
+from coursekit.display import display_table, finish, new_axes
+from coursekit.interpret.embeddings import EmbeddingMap, pca
+from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
+from coursekit.tabular.data import TabularDataLoaders, TabularPandas
+from coursekit.tabular.dataset import TableDataset
+from coursekit.tabular.estimators import TabularClassifier, TabularRegressor
+from coursekit.tabular.frames import add_datepart, cont_cat_split, range_of
+from coursekit.tabular.insight import category_embeddings, embedded, partial_dependence, permutation_importance
+from coursekit.tabular.learner import predict_frame, tabular_learner
+from coursekit.tabular.model import Embeddings, TabularModel, TabularNet, emb_sz_rule
+from coursekit.tabular.procs import Categorify, FillMissing, Normalize
+from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException, State
+from coursekit.training.callbacks.checkpoint import Checkpoint
+from coursekit.training.callbacks.gradient import GradientAccumulation, GradientClip
+from coursekit.training.callbacks.loggers import CSVLogger
+from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
+from coursekit.training.count_metrics import F1Score, FBeta, Precision, Recall
+from coursekit.training.layers import SigmoidRange, num_params
+from coursekit.training.learner import Learner
+from coursekit.training.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, Loss, MSELossFlat
+from coursekit.training.metrics import (
+    Metric, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, for_target, mae, mse, rmse
+)
+from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp
+from coursekit.training.predictions import Prediction, Preds
+from coursekit.training.schedules import minimum, slide, steep, valley
+from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
+
+pd = lazy_module("pandas")
+plt = lazy_module("matplotlib.pyplot")
+
+__all__ = [name for name in dir() if not name.startswith("_") and name != "lazy_module"]
