@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN', 'Names', 'PairBlock', 'RatingSet', 'clean_ratings', 'CollabDataLoaders', 'EmbeddingDotBias', 'EmbeddingNN',
-           'emb_size', 'CollabModel', 'RowAdamW', 'AverageForUnknown', 'collab_learner', 'recommend', 'similar_items']
+           'CollabModel', 'RowAdamW', 'AverageForUnknown', 'collab_learner', 'recommend', 'similar_items']
 
 # %% ../nbs/api/04_collab.ipynb #8554f51f
 import functools
@@ -27,7 +27,7 @@ from .data.items import RandomSplitter
 from .data.loader import DataLoaders, LoaderOptions
 from .display import Table
 from .training.callback import Callback
-from .training.layers import ModelSpec, SigmoidRange
+from .training.layers import ModelSpec, SigmoidRange, emb_sz_rule
 from .training.learner import Learner, LearnerOptions
 from .training.optimizers import AdamW
 
@@ -55,7 +55,7 @@ class PairBlock(Block):
     "A user and an item, as a tensor of their two numbers."
     users: Sequence  # names in the order of their numbers
     items: Sequence
-    columns: Sequence[str] = ("user", "item")  # what the two are called
+    columns: Sequence[str] = ("user", "item", "rating")  # what they are called in a table
     kind: ClassVar[str] = "pair"
     meaning: ClassVar[tuple[str, ...]] = ("users", "items")
 
@@ -63,7 +63,7 @@ class PairBlock(Block):
         self.users, self.items, self.columns = Names(self.users), Names(self.items), tuple(self.columns)
 
     def encode(self, value: Any) -> Tensor:  # value: (user, item), or a row with these columns; (2,) int64
-        user, item = (value[c] for c in self.columns) if hasattr(value, "keys") else value
+        user, item = (value[c] for c in self.columns[:2]) if hasattr(value, "keys") else value
         return self.encode_all([user], [item])[0]
 
     def encode_all(self, users: Sequence, items: Sequence) -> Tensor:  # (n, 2) int64
@@ -121,8 +121,8 @@ class RatingSet:
     def with_items(self, items: Any, *, with_labels: bool = False) -> "RatingSet":
         "Other pairs: a list of (user, item), or of (user, item, rating) with labels, or a frame with such columns."
         if hasattr(items, "columns"):
-            wanted = [*self.block.columns, *(c for c in items.columns[2:3] if with_labels)]
-            items = items[wanted].to_numpy(dtype=object)
+            items, wanted = items.rename(columns=str), self.block.columns[:2 + with_labels]
+            items = items[[_column(items, c, k, "column") for k, c in enumerate(wanted)]].to_numpy(dtype=object)
         if any(len(row) < 2 + with_labels for row in items):
             raise ValueError(f"collab: with_labels={with_labels} needs rows of {2 + with_labels} values (user, item{', rating' * with_labels}).")
         users, titles = ([row[k] for row in items] for k in (0, 1))
@@ -136,11 +136,9 @@ class RatingSet:
 def _column(df: Any, name: Any, place: int, option: str) -> Any:
     "The name of a column: the given one, or the one at its usual place."
     if name is None:
-        if place >= df.shape[1]:
-            raise ValueError(f"CollabDataLoaders: the table has {plural(df.shape[1], 'column')}, {list(df.columns)}; it needs user, item and rating.")
         return df.columns[place]
     if name not in df.columns:
-        raise ValueError(f"CollabDataLoaders: {option}={name!r} is not a column{suggest(str(name), map(str, df.columns)) or '.'} "
+        raise ValueError(f"collab: {option}={name!r} is not a column{suggest(str(name), map(str, df.columns)) or '.'} "
                          f"The columns are {list(df.columns)[:12]}.")
     return name
 
@@ -156,10 +154,13 @@ def clean_ratings(
     import pandas as pd
 
     df = pd.DataFrame(df)
+    if df.shape[1] < 3:
+        raise ValueError(f"CollabDataLoaders: the table has {plural(df.shape[1], 'column')}, {list(df.columns)}; it needs user, item and rating. If a file has "
+                         "more, pass the delimiter between them, such as delimiter=';'.")
     columns = [_column(df, *given) for given in ((user_name, 0, "user_name"), (item_name, 1, "item_name"), (rating_name, 2, "rating_name"))]
     if len(set(columns)) < 3 or df.columns.duplicated().any():
         raise ValueError(f"CollabDataLoaders: user, item and rating must be three different columns, got {columns} of {list(df.columns)}.")
-    df = df[columns].reset_index(drop=True)
+    df, columns = df[columns].rename(columns=str).reset_index(drop=True), [*map(str, columns)]
     if not len(df):
         raise ValueError("CollabDataLoaders: the table has no rows; pass at least a few ratings.")
     stars = pd.to_numeric(df[columns[2]], errors="coerce").astype("float64")
@@ -203,7 +204,8 @@ class CollabDataLoaders(DataLoaders):
         df = clean_ratings(ratings, user_name=user_name, item_name=item_name, rating_name=rating_name)
         train, valid = RandomSplitter(valid_pct, seed=seed)(range(len(df)))
         known = df.iloc[train]
-        block = PairBlock(*(sorted(known[c].unique().tolist()) for c in df.columns[:2]), tuple(map(str, df.columns[:2])))  # type: ignore[arg-type]
+        names = [sorted(known[c].unique().tolist(), key=lambda v: (isinstance(v, str), v)) for c in df.columns[:2]]  # numbers before text
+        block = PairBlock(*names, tuple(df.columns))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that some names of the validation set are unknown is expected
             pairs = block.encode_all(*(df[c].tolist() for c in df.columns[:2]))
@@ -231,7 +233,7 @@ class CollabDataLoaders(DataLoaders):
         (xs,), (ys,) = (batch := self.one_batch() if b is None else b).xs, batch.ys
         block = self.train_ds.blocks[0]
         rows = [[*block.decode(x), f"{float(y):g}"] for x, y in zip(xs[:max_n].cpu(), ys[:max_n].cpu())]
-        return Table(rows, [*block.columns, "rating"])
+        return Table(rows, list(block.columns))
 
 # %% ../nbs/api/04_collab.ipynb #ccc7eae5
 class EmbeddingDotBias(nn.Module):
@@ -244,11 +246,10 @@ class EmbeddingDotBias(nn.Module):
         n_items: int,  # rows for items, the unknown one included
         *,
         y_range: tuple[float, float] | None = None,  # predictions lie between these; a little wider than the ratings, or the ends are never reached
-        sparse: bool = True,  # gradients of the rows in a batch only, for `RowAdamW`
     ):
         super().__init__()
         self.n_factors, self.n_users, self.classes = n_factors, n_users, {}  # classes: names of users and items, set by `collab_learner`
-        self.table = nn.Embedding(n_users + n_items, n_factors + 1, sparse=sparse)
+        self.table = nn.Embedding(n_users + n_items, n_factors + 1)
         nn.init.trunc_normal_(self.table.weight, std=0.01)
         self.register_buffer("offset", torch.tensor([0, n_users]), persistent=False)
         self.squash = nn.Identity() if y_range is None else SigmoidRange(*y_range)
@@ -302,11 +303,6 @@ class EmbeddingNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # x: (n, 2) numbers of users and items; (n,) ratings
         return self.layers(torch.cat([table(x[:, k]) for k, table in enumerate(self.embeds)], 1))[:, 0]
 
-
-def emb_size(n: int) -> int:  # n: rows, from 1
-    "How many factors for a table of n rows: 1.6 n^0.56, at most 600. A rule of thumb by fast.ai, found by trying."
-    return min(600, round(1.6 * n**0.56))
-
 # %% ../nbs/api/04_collab.ipynb #cf99c102
 @dataclass
 class CollabModel(ModelSpec):
@@ -350,8 +346,7 @@ class RowAdamW(torch.optim.Optimizer):
         "Move the rows of one matrix that have a gradient."
         (beta1, beta2), lr, state = group["betas"], group["lr"], self.state[p]
         if not state:
-            state.update(step=torch.zeros(()), decay=torch.zeros((), dtype=torch.float64), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p),
-                         decayed=torch.zeros(len(p), dtype=torch.float64, device=p.device))
+            state.update(step=torch.zeros(()), decay=p.new_zeros(()), decayed=p.new_zeros(len(p)), exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         grad = grad.coalesce()
         rows, g = grad.indices()[0], grad.values()
         state["step"] += 1
@@ -360,11 +355,11 @@ class RowAdamW(torch.optim.Optimizer):
         m = state["exp_avg"][rows].lerp_(g, 1 - beta1)
         v = state["exp_avg_sq"][rows].mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = v.sqrt().div_((1 - beta2**t) ** 0.5).add_(group["eps"])
-        missed = torch.exp(state["decayed"][rows] - state["decay"].to(p.device)).to(p.dtype)[:, None]
+        missed = torch.exp(state["decayed"][rows] - state["decay"])[:, None]
         p.index_copy_(0, rows, (p[rows] * missed).addcdiv_(m, root, value=-lr / (1 - beta1**t)))
         state["exp_avg"].index_copy_(0, rows, m)
         state["exp_avg_sq"].index_copy_(0, rows, v)
-        state["decayed"].index_fill_(0, rows, float(state["decay"]))
+        state["decayed"].index_fill_(0, rows, state["decay"])
 
 # %% ../nbs/api/04_collab.ipynb #885ad5f2
 class AverageForUnknown(Callback):
@@ -393,7 +388,7 @@ def collab_learner(
     n_factors: int = 50,  # factors of each user and item, from 1
     *,
     use_nn: bool = False,  # a small network instead of the dot product
-    emb_szs: Sequence[int] | None = None,  # factors of users and of items, with use_nn; None: `emb_size` of their numbers
+    emb_szs: Sequence[int] | None = None,  # factors of users and of items, with use_nn; None: `emb_sz_rule` of their numbers
     layers: Sequence[int] = (100,),  # widths of the network's hidden layers
     y_range: tuple[float, float] | None = None,  # predictions lie between these; a little wider than the ratings works best
     **options: Unpack[LearnerOptions],
@@ -405,11 +400,13 @@ def collab_learner(
     _check_range(dls, y_range)
     block = dls.train_ds.block
     sizes = [len(block.users), len(block.items)]
-    spec = CollabModel(*sizes, list(emb_szs or map(emb_size, sizes)) if use_nn else [n_factors], list(layers) if use_nn else None, y_range)  # type: ignore[arg-type]
+    spec = CollabModel(*sizes, list(emb_szs or map(emb_sz_rule, sizes)) if use_nn else [n_factors], list(layers) if use_nn else None, y_range)  # type: ignore[arg-type]
     with seeded(options.get("seed")):
         model: Any = spec.build()
     model.spec, model.classes = spec, dls.classes
     options.setdefault("opt_func", AdamW if use_nn else RowAdamW)
+    if options["opt_func"] is RowAdamW and not use_nn:
+        model.table.sparse = True  # gradients of the rows in a batch only
     options.setdefault("precision", "fp32")  # there is hardly any arithmetic that bf16 could speed up
     return Learner(dls, model, **options).add_cb(AverageForUnknown())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -20,6 +21,7 @@ from coursekit.collab import (AverageForUnknown, CollabDataLoaders, EmbeddingDot
 from coursekit.deploy.hub import load_learner
 from coursekit.samples.ratings import make_paper_films, noise_floor
 from coursekit.training.learner import Learner
+from coursekit.training.optimizers import SGD, AdamW
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_every_rating_is_served_once_and_means_what_it_meant(rows: list, seed: i
     assert {w for w, *_ in served} <= {*"abcdef", "#na#"}
 
 
-def test_bad_tables_are_refused_with_the_fix(ratings: pd.DataFrame) -> None:
+def test_bad_tables_are_refused_with_the_fix(ratings: pd.DataFrame, tmp_path: Path) -> None:
     with raises(ValueError, "item_name", "'titel'", "'title'"):
         loaders(ratings, item_name="titel")
     with raises(ValueError, "rating", "row 2", "'five'"):
@@ -78,6 +80,9 @@ def test_bad_tables_are_refused_with_the_fix(ratings: pd.DataFrame) -> None:
         loaders(ratings[:0])
     with raises(ValueError, "2 columns"):
         CollabDataLoaders.from_df(ratings.iloc[:, :2])
+    ratings[:9].to_csv(tmp_path / "semicolons.csv", sep=";")
+    with raises(ValueError, "1 column", "delimiter"):
+        CollabDataLoaders.from_csv(tmp_path / "semicolons.csv", item_name="title")
     with raises(ValueError, "three different columns"):
         loaders(ratings, item_name="rating")
     with raises(ValueError, "y_range=(1, 5)", "0.5 to 5"):
@@ -92,6 +97,26 @@ def test_text_ids_numbers_and_arrow_columns_give_the_same(ratings: pd.DataFrame)
     other = loaders(ratings.astype({"userId": "int32", "title": "category", "rating": "float32"}))
     assert plain.classes == other.classes and torch.equal(plain.train_ds.pairs, other.train_ds.pairs)
     assert all(isinstance(u, int) for u in plain.classes["userId"][1:])
+
+
+def test_columns_in_any_order_and_names_of_any_kind(ratings: pd.DataFrame) -> None:
+    mixed = ratings[["title", "movieId", "userId", "rating"]].assign(userId=[f"u{u}" if u % 2 else u for u in ratings.userId])
+    dls = loaders(mixed, user_name="userId")
+    assert dls.test_dl(mixed[:9], with_labels=True).dataset.ratings.tolist() == mixed.rating[:9].tolist()
+    assert "rating" in str(dls.show_batch()) and [type(u) for u in dls.classes["userId"][1:3]] == [int, int]
+    plain = ratings[["userId", "title", "rating"]].set_axis([0, 1, 2], axis=1)
+    assert torch.equal(CollabDataLoaders.from_df(plain, seed=42, device="cpu").test_dl(plain[:9]).dataset.pairs, loaders(ratings).test_dl(ratings[:9]).dataset.pairs)
+    with raises(ValueError, "'title'", "'titel'"):
+        dls.test_dl(mixed.rename(columns={"title": "titel"}))
+
+
+def test_other_optimizers_train_the_factors_too(ratings: pd.DataFrame) -> None:
+    for opt in (AdamW, SGD, functools.partial(RowAdamW, eps=1e-6)):
+        learn = collab_learner(loaders(ratings), n_factors=4, y_range=(0, 5.5), seed=1, opt_func=opt)
+        before = learn.validate()[0]
+        with learn.no_bar():
+            learn.fit(1, 1e-2)
+        assert learn.validate()[0] < before
 
 
 def test_names_biases_and_factors(learn: Learner) -> None:
@@ -176,7 +201,7 @@ def test_a_fit_goes_on_after_save_and_load(ratings: pd.DataFrame, tmp_path: Path
         for learn in (a, b):
             with learn.no_bar():
                 learn.fit(1, 1e-2)
-    assert torch.allclose(a.model.table.weight, b.model.table.weight, atol=1e-6)
+    assert torch.equal(a.model.table.weight, b.model.table.weight)
 
 
 def test_book_code(ratings: pd.DataFrame) -> None:

@@ -189,6 +189,12 @@ def test_a_hook_dropout_or_a_frozen_part_means_the_modules() -> None:
         change(net)
         assert not net.fused.ready(x[1])
     assert not TabularModel([(4, 2)], 2, 2, [6], [0.5]).build().fused.ready(x[1])
+    for change in (lambda net: setattr(net, "layers", torch.nn.Sequential(torch.nn.Linear(4, 2))), lambda net: net.layers.__setitem__(-1, torch.nn.Linear(6, 2))):
+        net = TabularModel([(4, 2)], 2, 2, [6]).build()
+        net(*x)
+        change(net)
+        net(*x).sum().backward()
+        assert net.layers[-1].weight.grad is not None
     assert not TabularModel([(4, 2)], 2, 2, [6], join="two_models").build().fused.ready(x[1])
 
 
@@ -215,6 +221,7 @@ def test_targets_of_every_kind() -> None:
     label, (index, number), _ = learn.predict(df.iloc[1])
     assert label[0] in ("yes", "no") and len(learn.validate()) == 3
     assert list(predict_frame(learn, df)) == ["rich", "rich=no", "rich=yes", "wage"]
+    assert predict_frame(learn, df[100:103]).index.tolist() == [100, 101, 102]
     learn = trained(df, ["old", "tall"], y_block=MultiCategoryBlock(encoded=True, vocab=["old", "tall"]))
     assert set(learn.predict(df.iloc[0]).label) <= {"old", "tall"} and list(predict_frame(learn, df)) == ["old", "tall"]
     assert trained(df, "tall", y_block=CategoryBlock()).dls.vocab == [0, 1]
@@ -236,6 +243,16 @@ def test_show_results_and_importance() -> None:
     assert embedded(learn, to.train).shape == (960, 8)
     wages = trained(df, "wage")
     assert permutation_importance(wages).values[-1][0] == "hours" and partial_dependence(wages, "age")[-1][1] > 5
+
+
+def test_importance_of_ordered_classes() -> None:
+    df, levels = people(800), ["low", "mid", "high"]  # not in alphabetical order, as scikit-learn wants them
+    df["level"] = pd.Categorical(np.select([df.wage < 4, df.wage < 6], levels[:2], "high"), levels, ordered=True)
+    learn = trained(df, "level")
+    assert permutation_importance(learn).values[0][1] > 0.1
+    assert permutation_importance(learn, learn.dls.test_dl(df[df.level != "mid"], with_labels=True)).values[0][1] > 0.1  # a class that doesn't occur
+    low = [p for _, p in partial_dependence(learn, "age", target="low")]
+    assert low[0] > 0.5 > low[-1]
 
 
 # ------------------------------------------------------------------------------------------------- files
@@ -353,6 +370,8 @@ def test_dates_become_columns() -> None:
     with_gap = add_datepart(pd.DataFrame({"date": [days[0], pd.NaT]}), "date", drop=False)
     assert with_gap.Year.isna().tolist() == [False, True] and with_gap.Elapsed.isna().tolist() == [False, True]
     assert cont_cat_split(with_gap)[0][:1] == ["Year"]
+    with raises(ValueError, "'date'", "numbers", "%Y%m%d"):
+        add_datepart(pd.DataFrame({"date": [20190131, 20190201]}), "date")
 
 
 def test_columns_are_read_one_at_a_time() -> None:

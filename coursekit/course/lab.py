@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core import seeded
 from ..data.items import get_image_files, parent_label
+from .compare import interval
 from ..display import Table, finish
 from ..vision.images import load_image
 
@@ -183,10 +184,7 @@ def difference(
     baseline: Sequence[float],  # of what it is compared with, for the same seeds
 ) -> tuple[float, float, str]:  # mean of the differences, half the width of its interval, and "better", "worse" or "not shown"
     "The mean difference with its 95% interval (Student's t). If the interval includes 0, the runs have shown nothing."
-    from scipy.stats import t
-
-    d = np.array(errors, dtype=float) - np.array(baseline, dtype=float)
-    mean, half = d.mean(), t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d))
+    mean, half = interval(np.array(errors, dtype=float) - np.array(baseline, dtype=float))
     return mean, half, "better" if mean + half < 0 else "worse" if mean - half > 0 else "not shown"
 
 

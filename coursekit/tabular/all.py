@@ -24,7 +24,7 @@ from coursekit.tabular.estimators import TabularClassifier, TabularRegressor
 from coursekit.tabular.frames import add_datepart, cont_cat_split, range_of
 from coursekit.tabular.insight import category_embeddings, embedded, partial_dependence, permutation_importance
 from coursekit.tabular.learner import predict_frame, tabular_learner
-from coursekit.tabular.model import Embeddings, TabularModel, TabularNet, emb_sz_rule
+from coursekit.tabular.model import Embeddings, TabularModel, TabularNet
 from coursekit.tabular.procs import Categorify, FillMissing, Normalize
 from coursekit.training.callback import Callback, CancelBatchException, CancelEpochException, CancelFitException, State
 from coursekit.training.callbacks.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ from coursekit.training.callbacks.gradient import GradientAccumulation, Gradient
 from coursekit.training.callbacks.loggers import CSVLogger
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from coursekit.training.count_metrics import F1Score, FBeta, Precision, Recall
-from coursekit.training.layers import SigmoidRange, num_params
+from coursekit.training.layers import SigmoidRange, emb_sz_rule, num_params
 from coursekit.training.learner import Learner
 from coursekit.training.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, Loss, MSELossFlat
 from coursekit.training.metrics import (

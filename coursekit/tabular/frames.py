@@ -86,7 +86,7 @@ def _columns_of(table: Any, who: str) -> Columns:
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{who}: {printable(table)} is of type {type(table).__name__}, not a table; pass a DataFrame, or a list of rows as dictionaries.")
     names = list(table.columns)
-    return Columns(names, len(table), lambda name: table[name], None if isinstance(table.index, pd.RangeIndex) else table.index)
+    return Columns(names, len(table), lambda name: table[name], None if table.index.equals(pd.RangeIndex(len(table))) else table.index)
 
 
 def _from_polars(column: Any) -> Any:
@@ -148,8 +148,10 @@ def parquet_columns(path: str | os.PathLike) -> Columns:  # a Parquet file, or a
         import pyarrow.parquet as pq
     except ImportError as e:
         raise ImportError("reading Parquet files needs pyarrow; install it with: pip install pyarrow") from e
-    if path.is_file() and path.read_bytes()[:4] != b"PAR1":
-        raise ValueError(f"table: {show_path(path)} is not a Parquet file; read other files yourself and pass the DataFrame.")
+    if path.is_file():
+        with path.open("rb") as f:
+            if f.read(4) != b"PAR1":
+                raise ValueError(f"table: {show_path(path)} is not a Parquet file; read other files yourself and pass the DataFrame.")
     dataset = pq.ParquetDataset(path)
     n_rows = sum(piece.metadata.num_rows for piece in dataset.fragments)
 
@@ -213,6 +215,9 @@ def as_dates(column: Any, who: str) -> Any:  # a Series of datetimes
     "A column as dates. A value that cannot be read is an error that names its row."
     if pd.api.types.is_datetime64_any_dtype(column.dtype):
         return column
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        raise ValueError(f"{who}: column {column.name!r} holds numbers, and nothing says which dates they mean; turn them into dates yourself, with "
+                         "pd.to_datetime(..., format='%Y%m%d') or unit='s'.")
     found = pd.to_datetime(column, errors="coerce")
     bad = found.isna() & column.notna()
     if bad.any():  # pandas goes by the first value; the others may have a time of day, too

@@ -69,7 +69,7 @@ class Fused:
 
     def __init__(self, embeds: Any, bn_cont: nn.Module, layers: nn.Sequential, *, usual: bool):
         *hidden, last = list(layers) or [nn.Identity()]
-        self.embeds, self.n_emb, self.last = embeds, embeds.n_out, last
+        self.embeds, self.n_emb, self.last, self.layers, self.listed = embeds, embeds.n_out, last, layers, list(layers)
         self.norm = bn_cont if isinstance(bn_cont, nn.BatchNorm1d) else None
         kinds = (nn.Linear, nn.ReLU, nn.BatchNorm1d)
         self.fits = usual and isinstance(last, nn.Linear) and len(hidden) % 3 == 0 and all(isinstance(m, kinds[k % 3]) for k, m in enumerate(hidden))
@@ -80,8 +80,8 @@ class Fused:
 
     def ready(self, conts: Tensor) -> bool:
         "Whether the layers can be taken together in this batch."
-        return (self.fits and torch.is_grad_enabled() and conts.is_cpu and not conts.requires_grad and len(conts) > 1 and not torch.is_autocast_enabled("cpu")
-                and all(p.requires_grad for p in self.params) and all(m.training for m in self.norms)
+        return (self.fits and list(self.layers) == self.listed and torch.is_grad_enabled() and conts.is_cpu and not conts.requires_grad and len(conts) > 1
+                and not torch.is_autocast_enabled("cpu") and all(p.requires_grad for p in self.params) and all(m.training for m in self.norms)
                 and not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in self.modules))
 
     def __call__(self, cats: Tensor, conts: Tensor) -> Tensor:

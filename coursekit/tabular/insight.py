@@ -25,7 +25,7 @@ class _AsEstimator:
     def __init__(self, learn: Learner):
         self.learn, self.block = learn, learn.dls.targets[0]
         self.name = learn.dls.train.blocks[0].y_names[0][0]
-        self.classes_ = np.array(self.block.vocab) if self.block.vocab is not None else None
+        self.classes_, self.order = (None, None) if self.block.vocab is None else np.unique(self.block.vocab, return_index=True)  # scikit-learn's order
 
     def __sklearn_tags__(self) -> Any:
         return sklearn_tags("regressor" if self.classes_ is None else "classifier")
@@ -39,11 +39,10 @@ class _AsEstimator:
     def predict_proba(self, X: Any) -> np.ndarray:
         if self.classes_ is None:
             raise AttributeError("predict_proba: the target is a number.")
-        return self._outputs(X)
+        return self._outputs(X)[:, self.order]
 
     def predict(self, X: Any) -> np.ndarray:
-        found = self._outputs(X)
-        return found[:, 0] if self.classes_ is None else self.classes_[found.argmax(1)]
+        return self._outputs(X)[:, 0] if self.classes_ is None else self.classes_[self.predict_proba(X).argmax(1)]
 
     def _outputs(self, X: Any) -> np.ndarray:
         with self.learn.no_bar():
@@ -69,10 +68,11 @@ def permutation_importance(
 ) -> Table:  # a row per column; `values` has the numbers
     "By how much the loss of the first target rises if a column is shuffled, for every column, the largest rise first (scikit-learn)."
     from sklearn.inspection import permutation_importance as importance
+    from sklearn.metrics import log_loss
 
     check_whole("permutation_importance", "n_repeats", n_repeats, 1)
     model, X, y = _for_sklearn(learn, dl)
-    score = "neg_mean_squared_error" if model.classes_ is None else "neg_log_loss"
+    score = "neg_mean_squared_error" if model.classes_ is None else lambda m, X, y: -log_loss(y, m.predict_proba(X), labels=m.classes_)
     found = importance(model, X, y, scoring=score, n_repeats=n_repeats, random_state=seed)
     rows = sorted(zip(X.columns, found.importances_mean.tolist(), found.importances_std.tolist()), key=lambda row: -row[1])
     shown = [[str(name), f"{mean:.4f}", f"{std:.4f}"] for name, mean, std in rows]
@@ -102,10 +102,10 @@ def partial_dependence(
                        percentiles=(0.02, 0.98), kind="average", response_method="auto")
     values, means, what = found["grid_values"][0].tolist(), found["average"], str(model.name)
     if model.classes_ is not None:  # scikit-learn gives one row for two classes: the second
-        at = model.block.vocab.index(target) if target is not None else len(model.block.vocab) - 1
+        target = model.block.vocab[-1] if target is None else target
         means = np.stack([1 - means[0], means[0]]) if len(means) == 1 else means
-        what += f" = {model.block.vocab[at]}"
-    pairs = list(zip(values, means[at if model.classes_ is not None else 0].tolist()))
+        means, what = means[model.classes_.tolist().index(target)][None], f"{what} = {target}"
+    pairs = list(zip(values, means[0].tolist()))
     _draw_dependence(pairs, str(name), what, numeric, ax)
     return pairs
 

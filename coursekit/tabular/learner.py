@@ -15,7 +15,8 @@ from typing_extensions import Unpack
 from ..core import lazy_module, seeded, suggest, takes_options
 from ..data.loader import DataLoaders
 from .frames import as_columns
-from .model import TabularModel, emb_sz_rule
+from .model import TabularModel
+from ..training.layers import emb_sz_rule
 from ..training.learner import Learner, LearnerOptions
 
 pd = lazy_module("pandas")

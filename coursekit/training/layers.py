@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['norm_types', 'is_norm', 'norm_bias_params', 'num_params', 'set_mode', 'apply_init', 'AdaptiveConcatPool2d',
-           'SigmoidRange', 'create_head', 'ModelSpec']
+           'SigmoidRange', 'create_head', 'ModelSpec', 'emb_sz_rule']
 
 # %% ../../nbs/api/training/03_layers.ipynb #62067aa0
 from collections.abc import Callable, Sequence
@@ -151,3 +151,10 @@ class ModelSpec:
     def build(self) -> nn.Module:
         "The untrained network."
         raise NotImplementedError(f"{type(self).__name__} has no build(); define it, to return the untrained network.")
+
+# %% ../../nbs/api/training/03_layers.ipynb #63308a28
+def emb_sz_rule(
+    n_cat: int,  # rows, with the one for gaps and unknown names
+) -> int:  # numbers per row
+    "How wide an embedding is by the usual rule: 1.6 times the 0.56th power of the number of rows, at most 600."
+    return min(600, round(1.6 * n_cat**0.56))
