@@ -6,7 +6,7 @@
 __all__ = ['pd', 'PARQUET', 'Columns', 'as_columns', 'read_csv', 'parquet_columns', 'read_table_file', 'cont_cat_split',
            'name_list', 'range_of', 'as_dates', 'add_datepart']
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #56554e47
+# %% ../../nbs/api/tabular/00_frames.ipynb #adb246cd
 import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from ..core import lazy_module, plural, printable, show_path, suggest
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #9918e78f
+# %% ../../nbs/api/tabular/00_frames.ipynb #26efbfa5
 @dataclass
 class Columns:
     "A table that hands out its columns one at a time, as pandas Series."
@@ -54,7 +54,7 @@ class Columns:
                 what = f"{argument} has {name!r}, but the table has no such column" if argument else f"the model needs column {name!r}, but the table has none"
                 raise ValueError(f"{who}: {what}{near} Its columns are {printable(self.names)}.")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #99f9110a
+# %% ../../nbs/api/tabular/00_frames.ipynb #5bc0d3f6
 def as_columns(
     table: Any,  # a frame of pandas or polars, an Arrow table, a Parquet file's path, a dictionary of columns, or a list of rows
     who: str = "table",  # the function that an error names
@@ -99,7 +99,7 @@ def _from_polars(column: Any) -> Any:
         return pd.Series(column.to_list(), name=column.name, dtype=object)
     return pd.Series(column.to_numpy(), name=column.name)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #4e974883
+# %% ../../nbs/api/tabular/00_frames.ipynb #45be329b
 def read_csv(
     path: str | os.PathLike,  # a CSV or TSV file, which may be compressed
     *,
@@ -135,7 +135,7 @@ def _delimiter_of(path: Path) -> str:
         head = "".join(f.readline().split('"')[::2])
     return max(",;\t|", key=head.count)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #22b61d98
+# %% ../../nbs/api/tabular/00_frames.ipynb #dd3848bf
 PARQUET = (".parquet", ".pq")  # endings of the files
 
 
@@ -145,18 +145,26 @@ def parquet_columns(path: str | os.PathLike) -> Columns:  # a Parquet file, or a
     if not path.exists():
         raise FileNotFoundError(f"table: there is no file {show_path(path)}; check the spelling and the folder.")
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as e:
         raise ImportError("reading Parquet files needs pyarrow; install it with: pip install pyarrow") from e
-    if path.is_file() and path.read_bytes()[:4] != b"PAR1":
+    if path.is_file() and not _starts_as_parquet(path):
         raise ValueError(f"table: {show_path(path)} is not a Parquet file; read other files yourself and pass the DataFrame.")
-    dataset = pq.ParquetDataset(path)
+    dataset = pq.ParquetDataset(path, memory_map=True, pre_buffer=False)
     n_rows = sum(piece.metadata.num_rows for piece in dataset.fragments)
 
     def read(name: Any) -> Any:
-        return dataset.read(columns=[name]).column(0).to_pandas(split_blocks=True, self_destruct=True)
+        column = dataset.read(columns=[name], use_threads=False).column(0).to_pandas(split_blocks=True, self_destruct=True)
+        pa.default_memory_pool().release_unused()  # or it keeps what the file's pages took
+        return column
 
     return Columns([n for n in dataset.schema.names if not n.startswith("__index_level_")], n_rows, read)
+
+
+def _starts_as_parquet(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(4) == b"PAR1"
 
 
 def read_table_file(path: str | os.PathLike, *, delimiter: str | None = None, na_values: Any = None, who: str = "table") -> Any:
@@ -165,7 +173,7 @@ def read_table_file(path: str | os.PathLike, *, delimiter: str | None = None, na
         return parquet_columns(path)
     return read_csv(path, delimiter=delimiter, na_values=na_values, who=who)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #26743050
+# %% ../../nbs/api/tabular/00_frames.ipynb #1d761f8c
 def cont_cat_split(
     df: Any,  # any table
     max_card: int = 20,  # whole numbers with more different values than this are continuous
@@ -203,7 +211,7 @@ def range_of(items: Sequence) -> list[int]:
     "The positions 0, 1, ... of a table's rows, which a splitter takes."
     return list(range(len(items)))
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #7027f0fc
+# %% ../../nbs/api/tabular/00_frames.ipynb #292a44b8
 _PARTS = ("Year", "Month", "Week", "Day", "Dayofweek", "Dayofyear", "Is_month_end", "Is_month_start", "Is_quarter_end", "Is_quarter_start",
           "Is_year_end", "Is_year_start")
 _TIMES = ("Hour", "Minute", "Second")
