@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TableBlock', 'NumbersBlock', 'encode_columns']
 
-# %% ../../nbs/api/tabular/04_block.ipynb #eab63e85
+# %% ../../nbs/api/tabular/04_block.ipynb #c9fe1d34
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from .frames import Columns, as_columns, cont_cat_split
 from .dataset import TableDataset
 from .procs import FillMissing, Scale, code_dtype, codes_of, numbers_of, put, vocab_of
 
-# %% ../../nbs/api/tabular/04_block.ipynb #d2ec751f
+# %% ../../nbs/api/tabular/04_block.ipynb #593ed661
 @dataclass
 class TableBlock(Block):
     "The categories in a table's rows, as numbers from 1; 0 is a gap, or a category that training never saw."
@@ -32,11 +32,6 @@ class TableBlock(Block):
     y_names: list = field(default_factory=list)  # the columns of each target
     kind: ClassVar[str] = "table"
     meaning: ClassVar[tuple[str, ...]] = ("names", "vocabs", "flags")
-
-    @property
-    def cards(self) -> list[int]:
-        "How many numbers each column has: its categories, and 0."
-        return [len(v) + 1 for v in self.vocabs]
 
     @property
     def classes(self) -> dict[Any, list]:
@@ -61,8 +56,7 @@ class TableBlock(Block):
         for name in flagged:
             flag = next(f"{name}_na{'_' * k}" for k in range(99) if f"{name}_na{'_' * k}" not in (*columns.names, *self.names))
             self.flags.append([flag, name])
-            self.names.append(flag)
-            self.vocabs.append([False, True])
+            self.names, self.vocabs = [*self.names, flag], [*self.vocabs, [False, True]]
         return warnings
 
     def empty_dataset(self, blocks: Sequence[Any], n_inp: int) -> Any:
@@ -81,7 +75,7 @@ class TableBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #6029de71
+# %% ../../nbs/api/tabular/04_block.ipynb #669a0405
 @dataclass
 class NumbersBlock(Block):
     "The numbers in a table's rows: gaps filled, then on a scale with mean 0 and standard deviation 1."
@@ -121,7 +115,7 @@ class NumbersBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v:.6g}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #fcdff4bd
+# %% ../../nbs/api/tabular/04_block.ipynb #f06f7cd8
 def encode_columns(
     columns: Columns,  # the table
     table: TableBlock,  # set up
@@ -135,7 +129,7 @@ def encode_columns(
     wanted = [n for n in table.names if n not in marks.values()]
     columns.check([*wanted, *numbers.names], who)
     n, notes = len(columns) if order is None else len(order), []
-    cats = torch.zeros(n, len(table.names), dtype=code_dtype(table.cards, n) if table.names else torch.int64)
+    cats = torch.zeros(n, len(table.names), dtype=code_dtype([len(v) + 1 for v in table.vocabs], n) if table.names else torch.int64)
     conts = torch.empty(n, len(numbers.names), dtype=torch.float32)
     for name in wanted:
         codes, said = _category_column(columns[name], table, name)
