@@ -397,16 +397,16 @@ def _check_transform(transform: Any, run: Callable, parts: list, kinds: list[str
 # --------------------------------------------------------------------------------------------- models and exports
 
 
-def check_model_spec(spec: ModelSpec, x: Tensor) -> nn.Module:
-    """Builds a network for a batch `x`, the same layers each time, and is rebuilt from its fields."""
+def check_model_spec(spec: ModelSpec, *xs: Tensor) -> nn.Module:
+    """Builds a network for the inputs of a batch, the same layers each time, and is rebuilt from its fields."""
     with torch.random.fork_rng():  # a recipe may draw the first weights
         model, twin = spec.build().eval(), rebuilt(spec).build().eval()
     shapes, again = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, twin))
     require(shapes == again, spec, "builds the same layers when rebuilt from its fields")
     twin.load_state_dict(model.state_dict())
     with torch.no_grad():
-        out, repeated = model(x), twin(x)
-    require(len(out) == len(x) and out.isfinite().all(), spec, "gives a finite output for every input", seen=out.shape)
+        out, repeated = model(*xs), twin(*xs)
+    require(len(out) == len(xs[0]) and out.isfinite().all(), spec, "gives a finite output for every input", seen=out.shape)
     require(same(out, repeated, tol=1e-5), spec, "with the same weights gives the same output")
     return model
 

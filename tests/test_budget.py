@@ -49,3 +49,10 @@ def test_the_names_people_know_are_there() -> None:
         error_rate accuracy resnet18 resnet34""".split()
     missing = set(known) - set(importlib.import_module("coursekit.vision.all").__all__)
     assert not missing, missing
+
+
+def test_the_names_people_know_for_tables_are_there() -> None:
+    known = """untar_data URLs course_data TabularDataLoaders TabularPandas tabular_learner Categorify FillMissing Normalize RandomSplitter
+        CategoryBlock RegressionBlock add_datepart cont_cat_split range_of accuracy rmse load_learner Learner pd np TabularClassifier""".split()
+    missing = set(known) - set(importlib.import_module("coursekit.tabular.all").__all__)
+    assert not missing, missing

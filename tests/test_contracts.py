@@ -265,6 +265,8 @@ VALUES = {  # kind -> values of training items, a value that cannot be encoded
     "regression": ([1.5, -2.0, 0.25], "much"),
     "image": ([picture(0), picture(1)], "no_such_file.jpg"),
     "mask": ([mask(0), mask(1)], "no_such_file.png"),
+    "table": ([{"job": "clerk", "old": True}, {"job": None, "old": False}, {"job": "nurse", "old": True}], None),
+    "numbers": ([{"age": 39.0, "hours": 40.5}, {"age": 50.0, "hours": 13.0}, {"age": 28.0, "hours": 38.25}], None),
     "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
 }
 BLOCKS = made(Block, {})
@@ -352,7 +354,8 @@ def test_batch_transform(name, make):
 
 
 # ---------------------------------------------------------------- models and exported files
-SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")]})
+SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")],
+                         "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")]})
 
 
 def _vision_model(arch: str) -> ModelSpec:
@@ -361,9 +364,18 @@ def _vision_model(arch: str) -> ModelSpec:
     return VisionModel(arch, 3, lin_ftrs=[16])
 
 
+def _tabular_model(join: str) -> ModelSpec:
+    from coursekit.tabular.model import TabularModel
+
+    return TabularModel([(4, 3), (9, 5)], 2, 3, [12, 8], [0.1, 0.2], y_range=[0, 5], join=join)
+
+
+INPUTS = {"VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG))}
+
+
 @pytest.mark.parametrize(("name", "make"), SPECS)
 def test_model_spec(name, make):
-    check_model_spec(make_or_explain(name, make), torch.rand(2, 3, 64, 64, generator=RNG))
+    check_model_spec(make_or_explain(name, make), *INPUTS[name])
 
 
 def test_exported_file(tmp_path: Path):
@@ -397,7 +409,8 @@ PUBLIC = {
 }
 
 
-EXEMPT = {"coursekit.samples.sprites.oval": "a centre and two radii are as well known by place as x and y",
+EXEMPT = {"coursekit.tabular.data.TabularPandas": "the books pass table, procs and both lists of columns by place",
+          "coursekit.samples.sprites.oval": "a centre and two radii are as well known by place as x and y",
           "coursekit.course.judging.Hint": "the keywords are what a hint's text shows", "coursekit.course.judging.hint_if": "likewise"}
 
 

@@ -274,7 +274,7 @@ print(json.dumps([p.label, p.probabilities.tolist(), [str(w.message) for w in sa
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     label, probabilities, said = json.loads(done.stdout)
-    with pytest.warns(UserWarning) as here:
+    with pytest.warns(UserWarning, match="astronaut") as here:
         p = learn.predict({"job": "astronaut", "age": 40, "hours": None})
     assert label == p.label and probabilities == pytest.approx(p.probabilities.tolist(), abs=1e-6)
     assert len(said) == len(here) == 1
@@ -320,7 +320,7 @@ def test_bad_columns_are_named() -> None:
         make(df.assign(born=pd.Timestamp("2020-01-01")), cont=["born"])
     with raises(ValueError, "only one class"):
         make(df.assign(rich="yes"))
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="name") as said:
         make(df.assign(name=[f"n{i}" for i in df.index]), cat=["job", "name"])
     says(said[0].message, "name", "400 different values", "leave it out")
     with raises(ValueError, "no", "vip", "row 399"):

@@ -206,11 +206,19 @@ def data_clear(name: str | None, yes: bool) -> None:
 FOR_TABLES = ("source", "target", "epochs", "out", "lr", "bs", "seed", "valid_pct", "overwrite", "dry_run")
 
 
-def _only_for_tables(ctx: click.Context) -> None:
-    "Refuse options that say something about images."
+def _train_table(file: Any, ctx: click.Context) -> None:
+    "What `train` does with a table, given its options. Those that say something about images are refused."
+    from coursekit.cli.tables import train_table
+    from coursekit.tabular.plan import plan_table
+
     given = [n for n in ctx.params if ctx.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE and n not in FOR_TABLES]
     if given:
         raise click.UsageError(f"--{given[0].replace('_', '-')} is for images, and --target is for tables; leave one of them out.")
+    options = ctx.params
+    plan = plan_table(options["source"], options["target"], valid_pct=options["valid_pct"], seed=options["seed"])
+    click.echo(str(plan))
+    if not options["dry_run"]:
+        train_table(plan, file, epochs=options["epochs"], lr=options["lr"], bs=options["bs"], say=click.echo)
 
 # %% ../../nbs/api/cli/09_main.ipynb #2171eec4
 @main.command()
@@ -262,18 +270,9 @@ def train(source: str, target: str | None, arch: str, epochs: int | None, size: 
     """
     from coursekit.cli.train import Recipe, check_out, train_model
     from coursekit.vision.plan import plan_data
-
     file = check_out(out, overwrite=overwrite or dry_run)
     if target is not None:
-        from coursekit.cli.tables import train_table
-        from coursekit.tabular.plan import plan_table
-
-        _only_for_tables(click.get_current_context())
-        table = plan_table(source, target, valid_pct=valid_pct, seed=seed)
-        click.echo(str(table))
-        if not dry_run:
-            train_table(table, file, epochs=epochs, lr=lr, bs=bs, say=click.echo)
-        return
+        return _train_table(file, click.get_current_context())
     recipe = Recipe(arch, pretrained=pretrained, epochs=epochs, lr=lr)
     plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col or None, label_delim=label_delim, valid_col=valid_col,
                      train=train_in or None, valid=valid_in or None, depth=depth, valid_pct=valid_pct, seed=seed)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['is_table_model', 'table_epochs', 'train_table', 'predict_table', 'table_row', 'json_row']
 
-# %% ../../nbs/api/cli/11_tables.ipynb #f19459ab
+# %% ../../nbs/api/cli/11_tables.ipynb #480c4fa3
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,11 +17,11 @@ from ..core import plural, printable
 from ..data.block import CategoryBlock
 from ..tabular.frames import read_table_file
 from ..tabular.learner import predict_frame, tabular_learner
-from ..tabular.plan import GAPS, TablePlan, plan_table
+from ..tabular.plan import GAPS, TablePlan
 from ..training.learner import Learner
 from ..training.metrics import accuracy, mae, rmse
 
-# %% ../../nbs/api/cli/11_tables.ipynb #f2cf4c83
+# %% ../../nbs/api/cli/11_tables.ipynb #01d2eaef
 def is_table_model(learn: Learner) -> bool:
     "Whether a learner predicts the rows of tables."
     return [b.kind for b in learn.dls.train.blocks[:1]] == ["table"]
@@ -65,7 +65,7 @@ def train_table(
     say(f"wrote {name}, {out.stat().st_size / 1e6:.1f} MB")
     return learn
 
-# %% ../../nbs/api/cli/11_tables.ipynb #2112dd09
+# %% ../../nbs/api/cli/11_tables.ipynb #de1a5a0a
 def predict_table(learn: Learner, file: Path, *, top: int = 5) -> Iterator[dict[str, Any]]:  # one per row
     "Predictions for the rows of a CSV or Parquet file, and a warning about what training has not seen."
     df = read_table_file(file, na_values=list(GAPS), who="predict")

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TableBlock', 'NumbersBlock', 'encode_columns']
 
-# %% ../../nbs/api/tabular/04_block.ipynb #7b112c42
+# %% ../../nbs/api/tabular/04_block.ipynb #c9fe1d34
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from .frames import Columns, as_columns, cont_cat_split
 from .dataset import TableDataset
 from .procs import FillMissing, Scale, code_dtype, codes_of, numbers_of, put, vocab_of
 
-# %% ../../nbs/api/tabular/04_block.ipynb #4016d5ae
+# %% ../../nbs/api/tabular/04_block.ipynb #593ed661
 @dataclass
 class TableBlock(Block):
     "The categories in a table's rows, as numbers from 1; 0 is a gap, or a category that training never saw."
@@ -31,11 +32,6 @@ class TableBlock(Block):
     y_names: list = field(default_factory=list)  # the columns of each target
     kind: ClassVar[str] = "table"
     meaning: ClassVar[tuple[str, ...]] = ("names", "vocabs", "flags")
-
-    @property
-    def cards(self) -> list[int]:
-        "How many numbers each column has: its categories, and 0."
-        return [len(v) + 1 for v in self.vocabs]
 
     @property
     def classes(self) -> dict[Any, list]:
@@ -58,15 +54,12 @@ class TableBlock(Block):
                 warnings.append(f"column {name!r} of cat_names has {plural(len(self.vocabs[-1]), 'different value')} in {plural(len(rows), 'training row')}, "
                                 "so there is hardly a category to learn about; leave it out, or move it to cont_names if it is a quantity")
         for name in flagged:
-            flag = f"{name}_na"
-            while flag in columns or flag in self.names:
-                flag += "_"
+            flag = next(f"{name}_na{'_' * k}" for k in range(99) if f"{name}_na{'_' * k}" not in (*columns.names, *self.names))
             self.flags.append([flag, name])
-            self.names.append(flag)
-            self.vocabs.append([False, True])
+            self.names, self.vocabs = [*self.names, flag], [*self.vocabs, [False, True]]
         return warnings
 
-    def empty_dataset(self, blocks: Sequence[Block], n_inp: int) -> Any:
+    def empty_dataset(self, blocks: Sequence[Any], n_inp: int) -> Any:
         return TableDataset(blocks, [torch.zeros(0, len(self.names), dtype=torch.int64), torch.zeros(0, len(blocks[1].names))])
 
     def encode(self, value: Any) -> Tensor:
@@ -82,7 +75,7 @@ class TableBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #d63d8f96
+# %% ../../nbs/api/tabular/04_block.ipynb #669a0405
 @dataclass
 class NumbersBlock(Block):
     "The numbers in a table's rows: gaps filled, then on a scale with mean 0 and standard deviation 1."
@@ -122,7 +115,7 @@ class NumbersBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v:.6g}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #08fb5616
+# %% ../../nbs/api/tabular/04_block.ipynb #f06f7cd8
 def encode_columns(
     columns: Columns,  # the table
     table: TableBlock,  # set up
@@ -136,21 +129,20 @@ def encode_columns(
     wanted = [n for n in table.names if n not in marks.values()]
     columns.check([*wanted, *numbers.names], who)
     n, notes = len(columns) if order is None else len(order), []
-    cats = torch.zeros(n, len(table.names), dtype=code_dtype(table.cards, n) if table.names else torch.int64)
+    cats = torch.zeros(n, len(table.names), dtype=code_dtype([len(v) + 1 for v in table.vocabs], n) if table.names else torch.int64)
     conts = torch.empty(n, len(numbers.names), dtype=torch.float32)
     for name in wanted:
         codes, said = _category_column(columns[name], table, name)
-        put(cats.numpy()[:, table.names.index(name)], codes, order)
+        put(cats.numpy()[:, table.names.index(name)], codes, order=order)
         notes += said
     for j, name in enumerate(numbers.names):
         values = numbers_of(columns[name], who)
         missing = np.isnan(values)
-        fill, mean, std = numbers.fills[j], numbers.means[j], numbers.stds[j]
         if missing.any():
             notes += _gap_notes(missing if order is None else missing[order], numbers, j, who)
-        put(conts.numpy()[:, j], values, order, lambda v: (np.where(np.isnan(v), fill, v) - mean) / std)
+        put(conts.numpy()[:, j], values, order=order, change=partial(_scaled, fill=numbers.fills[j], mean=numbers.means[j], std=numbers.stds[j]))
         if name in marks:
-            put(cats.numpy()[:, table.names.index(marks[name])], missing, order, lambda v: v + 1)
+            put(cats.numpy()[:, table.names.index(marks[name])], missing, order=order, change=lambda v: v + 1)
         del values, missing
     return cats, conts, notes
 
@@ -171,6 +163,12 @@ def _category_column(column: Any, table: TableBlock, name: Any) -> tuple[np.ndar
     if gaps.any() and name not in table.with_gaps:
         notes.append(f"column {name!r}: {plural(int(gaps.sum()), 'gap')}, and training had none there")
     return codes, notes
+
+
+def _scaled(values: np.ndarray, *, fill: float | None, mean: float, std: float) -> np.ndarray:
+    "Numbers without gaps, on their scale."
+    missing = np.isnan(values)
+    return ((np.where(missing, fill, values) if missing.any() else values) - mean) / std
 
 
 def _gap_notes(missing: np.ndarray, numbers: NumbersBlock, j: int, who: str) -> list[str]:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'EncodedTable', 'TableFrames', 'TabularPandas', 'TableLoaders', 'TabularDataLoaders']
 
-# %% ../../nbs/api/tabular/05_data.ipynb #48f20824
+# %% ../../nbs/api/tabular/05_data.ipynb #4ad4ef70
 import copy
 import os
 import warnings
@@ -29,7 +29,7 @@ from .targets import encode_target, find_targets, fit_target
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/05_data.ipynb #b84316fa
+# %% ../../nbs/api/tabular/05_data.ipynb #f62bba42
 class EncodedTable:
     "An encoded table: training rows first, then validation rows."
 
@@ -57,7 +57,7 @@ class EncodedTable:
         made.n_train = len(made.order)
         return made
 
-# %% ../../nbs/api/tabular/05_data.ipynb #690b6037
+# %% ../../nbs/api/tabular/05_data.ipynb #a735de51
 class TableFrames(EncodedTable):
     "An encoded table as frames of numbers, which scikit-learn takes."
 
@@ -108,7 +108,7 @@ class TableFrames(EncodedTable):
         "Show the first rows, decoded."
         show_frame(self.rows.items[:max_n])
 
-# %% ../../nbs/api/tabular/05_data.ipynb #145f6fd5
+# %% ../../nbs/api/tabular/05_data.ipynb #6f5b7446
 class TabularPandas(TableFrames):
     "A table, encoded: training rows first, then validation rows. Everything is learned from the training rows."
 
@@ -170,7 +170,7 @@ class TabularPandas(TableFrames):
         return (f"TabularPandas({plural(self.n_train, 'training row')} and {plural(len(self) - self.n_train, 'validation row')}; categories "
                 f"{self.cat_names}; numbers {self.cont_names}; target {targets})")
 
-# %% ../../nbs/api/tabular/05_data.ipynb #bbbd18c8
+# %% ../../nbs/api/tabular/05_data.ipynb #8340e372
 def _column_names(columns: Columns, cat: Sequence | None, cont: Sequence | None, y_names: Any, steps: dict, who: str) -> tuple[list, list]:
     "Which columns are categories and which are numbers; what cannot be is an error."
     if cat is None and cont is None:
@@ -198,11 +198,13 @@ def _row_order(n: int, splits: Any, who: str) -> tuple[np.ndarray, int]:
     if len(sides) != 2:
         raise ValueError(f"{who}: splits has {len(sides)} parts; pass a pair, the positions of the training rows and of the validation rows.")
     for name, side in zip(("training", "validation"), sides):
-        if len(side) and not (0 <= side.min() and side.max() < n):
+        if len(side) and (side.min() < 0 or side.max() >= n):
             raise ValueError(f"{who}: splits has {side.max() if side.max() >= n else side.min()} among the {name} rows, but the rows are 0 to {n - 1}.")
     if not len(sides[0]):
         raise ValueError(f"{who}: splits has no training rows.")
-    order, seen = np.concatenate(sides), np.zeros(n, bool)
+    whole = sides[0].base  # of two views of one array, as `_splits` makes them, which is not copied
+    together = whole is not None and whole is sides[1].base and len(whole) == len(sides[0]) + len(sides[1]) and np.shares_memory(whole[:1], sides[0][:1])
+    order, seen = whole if together else np.concatenate(sides), np.zeros(n, bool)
     seen[order] = True
     if np.count_nonzero(seen) < len(order):
         raise ValueError(f"{who}: splits has row {np.bincount(order).argmax()} more than once, so what is measured in validation may have been learned by heart.")
@@ -216,19 +218,21 @@ def _on_device(rows: TableDataset, device: Any) -> TableDataset:
         return rows.to(where)
     return rows
 
-# %% ../../nbs/api/tabular/05_data.ipynb #0ceadc45
+# %% ../../nbs/api/tabular/05_data.ipynb #b2572664
 def _splits(n: int, valid_idx: Sequence[int] | None, valid_pct: float, seed: int | None) -> tuple:
     "Training and validation rows: those that were named, or a random share."
     if valid_idx is None:
-        return tuple(side.numpy().astype(np.int32 if n < 1 << 31 else np.int64) for side in RandomSplitter(valid_pct, seed=seed).sides(n))
+        train, valid = (side.numpy() for side in RandomSplitter(valid_pct, seed=seed).sides(n))
+        order = np.concatenate([train, valid], dtype=np.int32 if n < 1 << 31 else np.int64)
+        return order[:len(train)], order[len(train):]
     valid = np.asarray(list(valid_idx), dtype=np.int64)
-    if len(valid) and not (0 <= valid.min() and valid.max() < n):
+    if len(valid) and (valid.min() < 0 or valid.max() >= n):
         raise ValueError(f"TabularDataLoaders: valid_idx has {valid.max() if valid.max() >= n else valid.min()}, but the rows are 0 to {n - 1}.")
     rest = np.ones(n, bool)
     rest[valid] = False
     return np.flatnonzero(rest), valid
 
-# %% ../../nbs/api/tabular/05_data.ipynb #f284f10b
+# %% ../../nbs/api/tabular/05_data.ipynb #5b57a15a
 class TableLoaders(DataLoaders):
     "Loaders of encoded rows, which are shown as a table."
 
@@ -236,7 +240,7 @@ class TableLoaders(DataLoaders):
         "A batch as a table: categories by name, numbers on their own scale."
         return decode_frame(self.train.blocks, list(batch))
 
-    def show_batch(
+    def show_batch(  # type: ignore[override]  # a table has no grid
         self,
         b: Batch | None = None,  # None: random rows, others each time
         max_n: int = 9,  # at most so many rows
@@ -244,7 +248,7 @@ class TableLoaders(DataLoaders):
         train: bool = True,  # False: the validation set
     ) -> None:
         "Show rows as the model gets them, decoded again."
-        dl = self.train if train else self.valid
+        dl: Any = self.train if train else self.valid
         if b is None:
             dl.epoch += 1
             picks = torch.randperm(len(dl.dataset), generator=torch.Generator().manual_seed(dl.seed + dl.epoch))[:max_n]
@@ -252,14 +256,14 @@ class TableLoaders(DataLoaders):
         show_frame(self.decode_frame(b.map(lambda t: t[:max_n])))
 
     def show_predicted(self, dl: DataLoader, batch: Batch, said: Sequence[tuple], *, ncols: int | None = None, figsize: Any = None) -> None:
-        df, names = self.decode_frame(batch), self.train.blocks[0].y_names
+        df, names = self.decode_frame(batch), self.train_ds.blocks[0].y_names
         for k, columns in enumerate(names):
             answers = [np.atleast_1d(np.asarray(s[k], dtype=object)) for s in said]
             for j, name in enumerate(columns):
                 df[f"{name} predicted"] = [a[min(j, len(a) - 1)] for a in answers]
         show_frame(df)
 
-# %% ../../nbs/api/tabular/05_data.ipynb #21c0e8ca
+# %% ../../nbs/api/tabular/05_data.ipynb #4fcb1a8e
 class TabularDataLoaders(TableLoaders):
     "Loaders of the rows of a table."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'decode_frame', 'show_frame', 'EncodedRows', 'TableDataset', 'TableRows']
 
-# %% ../../nbs/api/tabular/03_dataset.ipynb #bfc0c0d8
+# %% ../../nbs/api/tabular/03_dataset.ipynb #5782185f
 import copy
 import operator
 import warnings
@@ -25,9 +25,9 @@ from .targets import encode_target
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/03_dataset.ipynb #35d2aece
+# %% ../../nbs/api/tabular/03_dataset.ipynb #30b3e9ae
 def decode_frame(
-    blocks: Sequence[Block],  # a `TableBlock`, a `NumbersBlock`, and a block per target
+    blocks: Sequence[Any],  # a `TableBlock`, a `NumbersBlock`, and a block per target
     parts: Sequence[Tensor],  # (n, ...) as they were encoded; targets may be missing
 ) -> Any:  # a pandas DataFrame
     "Encoded rows as a table: categories by name, numbers on their own scale, gaps as gaps."
@@ -40,7 +40,9 @@ def decode_frame(
             found[name] = pd.Series([None, *vocab], dtype=object).take(cats[:, j].numpy()).array
     for j, name in enumerate(numbers.names):
         values = (conts[:, j].double().numpy() * numbers.stds[j] + numbers.means[j]).astype(np.float32).astype(float)
-        found[name] = np.round(values).astype(int) if name in numbers.whole else values
+        exact = 1e-6 * (np.abs(values) + abs(numbers.means[j]) + numbers.stds[j])  # as exact as float32 keeps them
+        whole = name in numbers.whole and bool((np.abs(values - np.round(values)) < exact).all())
+        found[name] = np.round(values).astype(int) if whole else values
     for flag, source in marks.items():
         gaps = cats[:, table.names.index(flag)].numpy() == 2
         found[source] = np.where(gaps, np.nan, found[source]) if gaps.any() else found[source]
@@ -65,7 +67,7 @@ def show_frame(df: Any) -> None:
     else:
         print(df.to_string())
 
-# %% ../../nbs/api/tabular/03_dataset.ipynb #ff4c6aa4
+# %% ../../nbs/api/tabular/03_dataset.ipynb #e10881bd
 class EncodedRows(torch.utils.data.Dataset):
     "Encoded rows of a table: categories, numbers and targets, in a tensor each. Batches are sliced from them."
     seeded: ClassVar[bool] = False  # nothing about a row is random
@@ -80,7 +82,8 @@ class EncodedRows(torch.utils.data.Dataset):
         train: bool = False,  # whether these are the training rows
         index: Any = None,  # name of each row in the table it comes from; None: not known
     ):
-        self.blocks, self.parts, self.train, self.index = list(blocks), tuple(parts), train, index
+        self.parts, self.train, self.index = tuple(parts), train, index
+        self.blocks: list[Any] = list(blocks)
         self.n_inp = 2
         self._device = self.parts[0].device
         self._as_they_are = self._device.type == "cpu" and all(p.dtype in (torch.int64, torch.float32) for p in self.parts)
@@ -108,7 +111,7 @@ class EncodedRows(torch.utils.data.Dataset):
         "Bytes of memory that the encoded rows take."
         return sum(p.nbytes for p in self.parts)
 
-# %% ../../nbs/api/tabular/03_dataset.ipynb #8940e292
+# %% ../../nbs/api/tabular/03_dataset.ipynb #0aaf5cb3
 class TableDataset(EncodedRows):
     "The rows of a table, as loaders and learners use them."
 
@@ -154,7 +157,7 @@ class TableDataset(EncodedRows):
     def __repr__(self) -> str:
         return f"TableDataset({plural(len(self), 'row')}, {plural(self.parts[0].shape[1], 'category', 'categories')}, {plural(self.parts[1].shape[1], 'number')})"
 
-# %% ../../nbs/api/tabular/03_dataset.ipynb #a337b80a
+# %% ../../nbs/api/tabular/03_dataset.ipynb #fde665f8
 class TableRows(Sequence):
     "The rows of a dataset: `rows[3]` is a pandas Series, `rows[:100]` a DataFrame. Targets are in them."
 

@@ -6,7 +6,7 @@
 __all__ = ['pd', 'Parameters', 'sklearn_tags', 'NoValidation', 'EstimatorInputs', 'TabularEstimator', 'TabularClassifier',
            'TabularRegressor']
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #e9b30a4a
+# %% ../../nbs/api/tabular/10_estimators.ipynb #a1a2ac33
 import copy
 import inspect
 import warnings
@@ -27,7 +27,7 @@ from ..training.learner import Learner, serving_learner
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #b0db54c7
+# %% ../../nbs/api/tabular/10_estimators.ipynb #aae98b2a
 class Parameters:
     "The arguments of `__init__`, as scikit-learn reads and sets them."
 
@@ -49,7 +49,7 @@ class Parameters:
         changed = [f"{k}={v!r}" for k, v in self.get_params().items() if v is not start[k] and repr(v) != repr(start[k])]
         return f"{type(self).__name__}({', '.join(changed)})"
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #860b1d94
+# %% ../../nbs/api/tabular/10_estimators.ipynb #8b22d1f0
 def sklearn_tags(kind: str) -> Any:  # "classifier" or "regressor"
     "What scikit-learn wants to know about an estimator for tables."
     from sklearn.utils import ClassifierTags, InputTags, RegressorTags, Tags, TargetTags
@@ -66,11 +66,13 @@ class NoValidation(Callback):
         if not learn.state.trial:
             raise CancelValidateException
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #ab0e7e7b
+# %% ../../nbs/api/tabular/10_estimators.ipynb #f29a514b
 class EstimatorInputs(Parameters):
     "Parameters and inputs of both estimators. Frames may have text, categories and gaps; arrays have numbers and gaps."
 
     kind: ClassVar[str] = ""  # "classifier" or "regressor"
+    model_: Any  # the trained network
+    blocks_: list[Any]  # of the columns and the target
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class EstimatorInputs(Parameters):
         check_consistent_length(np.empty(n), y)
         return check_array(column_or_1d(y, warn=True), ensure_2d=False, dtype=None, input_name="y")
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #99902625
+# %% ../../nbs/api/tabular/10_estimators.ipynb #c94bbc00
 class TabularEstimator(EstimatorInputs):
     "A network for tables: how it is fitted, and what it says about new rows."
 
@@ -162,7 +164,7 @@ class TabularEstimator(EstimatorInputs):
         "A learner that predicts what this estimator predicts, for instance to export it."
         return serving_learner(self.model_, self.blocks_, 2, device="cpu")
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #04242fad
+# %% ../../nbs/api/tabular/10_estimators.ipynb #01b771af
 class TabularClassifier(TabularEstimator):
     "A classifier for tables."
 
@@ -199,7 +201,7 @@ class TabularClassifier(TabularEstimator):
 
         return accuracy_score(y, self.predict(X), sample_weight=sample_weight)
 
-# %% ../../nbs/api/tabular/10_estimators.ipynb #f60def9c
+# %% ../../nbs/api/tabular/10_estimators.ipynb #aa4aebfa
 class TabularRegressor(TabularEstimator):
     "A regressor for tables. It trains on targets with mean 0 and standard deviation 1, and predicts on their own scale."
 

@@ -6,7 +6,7 @@
 __all__ = ['pd', 'PARQUET', 'Columns', 'as_columns', 'read_csv', 'parquet_columns', 'read_table_file', 'cont_cat_split',
            'name_list', 'range_of', 'as_dates', 'add_datepart']
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #56554e47
+# %% ../../nbs/api/tabular/00_frames.ipynb #9e07abf1
 import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core import lazy_module, plural, printable, show_path, suggest
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #9918e78f
+# %% ../../nbs/api/tabular/00_frames.ipynb #c246cd66
 @dataclass
 class Columns:
     "A table that hands out its columns one at a time, as pandas Series."
@@ -54,7 +56,7 @@ class Columns:
                 what = f"{argument} has {name!r}, but the table has no such column" if argument else f"the model needs column {name!r}, but the table has none"
                 raise ValueError(f"{who}: {what}{near} Its columns are {printable(self.names)}.")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #99f9110a
+# %% ../../nbs/api/tabular/00_frames.ipynb #abcc20c2
 def as_columns(
     table: Any,  # a frame of pandas or polars, an Arrow table, a Parquet file's path, a dictionary of columns, or a list of rows
     who: str = "table",  # the function that an error names
@@ -99,7 +101,7 @@ def _from_polars(column: Any) -> Any:
         return pd.Series(column.to_list(), name=column.name, dtype=object)
     return pd.Series(column.to_numpy(), name=column.name)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #4e974883
+# %% ../../nbs/api/tabular/00_frames.ipynb #97c3283f
 def read_csv(
     path: str | os.PathLike,  # a CSV or TSV file, which may be compressed
     *,
@@ -135,7 +137,7 @@ def _delimiter_of(path: Path) -> str:
         head = "".join(f.readline().split('"')[::2])
     return max(",;\t|", key=head.count)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #22b61d98
+# %% ../../nbs/api/tabular/00_frames.ipynb #c49dfb6d
 PARQUET = (".parquet", ".pq")  # endings of the files
 
 
@@ -145,20 +147,49 @@ def parquet_columns(path: str | os.PathLike) -> Columns:  # a Parquet file, or a
     if not path.exists():
         raise FileNotFoundError(f"table: there is no file {show_path(path)}; check the spelling and the folder.")
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as e:
         raise ImportError("reading Parquet files needs pyarrow; install it with: pip install pyarrow") from e
-    if path.is_file():
-        with path.open("rb") as f:
-            if f.read(4) != b"PAR1":
-                raise ValueError(f"table: {show_path(path)} is not a Parquet file; read other files yourself and pass the DataFrame.")
-    dataset = pq.ParquetDataset(path)
-    n_rows = sum(piece.metadata.num_rows for piece in dataset.fragments)
+    if path.is_file() and not _starts_as_parquet(path):
+        raise ValueError(f"table: {show_path(path)} is not a Parquet file; read other files yourself and pass the DataFrame.")
+    pieces = [pq.ParquetFile(f, memory_map=True) for f in sorted(path.rglob("*.parquet"))] if path.is_dir() else [pq.ParquetFile(path, memory_map=True)]
+    if not pieces:
+        raise FileNotFoundError(f"table: there is no .parquet file in {show_path(path)}.")
+    names = [n for n in pieces[0].schema_arrow.names if not n.startswith("__index_level_")]
 
     def read(name: Any) -> Any:
-        return dataset.read(columns=[name]).column(0).to_pandas(split_blocks=True, self_destruct=True)
+        batches = (b.column(0) for p in pieces for b in p.iter_batches(1 << 20, columns=[name], use_threads=False))
+        found = _joined((batch.to_pandas() for batch in batches), sum(p.metadata.num_rows for p in pieces))
+        pa.default_memory_pool().release_unused()  # or it keeps what the file's pages took
+        return found.rename(name)
 
-    return Columns([n for n in dataset.schema.names if not n.startswith("__index_level_")], n_rows, read)
+    return Columns(names, sum(p.metadata.num_rows for p in pieces), read)
+
+
+def _joined(pieces: Iterable, n: int) -> Any:
+    "The pieces of a column, n rows in all, as one Series. Numbers are copied into their place at once, so there are never two of them."
+    found, others, at = None, [], 0
+    for piece in pieces:
+        if piece.dtype.kind not in "iufb" or others:
+            others.append(piece)
+            continue
+        if found is None:
+            found = np.empty(n, piece.dtype)
+        elif found.dtype != piece.dtype:  # a gap makes floats of whole numbers
+            found = found.astype(np.result_type(found, piece.dtype))
+        found[at:at + len(piece)] = piece.to_numpy()
+        at += len(piece)
+    if found is not None and not others:
+        return pd.Series(found, copy=False)
+    if all(isinstance(p.dtype, pd.CategoricalDtype) for p in others):
+        return pd.Series(pd.api.types.union_categoricals(others))
+    return pd.concat([*([pd.Series(found[:at])] if at else []), *others], ignore_index=True)
+
+
+def _starts_as_parquet(path: Path) -> bool:
+    with open(path, "rb") as f:
+        return f.read(4) == b"PAR1"
 
 
 def read_table_file(path: str | os.PathLike, *, delimiter: str | None = None, na_values: Any = None, who: str = "table") -> Any:
@@ -167,7 +198,7 @@ def read_table_file(path: str | os.PathLike, *, delimiter: str | None = None, na
         return parquet_columns(path)
     return read_csv(path, delimiter=delimiter, na_values=na_values, who=who)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #26743050
+# %% ../../nbs/api/tabular/00_frames.ipynb #252d2ce0
 def cont_cat_split(
     df: Any,  # any table
     max_card: int = 20,  # whole numbers with more different values than this are continuous
@@ -205,7 +236,7 @@ def range_of(items: Sequence) -> list[int]:
     "The positions 0, 1, ... of a table's rows, which a splitter takes."
     return list(range(len(items)))
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #7027f0fc
+# %% ../../nbs/api/tabular/00_frames.ipynb #87d2d46c
 _PARTS = ("Year", "Month", "Week", "Day", "Dayofweek", "Dayofyear", "Is_month_end", "Is_month_start", "Is_quarter_end", "Is_quarter_start",
           "Is_year_end", "Is_year_start")
 _TIMES = ("Hour", "Minute", "Second")

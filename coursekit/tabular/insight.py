@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'permutation_importance', 'partial_dependence', 'category_embeddings', 'embedded']
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #ff59fdb6
+# %% ../../nbs/api/tabular/09_insight.ipynb #3dfaf21a
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..training.learner import Learner
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #91744589
+# %% ../../nbs/api/tabular/09_insight.ipynb #8987635b
 class _AsEstimator:
     "A trained learner in the clothes of a scikit-learn estimator, for `sklearn.inspection`."
 
@@ -56,9 +56,9 @@ def _for_sklearn(learn: Learner, dl: Any) -> tuple[_AsEstimator, Any, Any]:  # e
     rows = (learn.dls.valid if dl is None else dl).dataset.items[:]
     made = _AsEstimator(learn)
     targets = [n for names in learn.dls.train.blocks[0].y_names for n in names]
-    return made, rows.drop(columns=[n for n in targets if n in rows]), rows[made.name] if made.name in rows else None
+    return made, rows.drop(columns=[n for n in targets if n in rows]), rows.get(made.name)
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #09f6b3a7
+# %% ../../nbs/api/tabular/09_insight.ipynb #1e99384f
 def permutation_importance(
     learn: Learner,  # for tables
     dl: Any = None,  # a loader with targets; None: the validation rows
@@ -79,7 +79,7 @@ def permutation_importance(
     return Table(shown, ["column", "loss rises by", "± over shuffles"], values=[list(r) for r in rows],
                  caption=f"{'squared error' if model.classes_ is None else 'cross entropy'} on {plural(len(X), 'row')}; each column shuffled {plural(n_repeats, 'time')}")
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #d5622c19
+# %% ../../nbs/api/tabular/09_insight.ipynb #0be96e72
 def partial_dependence(
     learn: Learner,  # for tables
     name: Any,  # a column of the table
@@ -123,7 +123,7 @@ def _draw_dependence(found: list, name: str, what: str, line: bool, ax: Any) -> 
         shown = [f"{v:.4g}" if line else str(v) for v in (low[0], high[0])]
         finish(fig, f"Mean prediction of {what} for each value of {name}: lowest {low[1]:.3g} at {shown[0]}, highest {high[1]:.3g} at {shown[1]}")
 
-# %% ../../nbs/api/tabular/09_insight.ipynb #d66468f8
+# %% ../../nbs/api/tabular/09_insight.ipynb #591ebd92
 def category_embeddings(
     learn: Learner,  # for tables
     name: Any,  # a column of categories
@@ -132,7 +132,8 @@ def category_embeddings(
     block = learn.dls.train.blocks[0]
     if name not in block.names:
         raise ValueError(f"category_embeddings: {name!r} is not a column of categories; there are {block.names}.")
-    table = learn.model.embeds.table(block.names.index(name)).detach().cpu().numpy()
+    model: Any = learn.model
+    table = model.embeds.table(block.names.index(name)).detach().cpu().numpy()
     return pd.DataFrame(table, index=pd.Index(block.classes[name], name=name))
 
 
@@ -141,7 +142,8 @@ def embedded(
     to: Any,  # a `TabularPandas`, or a part of one such as `to.train`, of the same table
 ) -> Any:  # a pandas DataFrame
     "The inputs of a table for scikit-learn, with the embeddings of the categories instead of their numbers."
-    model, table, numbers = learn.model, *learn.dls.train.blocks[:2]
+    model: Any = learn.model
+    table, numbers = learn.dls.train_ds.blocks[:2]
     if to.classes != table.classes or to.cont_names != numbers.names:
         raise ValueError("embedded: this table has other columns or categories than the one the learner was trained on; make both from one TabularPandas.")
     cats, conts = (p.to(learn.device) for p in to.rows.parts[:2])

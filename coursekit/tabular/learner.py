@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'tabular_learner', 'embedding_sizes', 'predict_frame']
 
-# %% ../../nbs/api/tabular/08_learner.ipynb #48d04bd9
+# %% ../../nbs/api/tabular/08_learner.ipynb #d4e92e4f
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..training.learner import Learner, LearnerOptions
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/08_learner.ipynb #6aace2c3
+# %% ../../nbs/api/tabular/08_learner.ipynb #869bcea6
 @takes_options
 def tabular_learner(
     dls: DataLoaders,  # of a table
@@ -39,7 +39,7 @@ def tabular_learner(
     **options: Unpack[LearnerOptions],
 ) -> Learner:
     "A learner for tables: an embedding for each column of categories, and hidden layers with batch norm."
-    blocks = dls.train.blocks
+    blocks: list[Any] = dls.train.blocks
     if [b.kind for b in blocks[:2]] != ["table", "numbers"]:
         raise ValueError("tabular_learner: these data are not the rows of a table; make them with TabularDataLoaders or TabularPandas.")
     n_out = dls.n_out if n_out is None else n_out
@@ -62,7 +62,7 @@ def embedding_sizes(
             raise ValueError(f"tabular_learner: emb_szs has {name!r}, which is not a column of categories{suggest(str(name), map(str, classes)) or '.'}")
     return [(len(vocab), wanted.get(name) or emb_sz_rule(len(vocab))) for name, vocab in classes.items()]
 
-# %% ../../nbs/api/tabular/08_learner.ipynb #baa1ad5d
+# %% ../../nbs/api/tabular/08_learner.ipynb #1d85d640
 def predict_frame(
     learn: Learner,  # for tables, trained or loaded
     df: Any,  # a table with the columns that it was trained on; targets are not needed

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['pd', 'GAPS', 'MAX_CLASSES', 'column_role', 'TablePlan', 'plan_table']
 
-# %% ../../nbs/api/tabular/11_plan.ipynb #67d771f2
+# %% ../../nbs/api/tabular/11_plan.ipynb #ba714a09
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from .frames import Columns, as_columns, read_table_file
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/11_plan.ipynb #23375269
+# %% ../../nbs/api/tabular/11_plan.ipynb #d7701ee5
 GAPS = ("?",)  # texts that mean a gap, besides those that pandas knows
 MAX_CLASSES = 20  # a target of whole numbers with more different values is a number
 
@@ -47,7 +46,7 @@ def column_role(column: Any, n_rows: int) -> tuple[str, str]:  # "number", "cate
         return "left out", "numbers the rows"
     return "number", ""
 
-# %% ../../nbs/api/tabular/11_plan.ipynb #202e0c81
+# %% ../../nbs/api/tabular/11_plan.ipynb #7094f7dc
 @dataclass
 class TablePlan:
     "What was understood about a table, and what is wrong with it."
@@ -103,7 +102,7 @@ def _facts(plan: TablePlan) -> list[str]:
     lines += [f"left out    {printable(str(c))}: {why}" for c, why in plan.left_out.items()]
     return [*lines, *(f"note        {note}" for note in plan.notes)]
 
-# %% ../../nbs/api/tabular/11_plan.ipynb #af434557
+# %% ../../nbs/api/tabular/11_plan.ipynb #1f4c639c
 def plan_table(
     table: Any,  # a CSV or Parquet file, or a table
     target: Any,  # the column to predict

@@ -6,7 +6,7 @@
 __all__ = ['pd', 'PROCS', 'CHUNK', 'Categorify', 'FillMissing', 'Normalize', 'as_procs', 'vocab_of', 'put', 'codes_of',
            'code_dtype', 'numbers_of', 'Scale']
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #3fdb4998
+# %% ../../nbs/api/tabular/01_procs.ipynb #8d55ce5b
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..data.tables import is_missing
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #29010ef0
+# %% ../../nbs/api/tabular/01_procs.ipynb #2188d2ac
 @dataclass(frozen=True)
 class Categorify:
     "Number the categories of each column from 1. Number 0 is for gaps, and for categories that training never saw."
@@ -53,7 +53,7 @@ class FillMissing:
 class Normalize:
     "Subtract the mean of each numeric column and divide by its standard deviation, both of the training rows."
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #46b81b25
+# %% ../../nbs/api/tabular/01_procs.ipynb #b7418c1f
 PROCS = (Categorify, FillMissing, Normalize)
 
 
@@ -69,7 +69,7 @@ def as_procs(
             raise ValueError(f"{who}: procs has {p!r}; pass Categorify, FillMissing or Normalize, and do anything else to the table before.")
     return {type(p).__name__: p for p in made}
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #6ac94583
+# %% ../../nbs/api/tabular/01_procs.ipynb #05532d9b
 def vocab_of(
     column: Any,  # a pandas Series
     rows: np.ndarray,  # positions of the training rows
@@ -91,13 +91,14 @@ def _key(value: Any) -> Any:
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     return str(value) if not isinstance(value, (str, int, float)) or isinstance(value, np.str_) else value
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #0cde9150
+# %% ../../nbs/api/tabular/01_procs.ipynb #810fcd12
 CHUNK = 1 << 20  # rows that are worked on at a time
 
 
 def put(
     out: np.ndarray,  # (n,) filled in place, in its own dtype
     values: np.ndarray,  # of all rows of a table
+    *,
     order: np.ndarray | None,  # positions of the rows to take, in this order; None: all
     change: Callable[[np.ndarray], np.ndarray] = lambda v: v,  # applied to each piece
 ) -> None:
@@ -105,7 +106,7 @@ def put(
     for k in range(0, len(out), CHUNK):
         out[k:k + CHUNK] = change(values[k:k + CHUNK] if order is None else values[order[k:k + CHUNK]])
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #1f751c04
+# %% ../../nbs/api/tabular/01_procs.ipynb #341bfc08
 def codes_of(
     column: Any,  # a pandas Series
     vocab: Sequence,  # from `vocab_of`
@@ -129,7 +130,7 @@ def _places(values: Any, vocab: Sequence) -> np.ndarray:
         found = index.get_indexer(keys)[pd.factorize(values, use_na_sentinel=False)[0]] if len(keys) else found
     return found.astype(np.int32)
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #76bffc48
+# %% ../../nbs/api/tabular/01_procs.ipynb #3b5e4443
 def code_dtype(cards: Sequence[int], n_rows: int) -> torch.dtype:
     "The dtype that a table's categories are kept in: int64, which needs no conversion, or for a large table the smallest that holds them."
     if n_rows * len(cards) <= 1 << 23:
@@ -137,7 +138,7 @@ def code_dtype(cards: Sequence[int], n_rows: int) -> torch.dtype:
     most = max(cards)
     return torch.uint8 if most <= 256 else torch.int16 if most <= 1 << 15 else torch.int32
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #83545a6e
+# %% ../../nbs/api/tabular/01_procs.ipynb #6f541f47
 def numbers_of(
     column: Any,  # a pandas Series
     who: str,  # the function that an error names
@@ -162,7 +163,7 @@ def numbers_of(
                          "Make gaps of them: df.replace([float('inf'), float('-inf')], float('nan')).")
     return values
 
-# %% ../../nbs/api/tabular/01_procs.ipynb #4ee2ec7e
+# %% ../../nbs/api/tabular/01_procs.ipynb #4902d538
 @dataclass(frozen=True)
 class Scale:
     "What was learned about a numeric column from its training rows."

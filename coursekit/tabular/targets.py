@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pd', 'find_targets', 'fit_target', 'encode_target']
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #460df4a1
+# %% ../../nbs/api/tabular/02_targets.ipynb #2180c17a
 import copy
 from typing import Any
 
@@ -20,7 +20,7 @@ from .procs import code_dtype, codes_of, numbers_of, put, vocab_of
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #1e5d4bd9
+# %% ../../nbs/api/tabular/02_targets.ipynb #e5a4fe0f
 def find_targets(
     columns: Columns,  # the table
     y_names: Any,  # name(s) of the target columns; None: there are none
@@ -61,7 +61,7 @@ def _hint_at_classes(columns: Columns, names: list, who: str) -> None:
         low, high = sorted(int(v) for v in found)
         print(f"{who}: {names[0]!r} has only the values {low} and {high}, and is taken as a number. To predict classes, pass y_block=CategoryBlock().")
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #ded45969
+# %% ../../nbs/api/tabular/02_targets.ipynb #0a15b346
 def fit_target(block: Block, names: list, columns: Columns, rows: np.ndarray, who: str) -> None:
     "Set up a target's block on the training rows."
     for name in names:
@@ -83,7 +83,7 @@ def fit_target(block: Block, names: list, columns: Columns, rows: np.ndarray, wh
     else:
         raise ValueError(f"{who}: y_block={type(block).__name__} cannot be read from a table; use CategoryBlock, MultiCategoryBlock or RegressionBlock.")
 
-# %% ../../nbs/api/tabular/02_targets.ipynb #5285359b
+# %% ../../nbs/api/tabular/02_targets.ipynb #dfb8cca3
 def encode_target(
     block: Block,  # set up
     names: list,  # its columns
@@ -102,11 +102,11 @@ def encode_target(
             raise ValueError(f"{who}: {columns[names[0]].iloc[at]!r} in row {at} of {names[0]!r} is not one of the classes {printable(block.vocab)} of the "
                              "training rows. Split in a way that puts every class into training, or drop such rows.")
         classes = torch.empty(n, dtype=code_dtype([len(block.vocab)], 8 * n))
-        put(classes.numpy(), codes, order)
+        put(classes.numpy(), codes, order=order)
         return classes
     found = torch.empty(n, len(names))
     for j, name in enumerate(names):
-        put(found.numpy()[:, j], numbers_of(columns[name], who), order)
+        put(found.numpy()[:, j], numbers_of(columns[name], who), order=order)
     if found.isnan().any():
         raise ValueError(f"{who}: the target {printable(names)} has gaps; drop those rows.")
     if isinstance(block, MultiCategoryBlock) and not ((found == 0) | (found == 1)).all():
