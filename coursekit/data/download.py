@@ -289,6 +289,7 @@ STAND_INS = {  # archive -> the function that generates its stand-in, called wit
     "mnist_png": "coursekit.samples.digits:make_digits",
     "mnist_sample": "coursekit.samples.digits:make_digits_sample",
     "mnist_tiny": "coursekit.samples.digits:make_digits_tiny",
+    "adult_sample": "coursekit.samples.census:make_paper_census",
 }
 
 
