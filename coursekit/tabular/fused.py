@@ -68,7 +68,7 @@ class Fused:
     "The layers of a network, sorted for `FusedLayers`, and whether it can take them now."
 
     def __init__(self, embeds: Any, bn_cont: nn.Module, layers: nn.Sequential, *, usual: bool):
-        *hidden, last = layers
+        *hidden, last = layers or [None]  # a net of two models has no layers in common
         self.embeds, self.n_emb, self.last = embeds, embeds.n_out, last
         self.norm = bn_cont if isinstance(bn_cont, nn.BatchNorm1d) else None
         kinds = (nn.Linear, nn.ReLU, nn.BatchNorm1d)
