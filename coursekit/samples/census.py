@@ -65,7 +65,7 @@ def _draw_people(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     age = np.clip(17 + rng.gamma(2.2, 10, n), 17, 90).astype(int)
     male = rng.random(n) < 0.67
     schools = np.tile(np.array(list(SCHOOLS.values()), float), (n, 1))
-    schools[:, 10:] *= np.clip((age - 18) / 6, 1e-6, 1)[:, None]  # a degree takes time
+    schools[:, 10:] *= np.clip((age - 20) / 5, 1e-6, 1)[:, None]  # a degree takes time
     years = 1 + _pick(rng, schools)
     grown = 1 - np.exp(-(age - 17) / 8)
     old = np.clip(age - 40, 0, None) / 50
