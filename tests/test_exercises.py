@@ -200,6 +200,35 @@ def trained(*cbs, epochs=1):
     return learn
 
 
+def filled(train, new, *, how=torch.nanmedian, of=None):
+    "A column filled with a value of the training rows, and where the gaps were."
+    gaps = new.isnan()
+    return torch.where(gaps, how(train if of is None else of), new), gaps
+
+
+def rise(loss, x, column, order, change=lambda x, c, o: x[:, c].copy_(x[o, c])):
+    "By how much a loss rises when a table is changed."
+    moved = x.clone()
+    change(moved, column, order)
+    return loss(moved) - loss(x)
+
+
+def rise_in_place(loss, x, column, order):
+    before = loss(x)
+    x[:, column] = x[order, column]
+    return loss(x) - before
+
+
+def of_table(*, names=("size",), kind="table", vocab=("a", "b"), losses=(1.0,), right=30, n=40):
+    "What the judge of one's own table looks at; nbs/solutions runs the real thing."
+    train = SimpleNamespace(blocks=[SimpleNamespace(kind=kind, names=list(names)), SimpleNamespace(kind="numbers", names=["width"])])
+    preds = SimpleNamespace(preds=torch.eye(2)[(torch.arange(n) < right).long()], targs=(torch.arange(n) < n // 2).long())
+    return SimpleNamespace(dls=SimpleNamespace(train=train, targets=[SimpleNamespace(vocab=vocab)]), recorder=SimpleNamespace(losses=losses),
+                           get_preds=lambda: preds)
+
+
+little, much = [0.30, 0.31, 0.32], [0.33, 0.34, 0.35]
+
 ANY_CALLBACK = [("an object", SkipHard(1.0)), ("no class", 3), ("no callback", dict), ("no event", Idle)]
 
 # name -> (right answers, [(name of the hint, answer that gets it)]); more of both come from the tables, below
@@ -321,6 +350,23 @@ CASES = {
         *ANY_CALLBACK, ("easy ones", cancel(when=lambda state, limit: state.training and state.loss <= limit)), ("all", Mine), ("all", cancel(event="after_step")),
         ("ends more", cancel(CancelEpochException)), ("others", cancel(when=lambda state, limit: state.training and state.loss > limit / 3)),
         ("validation", cancel(when=lambda state, limit: state.loss > limit)), ("interrupted", Interrupts)]),
+    "fill and remember": ([filled, lambda t, n: [n.nan_to_num(float(np.nanmedian(t))), torch.isnan(n)]], [
+        ("two tensors", lambda t, n: n), ("two tensors", lambda t, n: ([1.0], n)), ("shape", lambda t, n: (n[:2], n[:2])), ("gaps left", lambda t, n: (n, n.isnan())),
+        ("changed", lambda t, n: (torch.full_like(n, 3), n.isnan())), ("own median", lambda t, n: filled(t, n, of=n)),
+        ("mean", lambda t, n: filled(t, n, how=torch.nanmean)), ("zero", lambda t, n: (n.nan_to_num(), n.isnan())),
+        ("otherwise", lambda t, n: (n.nan_to_num(-5), n.isnan())), ("no truth values", lambda t, n: (filled(t, n)[0], n.isnan().int())),
+        ("wrong places", lambda t, n: (filled(t, n)[0], ~n.isnan()))]),
+    "importance by shuffling": ([rise, lambda f, x, c, o: f(torch.cat([x[:, :c], x[o, c : c + 1], x[:, c + 1 :]], 1)) - f(x)], [
+        ("changed x", rise_in_place), ("whole rows", lambda f, x, c, o: f(x[o]) - f(x)), ("a row", lambda *a: rise(*a, lambda x, c, o: x[c].copy_(x[c][o]))),
+        ("not compared", lambda f, x, c, o: rise(f, x, c, o) + f(x)), ("sign", lambda *a: -rise(*a)), ("ratio", lambda f, x, c, o: rise(f, x, c, o) / f(x) + 1),
+        ("zeros", lambda *a: rise(*a, lambda x, c, o: x[:, c].zero_())), ("otherwise", lambda *a: 99.0)]),
+    "small net or large": ([[much, little, "large"], (little, np.array(much), "small"), [little, [0.29, 0.33, 0.34], "can't tell"]], [
+        ("three parts", "small"), ("three parts", [little, much]), ("not a loss", [[0.85, 0.86, 0.85], much, "large"]), ("equal lists", [much, much, "small"]),
+        ("verdict", [little, much, "both"]), ("verdict", [little, much, ...]), ("too sure", [little, [0.29, 0.33, 0.34], "small"]),
+        ("too careful", [little, much, "can't tell"]), ("wrong side", [little, much, "large"])]),
+    "own table": ([of_table(), of_table(vocab=("a", "b", "c"), n=100, right=60)], [
+        ("no learner", 3), ("no learner", of_table().dls), ("no table", of_table(kind="image")), ("lesson's own", of_table(names=["fnlwgt"])),
+        ("no classes", of_table(vocab=None)), ("not trained", of_table(losses=())), ("few rows", of_table(n=10)), ("no better", of_table(right=40))]),
     "own callback": ([trained(Mine()), trained(Counter(), Mine(), epochs=2)], [
         ("the callback", Mine), ("the callback", Mine()), ("no learner", 3), ("no learner", [trained(Mine())]), ("none of yours", trained()),
         ("the lesson's", trained(Counter())), ("idle", trained(Idle())), ("not trained", trained(Mine(), epochs=0))]),
@@ -357,6 +403,7 @@ SUMS = {
     "half of a weight": math.ceil(math.log(0.5) / math.log(1 - 0.02 * 0.1)), "calls of three events": [3, 3 * (23 + 3), 3 * 23 - 5],
     "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)],
     "stars by hand": [2 * 1 + 0 * 3 - 1 * 0.5 + 0.5 - 1, 5 / (1 + math.exp(-1))], "rows of the table": [2_050_000 * 101, 64 * 2 * 101],
+    "size of a table net": [4 + 6 + 5, 9 * 4 + 16 * 6 + (4 + 6 + 5) * 100 + 100 + 100 * 2 + 2],
 }
 
 # name -> what no hint and no task may say
@@ -377,6 +424,8 @@ SECRETS = {
     "half of a weight": ["347", "346", "0.998", "0.002", "log"], "dropout of whole channels": ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
     "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "peak in the middle": ["peak=", "pct_start"],
     "stars by hand": ["3.65", "3.66"], "rows of the table": ["207", "12928", "12,928"], "nearest in taste": ["cosine_similarity", "argmax", "normalize"],
+    "size of a table net": ["1934", "1,934"], "fill and remember": ["nanmedian", "isnan", "where(", "nan_to_num"],
+    "importance by shuffling": ["clone", "x[order", "[:, ", "[order"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,

@@ -290,7 +290,7 @@ STAND_INS = {  # archive -> the function that generates its stand-in, called wit
     "mnist_sample": "coursekit.samples.digits:make_digits_sample",
     "mnist_tiny": "coursekit.samples.digits:make_digits_tiny",
     "movie_lens_sample": "coursekit.samples.ratings:make_paper_films",
-    "adult_sample": "coursekit.samples.census:make_census",
+    "adult_sample": "coursekit.samples.census:make_paper_census",
 }
 
 

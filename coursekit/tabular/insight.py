@@ -98,6 +98,7 @@ def partial_dependence(
     if model.classes_ is not None and target is not None and target not in model.block.vocab:
         raise ValueError(f"partial_dependence: target={target!r} is not one of the classes {model.block.vocab}.")
     numeric = name in learn.dls.train.blocks[1].names
+    X = X.astype({name: float}) if numeric else X  # scikit-learn refuses whole numbers here
     found = dependence(model, X.dropna(subset=[name]), [name], categorical_features=None if numeric else [name], grid_resolution=n_values,
                        percentiles=(0.02, 0.98), kind="average", response_method="auto")
     values, means, what = found["grid_values"][0].tolist(), found["average"], str(model.name)
