@@ -129,9 +129,6 @@ class RatingSet:
         ratings = torch.tensor([float(row[2]) for row in items]) if with_labels else None
         return RatingSet(self.block.encode_all(users, titles), ratings, self.block)
 
-    def __repr__(self) -> str:
-        return f"RatingSet({plural(len(self), 'rating')})"
-
 # %% ../nbs/api/04_collab.ipynb #0b9ad558
 def _column(df: Any, name: Any, place: int, option: str) -> Any:
     "The name of a column: the given one, or the one at its usual place."

@@ -164,7 +164,7 @@ def _category_column(column: Any, table: TableBlock, name: Any) -> tuple[np.ndar
         notes.append(f"column {name!r}: {plural(int(gaps.sum()), 'gap')}, and training had none there")
     return codes, notes
 
-
+# %% ../../nbs/api/tabular/04_block.ipynb #dfb89a47
 def _scaled(values: np.ndarray, *, fill: float | None, mean: float, std: float) -> np.ndarray:
     "Numbers without gaps, on their scale."
     missing = np.isnan(values)
