@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TableBlock', 'NumbersBlock', 'encode_columns']
 
-# %% ../../nbs/api/tabular/04_block.ipynb #c9fe1d34
+# %% ../../nbs/api/tabular/04_block.ipynb #a6a7b54c
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +21,7 @@ from .frames import Columns, as_columns, cont_cat_split
 from .dataset import TableDataset
 from .procs import FillMissing, Scale, code_dtype, codes_of, numbers_of, put, vocab_of
 
-# %% ../../nbs/api/tabular/04_block.ipynb #593ed661
+# %% ../../nbs/api/tabular/04_block.ipynb #1a4c2622
 @dataclass
 class TableBlock(Block):
     "The categories in a table's rows, as numbers from 1; 0 is a gap, or a category that training never saw."
@@ -75,7 +75,7 @@ class TableBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #669a0405
+# %% ../../nbs/api/tabular/04_block.ipynb #3c739e87
 @dataclass
 class NumbersBlock(Block):
     "The numbers in a table's rows: gaps filled, then on a scale with mean 0 and standard deviation 1."
@@ -115,7 +115,7 @@ class NumbersBlock(Block):
     def show(self, value: Any, ax) -> None:
         super().show("\n".join(f"{k}: {v:.6g}" for k, v in value.items()), ax)
 
-# %% ../../nbs/api/tabular/04_block.ipynb #f06f7cd8
+# %% ../../nbs/api/tabular/04_block.ipynb #d5fd3dca
 def encode_columns(
     columns: Columns,  # the table
     table: TableBlock,  # set up
@@ -164,7 +164,7 @@ def _category_column(column: Any, table: TableBlock, name: Any) -> tuple[np.ndar
         notes.append(f"column {name!r}: {plural(int(gaps.sum()), 'gap')}, and training had none there")
     return codes, notes
 
-
+# %% ../../nbs/api/tabular/04_block.ipynb #6d1d241a
 def _scaled(values: np.ndarray, *, fill: float | None, mean: float, std: float) -> np.ndarray:
     "Numbers without gaps, on their scale."
     missing = np.isnan(values)
