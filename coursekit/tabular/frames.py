@@ -6,7 +6,7 @@
 __all__ = ['pd', 'PARQUET', 'Columns', 'as_columns', 'read_csv', 'parquet_columns', 'read_table_file', 'cont_cat_split',
            'name_list', 'range_of', 'as_dates', 'add_datepart']
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #9e07abf1
+# %% ../../nbs/api/tabular/00_frames.ipynb #131e5dbd
 import csv
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from ..core import lazy_module, plural, printable, show_path, suggest
 
 pd = lazy_module("pandas")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #c246cd66
+# %% ../../nbs/api/tabular/00_frames.ipynb #e3abc649
 @dataclass
 class Columns:
     "A table that hands out its columns one at a time, as pandas Series."
@@ -56,7 +56,7 @@ class Columns:
                 what = f"{argument} has {name!r}, but the table has no such column" if argument else f"the model needs column {name!r}, but the table has none"
                 raise ValueError(f"{who}: {what}{near} Its columns are {printable(self.names)}.")
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #abcc20c2
+# %% ../../nbs/api/tabular/00_frames.ipynb #519db9c4
 def as_columns(
     table: Any,  # a frame of pandas or polars, an Arrow table, a Parquet file's path, a dictionary of columns, or a list of rows
     who: str = "table",  # the function that an error names
@@ -101,7 +101,7 @@ def _from_polars(column: Any) -> Any:
         return pd.Series(column.to_list(), name=column.name, dtype=object)
     return pd.Series(column.to_numpy(), name=column.name)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #97c3283f
+# %% ../../nbs/api/tabular/00_frames.ipynb #294244e8
 def read_csv(
     path: str | os.PathLike,  # a CSV or TSV file, which may be compressed
     *,
@@ -137,7 +137,7 @@ def _delimiter_of(path: Path) -> str:
         head = "".join(f.readline().split('"')[::2])
     return max(",;\t|", key=head.count)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #c49dfb6d
+# %% ../../nbs/api/tabular/00_frames.ipynb #d8fe82b4
 PARQUET = (".parquet", ".pq")  # endings of the files
 
 
@@ -153,7 +153,7 @@ def parquet_columns(path: str | os.PathLike) -> Columns:  # a Parquet file, or a
         raise ImportError("reading Parquet files needs pyarrow; install it with: pip install pyarrow") from e
     if path.is_file() and not _starts_as_parquet(path):
         raise ValueError(f"table: {show_path(path)} is not a Parquet file; read other files yourself and pass the DataFrame.")
-    pieces = [pq.ParquetFile(f, memory_map=True) for f in sorted(path.rglob("*.parquet"))] if path.is_dir() else [pq.ParquetFile(path, memory_map=True)]
+    pieces = [pq.ParquetFile(f) for f in sorted(path.rglob("*.parquet"))] if path.is_dir() else [pq.ParquetFile(path)]
     if not pieces:
         raise FileNotFoundError(f"table: there is no .parquet file in {show_path(path)}.")
     names = [n for n in pieces[0].schema_arrow.names if not n.startswith("__index_level_")]
@@ -198,7 +198,7 @@ def read_table_file(path: str | os.PathLike, *, delimiter: str | None = None, na
         return parquet_columns(path)
     return read_csv(path, delimiter=delimiter, na_values=na_values, who=who)
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #252d2ce0
+# %% ../../nbs/api/tabular/00_frames.ipynb #e318812e
 def cont_cat_split(
     df: Any,  # any table
     max_card: int = 20,  # whole numbers with more different values than this are continuous
@@ -236,7 +236,7 @@ def range_of(items: Sequence) -> list[int]:
     "The positions 0, 1, ... of a table's rows, which a splitter takes."
     return list(range(len(items)))
 
-# %% ../../nbs/api/tabular/00_frames.ipynb #87d2d46c
+# %% ../../nbs/api/tabular/00_frames.ipynb #02df7bee
 _PARTS = ("Year", "Month", "Week", "Day", "Dayofweek", "Dayofyear", "Is_month_end", "Is_month_start", "Is_quarter_end", "Is_quarter_start",
           "Is_year_end", "Is_year_start")
 _TIMES = ("Hour", "Minute", "Second")
