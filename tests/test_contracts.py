@@ -411,7 +411,8 @@ PUBLIC = {
 
 EXEMPT = {"coursekit.tabular.data.TabularPandas": "the books pass table, procs and both lists of columns by place",
           "coursekit.samples.sprites.oval": "a centre and two radii are as well known by place as x and y",
-          "coursekit.course.judging.Hint": "the keywords are what a hint's text shows", "coursekit.course.judging.hint_if": "likewise"}
+          "coursekit.course.judging.Hint": "the keywords are what a hint's text shows", "coursekit.course.judging.hint_if": "likewise",
+          "coursekit.course.lab.sweep": "the keywords are the values to try, whatever the experiment calls them"}
 
 
 def test_signatures() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import HOSTILE, encoded, halves, make_bad_inputs, make_hostile_classes, mutated_images
+from helpers import raises
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -705,7 +706,7 @@ def test_explorer_draws_at_every_place_of_its_sliders() -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 2.5), ("steps", True), ("steps", 0), ("lr", 5.0), ("momentum", 1.0)])
 def test_what_the_explorer_refuses(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name}={value}"):
+    with raises(ValueError, name, value):
         lr_explorer(**{name: value})
 
 

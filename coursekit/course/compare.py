@@ -100,7 +100,9 @@ def tune(
     epochs: int,  # passes over the data in each run
     tries: int = 3,  # seeds 0, 1, ... for each learning rate
     runs: int = 12,  # seeds 100, 101, ... for the report
-    **options: Any,  # sched, mom and bs, as in `train_many`
+    sched: Callable[[float], float] | None = None,  # as in `train_many`, like the next two
+    mom: Callable[[float], float] | None = None,
+    bs: int = 32,
 ) -> Tuned:
     "Let the validation set choose a learning rate, train again with new seeds, and report those runs on the test set."
     def errors(nets: list[nn.Sequential], x: Tensor, y: Tensor) -> Tensor:
@@ -108,7 +110,7 @@ def tune(
             return torch.stack([(net(x).argmax(1) != y).float().mean() for net in nets])
 
     def train(lrs: list[float], seeds: list[int]) -> list[nn.Sequential]:
-        return train_many(new_net, data["train"], update, lrs=lrs, seeds=seeds, epochs=epochs, **options)
+        return train_many(new_net, data["train"], update, lrs=lrs, seeds=seeds, epochs=epochs, sched=sched, mom=mom, bs=bs)
 
     tried = train([lr for lr in lrs for _ in range(tries)], [*range(tries)] * len(lrs))
     valid = errors(tried, *data["valid"]).view(len(lrs), tries).mean(1)
