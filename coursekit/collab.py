@@ -120,11 +120,13 @@ class RatingSet:
 
     def with_items(self, items: Any, *, with_labels: bool = False) -> "RatingSet":
         "Other pairs: a list of (user, item), or of (user, item, rating) with labels, or a frame with such columns."
+        wanted = self.block.columns[:2 + with_labels]
         if hasattr(items, "columns"):
-            items, wanted = items.rename(columns=str), self.block.columns[:2 + with_labels]
+            items = items.rename(columns=str)
             items = items[[_column(items, c, k, "column") for k, c in enumerate(wanted)]].to_numpy(dtype=object)
-        if any(len(row) < 2 + with_labels for row in items):
-            raise ValueError(f"collab: with_labels={with_labels} needs rows of {2 + with_labels} values (user, item{', rating' * with_labels}).")
+        items = [[row[c] for c in wanted] if hasattr(row, "keys") else row for row in items]
+        if any(len(row) < len(wanted) for row in items):
+            raise ValueError(f"collab: with_labels={with_labels} needs rows of {len(wanted)} values (user, item{', rating' * with_labels}).")
         users, titles = ([row[k] for row in items] for k in (0, 1))
         ratings = torch.tensor([float(row[2]) for row in items]) if with_labels else None
         return RatingSet(self.block.encode_all(users, titles), ratings, self.block)

@@ -143,6 +143,7 @@ def test_a_file_takes_the_names_along(learn: Learner, tmp_path: Path) -> None:
     file = learn.export(tmp_path / "films.ck")
     user, title = learn.dls.valid_ds.items[0]
     one = learn.predict((user, title)).label
+    assert learn.predict({"userId": user, "title": title}).label == learn.predict(pd.Series({"title": title, "userId": user})).label == one
     assert load_learner(file, device="cpu").predict((user, title)).label == pytest.approx(one, abs=1e-5)
     code = (f"from coursekit.deploy.hub import load_learner\nfrom coursekit.collab import recommend\nlearn = load_learner({str(file)!r}, device='cpu')\n"
             f"print(learn.predict(({user!r}, {title!r})).label)\nprint(recommend(learn, {user!r}, 3).to_df().title.tolist())")  # fmt: skip

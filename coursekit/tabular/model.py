@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import check_range, check_whole, suggest
 from .fused import Fused
-from ..training.layers import ModelSpec, SigmoidRange, emb_sz_rule
+from ..training.layers import ModelSpec, SigmoidRange
 
 # %% ../../nbs/api/tabular/07_model.ipynb #32b82db5
 class Embeddings(nn.Module):
