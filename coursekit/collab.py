@@ -69,7 +69,6 @@ class PairBlock(Block):
     def encode_all(self, users: Sequence, items: Sequence) -> Tensor:  # (n, 2) int64
         "The numbers of n users and items. Unknown ones become 0, and a warning names the first."
         import pandas as pd
-
         numbers = []
         for column, names, values in zip(self.columns, (self.users, self.items), (users, items)):
             found = pd.Index(names, dtype=object).get_indexer(pd.Index(values, dtype=object))
@@ -151,7 +150,6 @@ def clean_ratings(
 ) -> Any:  # pandas.DataFrame with these three columns
     "The three columns, checked. A pair that was rated more than once keeps its last rating, and a warning says so."
     import pandas as pd
-
     df = pd.DataFrame(df)
     if df.shape[1] < 3:
         raise ValueError(f"CollabDataLoaders: the table has {plural(df.shape[1], 'column')}, {list(df.columns)}; it needs user, item and rating. If a file has "
@@ -204,7 +202,7 @@ class CollabDataLoaders(DataLoaders):
         train, valid = RandomSplitter(valid_pct, seed=seed)(range(len(df)))
         known = df.iloc[train]
         names = [sorted(known[c].unique().tolist(), key=lambda v: (isinstance(v, str), v)) for c in df.columns[:2]]  # numbers before text
-        block = PairBlock(*names, tuple(df.columns))
+        block = PairBlock(names[0], names[1], tuple(df.columns))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that some names of the validation set are unknown is expected
             pairs = block.encode_all(*(df[c].tolist() for c in df.columns[:2]))
@@ -223,7 +221,6 @@ class CollabDataLoaders(DataLoaders):
     ) -> "CollabDataLoaders":
         "Do the same with a CSV file."
         import pandas as pd
-
         file = Path(csv).expanduser() if Path(csv).expanduser().is_file() else Path(path).expanduser() / csv
         return cls.from_df(pd.read_csv(file, sep=delimiter), path=path, **options)
 
@@ -254,7 +251,7 @@ class EmbeddingDotBias(nn.Module):
         self.squash = nn.Identity() if y_range is None else SigmoidRange(*y_range)
 
     def forward(self, x: Tensor) -> Tensor:  # x: (n, 2) numbers of users and items; (n,) ratings
-        users, items = self.table(x + self.offset).unbind(1)
+        users, items = self.table(x + self.offset).unbind(1)  # type: ignore[operator]
         k = self.n_factors
         return self.squash((users[:, :k] * items[:, :k]).sum(1) + users[:, k] + items[:, k])
 
@@ -366,7 +363,7 @@ class AverageForUnknown(Callback):
 
     def after_train(self, learn: Learner) -> None:
         net = learn.model
-        tables = [net._rows(False), net._rows(True)] if isinstance(net, EmbeddingDotBias) else [t.weight for t in net.embeds]
+        tables = [net._rows(False), net._rows(True)] if isinstance(net, EmbeddingDotBias) else [t.weight for t in getattr(net, "embeds", ())]
         with torch.no_grad():
             for rows in tables:
                 rows[0] = rows[1:].mean(0)
@@ -399,7 +396,8 @@ def collab_learner(
     _check_range(dls, y_range)
     block = dls.train_ds.block
     sizes = [len(block.users), len(block.items)]
-    spec = CollabModel(*sizes, list(emb_szs or map(emb_sz_rule, sizes)) if use_nn else [n_factors], list(layers) if use_nn else None, y_range)  # type: ignore[arg-type]
+    n_factors_of = list(emb_szs or map(emb_sz_rule, sizes)) if use_nn else [n_factors]
+    spec = CollabModel(sizes[0], sizes[1], n_factors_of, list(layers) if use_nn else None, y_range)
     with seeded(options.get("seed")):
         model: Any = spec.build()
     model.spec, model.classes = spec, dls.classes

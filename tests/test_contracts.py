@@ -40,6 +40,7 @@ import coursekit.training.metrics
 import coursekit.training.schedules
 from coursekit.training import losses
 from coursekit.training.callback import EVENTS, Callback
+from coursekit.collab import CollabModel, PairBlock
 from coursekit.data.block import Block, CategoryBlock
 from coursekit.data.datablock import DataBlock
 from coursekit.data.transforms import BatchTransform, ItemTransform
@@ -267,9 +268,10 @@ VALUES = {  # kind -> values of training items, a value that cannot be encoded
     "mask": ([mask(0), mask(1)], "no_such_file.png"),
     "table": ([{"job": "clerk", "old": True}, {"job": None, "old": False}, {"job": "nurse", "old": True}], None),
     "numbers": ([{"age": 39.0, "hours": 40.5}, {"age": 50.0, "hours": 13.0}, {"age": 28.0, "hours": 38.25}], None),
+    "pair": ([("Ann", "Up"), ("Bo", "Alien"), ("Ann", "Alien")], None),
     "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
 }
-BLOCKS = made(Block, {})
+BLOCKS = made(Block, {"PairBlock": [lambda: PairBlock(["Ann", "Bo"], ["Alien", "Up"])]})
 
 
 @pytest.mark.parametrize(("name", "make"), BLOCKS)
@@ -355,7 +357,8 @@ def test_batch_transform(name, make):
 
 # ---------------------------------------------------------------- models and exported files
 SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")],
-                         "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")]})
+                         "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")],
+                         "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])]})
 
 
 def _vision_model(arch: str) -> ModelSpec:
@@ -370,7 +373,8 @@ def _tabular_model(join: str) -> ModelSpec:
     return TabularModel([(4, 3), (9, 5)], 2, 3, [12, 8], [0.1, 0.2], y_range=[0, 5], join=join)
 
 
-INPUTS = {"VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG))}
+INPUTS = {"VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG)),
+          "CollabModel": (torch.tensor([[3, 6], [0, 1]]),)}
 
 
 @pytest.mark.parametrize(("name", "make"), SPECS)

@@ -32,9 +32,9 @@ def test_commands_are_targets() -> None:
     assert named <= make_targets(), f"no such targets: {sorted(named - make_targets())}"
 
 
-def test_ci_runs_the_readme_commands() -> None:
+def test_ci_runs_the_readme_commands() -> None:  # but for lesson 1 alone, which the tests run as well
     lines = [x.strip() for x in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()]
-    assert [x for x in lines if x.startswith("make ")] == COMMANDS
+    assert [x for x in lines if x.startswith("make ")] == COMMANDS[1:]
 
 
 @pytest.mark.parametrize("program", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.stem)
