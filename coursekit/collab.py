@@ -213,7 +213,7 @@ class CollabDataLoaders(DataLoaders):
     @classmethod
     def from_csv(
         cls,
-        csv: str | os.PathLike,  # the table; a relative path starts in `path` if there is no such file here
+        csv: str | os.PathLike,  # the table; a relative path is looked up in the working directory first, then in `path`
         *,
         path: str | os.PathLike = ".",  # where a Learner keeps its files
         delimiter: str = ",",  # between columns

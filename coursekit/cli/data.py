@@ -23,7 +23,7 @@ def archive_url(name: str) -> str:
     for key, url in known.items():
         if name.lower() == key.lower():
             return url
-    raise ValueError(f"there is no dataset {name!r}{suggest(name, known) or ';'} `coursekit data list` lists them all.")
+    raise ValueError(f"{name!r} is not a dataset that coursekit knows{suggest(name, known) or ';'} `coursekit data list` lists them all.")
 
 # %% ../../nbs/api/cli/04_data.ipynb #daef1ca3
 def size_text(size: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ..core import plural
 from ..display import Table
@@ -34,7 +35,9 @@ class DirectAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> Any:
         ready = [(group, params) for group in self.param_groups if (params := [p for p in group["params"] if p.grad is not None])]
-        if closure is not None or not all(self.state[p] and p.is_cpu for _, params in ready for p in params) or not self.defaults["fused"]:
+        hooks = self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+        plain = closure is None and self.defaults["fused"] and not hooks
+        if not (plain and all(self.state[p] and p.is_cpu for _, params in ready for p in params)):
             return self.usual_step(closure)
         for group, params in ready:
             states = [self.state[p] for p in params]
@@ -45,8 +48,8 @@ class DirectAdamW(torch.optim.AdamW):
                                 eps=group["eps"], amsgrad=False, maximize=False)
         return None
 
-    usual_step = torch.optim.AdamW.step
-    step.hooked = True  # type: ignore[attr-defined]  # or PyTorch wraps it, to name it in profiles
+    usual_step = torch.optim.Optimizer.profile_hook_step(torch.optim.AdamW.step)  # runs hooks
+    step.hooked = True  # type: ignore[attr-defined]  # or PyTorch wraps this one as well
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for group in self.param_groups if set_to_none else ():
