@@ -519,7 +519,8 @@ def test_the_task_says_what_to_do_and_not_the_answer(name):
     exercise = all_exercises()[name]
     assert ("..." in exercise.starter or "mistakes" in exercise.ask) and exercise.ask.endswith((".", "?", "!", ")"))
     texts = repr(exercise) + inspect.getsource(check)
-    assert not [text for text in SECRETS.get(name, ()) if text in texts and text not in (".sum", ".mean")]
+    said = (".sum", ".mean", "softplus", "logsigmoid", "keepdim")  # a task may name a tool, or rule one out; a hint may not
+    assert not [text for text in SECRETS.get(name, ()) if text in texts and text not in said]
 
 
 def lesson_tasks(file):
