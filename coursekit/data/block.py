@@ -61,9 +61,6 @@ class Block:
         "The value as the model needs it, before stacking."
         return value
 
-    def check(self, value: Any, parts: Sequence, kinds: Sequence[str]) -> None:
-        "Raise a ValueError if this encoded part contradicts the other encoded parts of its sample, as a point outside its image does."
-
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked into one tensor, samples first."
         return torch.stack([torch.as_tensor(v) for v in values])
