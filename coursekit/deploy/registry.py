@@ -19,6 +19,7 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "multicategory": "coursekit.data.block:MultiCategoryBlock",
     "regression": "coursekit.data.block:RegressionBlock",
     "image": "coursekit.vision.block:ImageBlock",
+    "mask": "coursekit.vision.masks:MaskBlock",
     "resize": "coursekit.vision.resize:Resize",
     "random_resized_crop": "coursekit.vision.resize:RandomResizedCrop",
     "to_float": "coursekit.vision.augment:ToFloat",
