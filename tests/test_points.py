@@ -208,7 +208,7 @@ learn = load_learner({str(file)!r}, device="cpu")
 print(learn.predict({str(photo)!r}).label.tolist()[0])"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     want = learn.predict(photo).label[0].tolist()
-    assert eval(done.stdout.splitlines()[-1]) == pytest.approx(want, abs=0.01)  # noqa: S307
+    assert eval(done.stdout.splitlines()[-1]) == pytest.approx(want, abs=0.01)
     loaded = load_learner(file, device="cpu")
     again = loaded.validate(loaded.dls.test_dl([(f, place(f)) for f in learn.dls.valid_ds.items], with_labels=True))
     assert again[0] == pytest.approx(before[0], rel=1e-4)

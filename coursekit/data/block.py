@@ -61,6 +61,9 @@ class Block:
         "The value as the model needs it, before stacking."
         return value
 
+    def check(self, value: Any, parts: Sequence, kinds: Sequence[str]) -> None:
+        "Compare an encoded value with the other encoded parts of its sample; raise a ValueError if it does not fit, such as a mask of another size."
+
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked into one tensor, samples first."
         return torch.stack([torch.as_tensor(v) for v in values])

@@ -20,6 +20,7 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "regression": "coursekit.data.block:RegressionBlock",
     "image": "coursekit.vision.block:ImageBlock",
     "points": "coursekit.vision.points:PointBlock",
+    "mask": "coursekit.vision.masks:MaskBlock",
     "resize": "coursekit.vision.resize:Resize",
     "random_resized_crop": "coursekit.vision.resize:RandomResizedCrop",
     "point_scaler": "coursekit.vision.points:PointScaler",
