@@ -27,7 +27,7 @@ from coursekit.training.callbacks.mixup import CutMix, MixUp
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
-from coursekit.interpret.curves import ThresholdCurve, threshold_curve, wilson
+from coursekit.interpret.curves import ThresholdCurve, set_thresh, threshold_curve, wilson
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock, Datasets
 from coursekit.data.dataset import Dataset
@@ -48,7 +48,9 @@ from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.losses import (
     BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
 )
-from coursekit.training.count_metrics import Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
+from coursekit.training.count_metrics import (
+    Dice, F1Score, F1ScoreMulti, FBeta, FBetaMulti, JaccardCoeff, JaccardMulti, Precision, PrecisionMulti, Recall, RecallMulti
+)
 from coursekit.training.metrics import (
     Metric, Perplexity, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy
 )
