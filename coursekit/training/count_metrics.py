@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CountMetric', 'Precision', 'Recall', 'F1Score', 'FBeta', 'PrecisionMulti', 'RecallMulti', 'F1ScoreMulti',
-           'FBetaMulti', 'JaccardMulti', 'Dice', 'JaccardCoeff']
+           'FBetaMulti', 'JaccardMulti', 'Dice', 'JaccardCoeff', 'DiceMulti', 'JaccardCoeffMulti', 'PixelAccuracy']
 
 # %% ../../nbs/api/training/18_count_metrics.ipynb #c0de0003
 import math
@@ -17,12 +17,13 @@ from .losses import matching_targets
 from .metrics import Metric, class_answers
 
 # %% ../../nbs/api/training/18_count_metrics.ipynb #b2c2fb4a
-def _class_counts(who: str, preds: Tensor, targs: Tensor, axis: int) -> Tensor:
+def _class_counts(who: str, preds: Tensor, targs: Tensor, axis: int, ignore_index: int | None) -> Tensor:
     "Right, wrong and missed predictions of each class, (3, C)."
     answers, targs = class_answers(who, preds, targs, axis)
     n, answers, targs = preds.shape[axis], answers.flatten(), targs.flatten().long()
     # a table of true against predicted class; targets that are not a class (void) go into a cell beyond it
-    cell = torch.where((targs >= 0) & (targs < n), targs * n + answers, n * n)
+    counted = (targs >= 0) & (targs < n) if ignore_index is None else (targs >= 0) & (targs < n) & (targs != ignore_index)
+    cell = torch.where(counted, targs * n + answers, n * n)
     table = torch.zeros(n * n + 1, dtype=torch.long, device=preds.device)
     table = table.scatter_add_(0, cell, torch.ones_like(cell))[:-1].reshape(n, n)
     right = table.diagonal()
@@ -55,10 +56,12 @@ class CountMetric(Metric):
         pos_label: int = 1,  # the class that "binary" is about
         thresh: float = 0.5,  # for labels, or yes and no: probability above which the answer is yes, 0..1
         sigmoid: bool = True,  # for labels, or yes and no: preds are raw; False: they are probabilities already
+        ignore_index: int | None = None,  # targets of this class do not count, and the mean over the classes is without it
     ):
         if average not in self.averages:
             raise ValueError(f"{type(self).__name__}: average={average!r} is not one of {list(self.averages)}{suggest(average, self.averages)}")
         self.average, self.axis, self.pos_label, self.thresh, self.sigmoid = average, axis, pos_label, thresh, sigmoid
+        self.ignore_index = ignore_index
         self.reset()
 
     def reset(self) -> None:
@@ -72,7 +75,7 @@ class CountMetric(Metric):
         if yes_no:
             counts, self.multi = _label_counts(self.name, preds, targs, self)
         else:
-            counts = _class_counts(self.name, preds, targs, self.axis)
+            counts = _class_counts(self.name, preds, targs, self.axis, self.ignore_index)
         if self.average == "binary" and counts.shape[1] > 2:
             raise ValueError(f"{self.name}: average='binary' cannot be used with {counts.shape[1]} {'labels' if yes_no else 'classes'}; "
                              "pass average='macro', 'micro' or 'weighted'.")
@@ -80,6 +83,16 @@ class CountMetric(Metric):
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:  # a fraction per class; 0 if it would be 0/0
         raise NotImplementedError(f"{type(self).__name__} has no score(tp, fp, fn); define it, to return one fraction per class.")
+
+    def per_class(self) -> Tensor:  # (C,) float64
+        "The score of each class; nan for one that neither occurs nor is predicted, and for the one that does not count."
+        if self.counts is None:
+            raise ValueError(f"{self.name}: nothing has been counted yet; call update first, or validate a learner with this metric.")
+        counts = self.counts.cpu().double()
+        scores = self.score(*counts).masked_fill(counts.sum(0) == 0, math.nan)
+        if self.ignore_index is not None and 0 <= self.ignore_index < len(scores):
+            scores[self.ignore_index] = math.nan
+        return scores
 
     def compute(self) -> float:
         if self.counts is None:
@@ -93,7 +106,7 @@ class CountMetric(Metric):
         if self.average == "weighted":
             return ((scores * support).sum() / support.sum()).item() if support.sum() else 0.0
         # classes that neither occur nor are predicted say nothing about the model
-        return scores.mean().item() if self.multi else scores[counts.sum(0) > 0].mean().item()
+        return scores.mean().item() if self.multi else self.per_class().nanmean().item()
 
 # %% ../../nbs/api/training/18_count_metrics.ipynb #4bef65a5
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
@@ -200,8 +213,9 @@ class Dice(F1Score):
         *,
         axis: int = 1,  # dimension of the classes in preds
         pos_label: int = 1,  # the class that "binary" is about
+        ignore_index: int | None = None,  # targets of this class do not count
     ):
-        super().__init__(average, axis=axis, pos_label=pos_label)
+        super().__init__(average, axis=axis, pos_label=pos_label, ignore_index=ignore_index)
 
 
 class JaccardCoeff(Dice):
@@ -209,3 +223,31 @@ class JaccardCoeff(Dice):
 
     def score(self, tp: Tensor, fp: Tensor, fn: Tensor) -> Tensor:
         return _ratio(tp, tp + fp + fn)
+
+# %% ../../nbs/api/training/18_count_metrics.ipynb #2351d072
+class DiceMulti(Dice):
+    "`Dice` for several classes: the mean over those that occur or are predicted."
+
+    def __init__(
+        self,
+        axis: int = 1,  # dimension of the classes in preds
+        *,
+        ignore_index: int | None = None,  # targets of this class do not count
+    ):
+        super().__init__("macro", axis=axis, ignore_index=ignore_index)
+
+
+class JaccardCoeffMulti(DiceMulti, JaccardCoeff):
+    "`JaccardCoeff` for several classes: the mean over those that occur or are predicted."
+
+
+class PixelAccuracy(Recall):
+    "The share of pixels whose class is right, over all pixels that count."
+
+    def __init__(
+        self,
+        axis: int = 1,  # dimension of the classes in preds
+        *,
+        ignore_index: int | None = None,  # targets of this class do not count
+    ):
+        super().__init__("micro", axis=axis, ignore_index=ignore_index)
