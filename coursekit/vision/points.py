@@ -17,6 +17,7 @@ from torch import Tensor
 from ..core import plural
 from ..data.block import Block, _add_title, _as_numbers
 from ..data.transforms import BatchTransform
+from ..training.metrics import direction
 from .pixels import _pixels_to_unit, _unit_to_pixels
 
 # %% ../../nbs/api/vision/16_points.ipynb #a7c829c6
@@ -72,6 +73,7 @@ class PointBlock(Block):
     "Points (x, y) in pixels of the image, one or several per item: a (n, 2) tensor. They move with the image."
     n: int | None = None  # how many points an item has; None: as many as the first training item
     kind: ClassVar[str] = "points"
+    cached: ClassVar[bool] = True  # with the image that they were moved with
     batch_tfms: ClassVar[tuple] = (PointScaler(),)
     loss: ClassVar[str] = "mse"
 
@@ -148,6 +150,7 @@ def _point_text(points: Tensor) -> str:
     return ", ".join(f"({x:.0f}, {y:.0f})" for x, y in points.tolist()) if len(points) < 3 else f"{len(points)} points"
 
 # %% ../../nbs/api/vision/16_points.ipynb #317587f1
+@direction(False)
 def point_error(
     preds: Tensor,  # (N, 2k) from -1 to 1, as a model predicts them
     targs: Tensor,  # (N, k, 2) from -1 to 1
