@@ -50,11 +50,8 @@ class Interpretation:
         found = learn.get_preds(dl, with_loss=True, with_decoded=True)
         return cls(learn, dl, *(part[target] if isinstance(part, tuple) else part for part in found), target=target)
 
-    def top_losses(
-        self,
-        k: int | None = None,  # how many; None: all
-    ) -> tuple[Tensor, Tensor]:  # losses, and the items' positions in the set
-        "The items that the model got most wrong, worst first."
+    def top_losses(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+        "Losses and positions of the k items (None: of all) that the model got most wrong, worst first."
         order = torch.argsort(self.losses, descending=True, stable=True)[:k]
         return self.losses[order], order
 
