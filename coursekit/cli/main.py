@@ -257,8 +257,7 @@ def train(source: str, target: str | None, arch: str, epochs: int | None, size: 
           overwrite: bool, dry_run: bool) -> None:
     """Train a model on the images of SOURCE, or on the rows of a table, and write it to a file.
 
-    SOURCE is a folder (with one folder per class, the class in the file names, or one folder of images and one of masks), a zip of one,
-    or a CSV with file names and classes.
+    SOURCE is a folder (one folder per class, the class in the file names, or images and masks in two folders), a zip of one, or a CSV.
     The command first prints how it understands SOURCE. It never changes anything in there.
 
     \b
