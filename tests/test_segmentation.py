@@ -135,7 +135,7 @@ def test_options_reach_the_network(disks: Path, tmp_path: Path) -> None:
     assert out.shape == (1, 1, 64, 64) and out.min() > 0 and out.max() < 2
     assert unet_learner(dls, "efficientnet_lite0", seed=0).model.spec.fixed_stats and len(unet_learner(dls, "coursenet").dls.batch_tfms) == 2
     with raises(ValueError, "unet_learner", "category", "ImageBlock"):
-        unet_learner(DataBlock(blocks=(CategoryBlock, CategoryBlock)).dataloaders(list("abab"), bs=2, **OPTIONS), "coursenet")
+        unet_learner(DataBlock(blocks=(CategoryBlock, CategoryBlock)).dataloaders(list("abababab"), bs=2, **OPTIONS), "coursenet")
 
 
 # ---- learning, and what comes after ----
