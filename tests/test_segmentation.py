@@ -344,3 +344,14 @@ def test_the_command_line_trains_on_masks_and_writes_them(tmp_path: Path, monkey
     (tmp_path / "bad.jpg").write_text("no image")
     done = CliRunner().invoke(main, ["predict", "m.ck", "bad.jpg", "streets/images/00.jpg"])
     assert done.exit_code == 1 and "bad.jpg" in done.output and (tmp_path / "predicted_masks/00.png").is_file() and "overlay" in done.output
+
+
+def test_a_graph_for_other_programs_predicts_the_same(learner: Learner, tmp_path: Path) -> None:
+    assert learner.export(tmp_path / "disks.onnx").stat().st_size > 1e6  # the export compares the predictions of both
+
+
+def test_a_loss_of_ones_own_can_be_exported(learner: Learner, tmp_path: Path) -> None:
+    learn = Learner(learner.dls, learner.model, lambda preds, targs: nn.functional.cross_entropy(preds, targs, ignore_index=2))
+    again = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
+    file = learn.dls.valid_ds.items[0]
+    assert np.array_equal(np.asarray(again.predict(file).label), np.asarray(learner.predict(file).label))

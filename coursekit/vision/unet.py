@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Encoder', 'UpBlock', 'Decoder', 'UNet', 'unet_groups', 'UNetModel']
 
-# %% ../../nbs/api/vision/14_unet.ipynb #beeebf89
+# %% ../../nbs/api/vision/14_unet.ipynb #7fb28590
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
         return shapes
 
     def _timm(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        net = self.body.net
+        net: Any = self.body.net
         if not hasattr(net, "forward_intermediates"):
             raise ValueError(f"unet_learner: timm's {type(net).__name__} does not hand out its features; use another architecture.")
         return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
