@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from coursekit.cli.predict import predict_files
 from coursekit.data.batch import Batch
 from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
@@ -262,3 +263,9 @@ def test_the_report_of_points_counts_in_pixels(dots: Path) -> None:
     interp.plot_top_losses(4)
     assert all("px off" in ax.get_title() for ax in plt.gcf().axes[:4])
     plt.close("all")
+
+
+def test_the_command_line_answers_in_pixels_of_the_photo(dots: Path) -> None:
+    learn, files = Learner(loaders(dots), Sees(), precision="fp32"), sorted(dots.iterdir())[:5]
+    for file, said in zip(files, predict_files(learn, files, bs=3)):
+        assert torch.allclose(torch.tensor(said.label), learn.predict(file).label, atol=1e-3) and said.top == []
