@@ -160,6 +160,7 @@ DATA = {
 }  # fmt: skip
 MAKERS = {
     "FBeta": [lambda: C.FBeta(2.0), lambda: C.FBeta(0.5, average="macro")],
+    "FBetaMulti": [lambda: C.FBetaMulti(2.0), lambda: C.FBetaMulti(0.5, thresh=0.3)],
     **{n: [lambda cls=getattr(C, n), a=a: cls(average=a) for a in ("binary", "macro", "micro", "weighted")]
        for n in ("Precision", "Recall", "F1Score", "Dice", "JaccardCoeff")},
     "RocAuc": [M.RocAuc, lambda: M.RocAuc("weighted")],
