@@ -7,6 +7,7 @@ __all__ = ['Block', 'show_samples', 'CategoryBlock', 'MultiCategoryBlock', 'Regr
 
 # %% ../../nbs/api/data/06_block.ipynb #ec731b05
 import reprlib
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -61,6 +62,9 @@ class Block:
         "The value as the model needs it, before stacking."
         return value
 
+    def check(self, value: Any, parts: Sequence, kinds: Sequence[str]) -> None:
+        "Compare an encoded value with the other encoded parts of its sample; raise a ValueError if it does not fit, such as a mask of another size."
+
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked into one tensor, samples first."
         return torch.stack([torch.as_tensor(v) for v in values])
@@ -69,14 +73,17 @@ class Block:
         "One sample's tensor back as something people read."
         return value
 
+    def answer(self, value: Tensor, dl: Any, i: int) -> Any:
+        "What `predict` says about item i of a loader: the decoded prediction. If that has a place in the image, the place in the item's own image."
+        return self.decode(value)
+
     def show(self, value: Any, ax) -> None:
         "Draw a decoded value on a matplotlib axes: as a line of its title, unless a subclass knows better."
         _add_title(ax, str(value))
 
     def show_result(self, actual: Any, predicted: Any, ax) -> None:
         "Draw a decoded target with the prediction below it; a wrong one is marked by a cross and in red."
-        right = actual == predicted
-        _add_title(ax, f"{actual}\n{predicted}{'' if right else ' ✗'}", wrong=not right)
+        _add_title(ax, f"{actual}\n{predicted}{'' if actual == predicted else ' ✗'}", wrong=actual != predicted)
 
 # %% ../../nbs/api/data/06_block.ipynb #7752221e
 def _add_title(ax, text: str, *, wrong: bool = False) -> None:
@@ -141,6 +148,30 @@ def _check_lists(values: Sequence, vocab: Sequence | None) -> None:
         raise ValueError(f"MultiCategoryBlock: the targets are rows of zeros and ones, such as {row}, and not lists of labels; pass "
                          f"encoded=True and vocab=[...] with the {plural(len(row), 'class name')}.")
 
+# %% ../../nbs/api/data/06_block.ipynb #e2703964
+def _known_index(categories: CategoryMap, label: Any) -> int:
+    "The number of a label; one that training has not seen is an error with the fix."
+    try:
+        return categories.index(label)
+    except ValueError as e:
+        raise ValueError(f"{str(e).rstrip('.')}. The classes are those of the training items; pass vocab=[...] with all of them, or drop the items "
+                         "that have others.") from e
+
+
+def _flags_of(value: Iterable, vocab: Sequence) -> Tensor:
+    "A row of zeros and ones, one for each class."
+    found = [None] if isinstance(value, str) or not hasattr(value, "__iter__") else [flag(v) for v in value]
+    if None in found or len(found) != len(vocab):
+        raise ValueError(f"MultiCategoryBlock: {reprlib.repr(value)} is not a target with a 0 or a 1 for each of the "
+                         f"{plural(len(vocab), 'class', 'classes')} {reprlib.repr(vocab)}.")
+    return torch.tensor(found, dtype=torch.float32)
+
+# %% ../../nbs/api/data/06_block.ipynb #a8cca71b
+def _listed(labels: Sequence) -> str:
+    "Labels as text, in lines that fit over a small image."
+    text = "; ".join(str(v).replace(" ", "\u00a0") for v in labels) or "(none)"  # a label stays in one line
+    return "\n".join(textwrap.wrap(text, 26, break_long_words=False)).replace("\u00a0", " ")
+
 # %% ../../nbs/api/data/06_block.ipynb #11e5b394
 @dataclass
 class MultiCategoryBlock(Block):
@@ -160,6 +191,8 @@ class MultiCategoryBlock(Block):
             _check_lists(values, self.vocab)
         if found:
             self.vocab = [label for row in values for label in row if not is_blank(label)]
+        if found and not self.vocab:
+            raise ValueError(f"MultiCategoryBlock: none of {plural(len(values), 'training item')} has a label; check what get_y returns, or which column it reads.")
         self.categories = CategoryMap(self.vocab, sort=found)
         self.vocab = list(self.categories.vocab)
 
@@ -167,25 +200,23 @@ class MultiCategoryBlock(Block):
         if not hasattr(self, "categories"):
             self.setup([])
         if self.encoded:
-            return self._from_flags(value)
+            return _flags_of(value, self.vocab)
         target = torch.zeros(len(self.vocab))
         for label in value:
             if not is_blank(label):
-                target[self.categories.index(label)] = 1.0
+                target[_known_index(self.categories, label)] = 1.0
         return target
-
-    def _from_flags(self, value: Iterable) -> Tensor:
-        found = [None] if isinstance(value, str) or not hasattr(value, "__iter__") else [flag(v) for v in value]
-        if None in found or len(found) != len(self.vocab):
-            raise ValueError(f"MultiCategoryBlock: {reprlib.repr(value)} is not a target with a 0 or a 1 for each of the "
-                             f"{plural(len(self.vocab), 'class', 'classes')} {reprlib.repr(self.vocab)}.")
-        return torch.tensor(found, dtype=torch.float32)
 
     def decode(self, value: Tensor) -> list:
         return [self.vocab[i] for i in (value >= self.thresh).nonzero().flatten().tolist()]
 
     def show(self, value: Any, ax) -> None:
-        super().show("; ".join(map(str, value)) or "(none)", ax)
+        _add_title(ax, _listed(value))
+
+    def show_result(self, actual: list, predicted: list, ax) -> None:
+        "Draw the labels and below them the predicted ones: wrong ones with a cross, and those that were missed."
+        said = [v if v in actual else f"{v} ✗" for v in predicted] + [f"{v} missed" for v in actual if v not in predicted]
+        _add_title(ax, f"{_listed(actual)}\n{_listed(said)}", wrong=set(actual) != set(predicted))
 
     @property
     def n_out(self) -> int | None:  # type: ignore[override]
