@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 
 from .animals import INK
-from .sprites import Affine, Mark, Pen, fringed, mirrored, mix, oval, rgb, ribbon, smooth
+from .sprites import Mark, Pen, fringed, mirrored, mix, oval, rgb, ribbon, smooth
 
 # %% ../../nbs/api/samples/07_scenery.ipynb #70042adb
 SKINS = ("#f3d3b4", "#e6b58e", "#c98f66", "#9a6744", "#6f4a35")

@@ -495,7 +495,7 @@ def _green(view: View, t: Thing, weather: Weather) -> None:
 
 def _figure(view: View, t: Thing, s: float, d: float, frame: int, weather: Weather) -> None:
     "Somebody on foot or on a bicycle, a tree, a bin or a pet, facing us."
-    rng, scale = np.random.default_rng(t.seed), view.scale(s)
+    rng = np.random.default_rng(t.seed)
     label = {"tree": TREE, "bin": VOID, "pet": VOID}.get(t.kind, CYCLIST if "cyclist" in t.kind or t.kind == "rider" else PERSON)
     pen, phase = view.stand(s, d, label), rng.random()
     Pen(view.canvas, pen.at).paint(oval(0, 0, 0.8 if t.kind == "tree" else 0.42, 0.12, n=20), "#1c1420", soft=0.06, alpha=0.35)
