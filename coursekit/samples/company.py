@@ -261,6 +261,8 @@ def make_pets_in_company(
     n_workers: int | None = None,  # processes; None: one per core
 ) -> Path:  # dest
     "Draw the stand-in for PASCAL VOC 2007: the same bytes for the same seed, whatever the number of workers."
+    if n_train < 1 or n_test < 0:
+        raise ValueError(f"make_pets_in_company: n_train={n_train}, n_test={n_test}; pass 1 or more for training, 0 or more for the test.")
     dest = empty_folder("make_pets_in_company", dest)
     for part in ("train", "test"):
         (dest / part).mkdir(exist_ok=True)
