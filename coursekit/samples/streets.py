@@ -185,7 +185,7 @@ def _paint_things(view: View, weather: Weather, sky: np.ndarray, frame: int) -> 
         elif t.kind in ("sign", "lamp", "signals"):
             if 4.5 < z < 34:
                 paint_post(view, t, s, d, weather.lamps)
-        elif z < 25 or t.kind == "tree":
+        elif z < {"tree": FAR, "pet": 14.0}.get(t.kind, 25.0):
             paint_figure(view, t, s, d, frame, weather)
 
 
