@@ -282,7 +282,7 @@ def test_class_numbers_without_a_name_are_listed_with_the_file(tmp_path: Path) -
     draw(tmp_path / "d", 4, edge=30)
     with raises(ValueError, "01.png", "[30]", "3 names", "codes"):
         first_batch(tmp_path / "d", mask_file)
-    assert set(first_batch(tmp_path / "d", mask_file, ["ground", "disk"], void=30)[1].unique().tolist()) == {0, 1, 30}
+    assert set(first_batch(tmp_path / "d", mask_file, ["ground", "disk"], void=30).ys[0].unique().tolist()) == {0, 1, 30}
 
 
 def test_codes_and_void_are_checked() -> None:
