@@ -402,7 +402,7 @@ def test_clearing_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
-    assert_one_line(invoke("data", "get", "PET"), says="'PET'; did you mean 'PETS'")
+    assert_one_line(invoke("data", "get", "PET"), says="did you mean 'PETS'")
     assert_one_line(invoke("data", "get", "CAMVID_TINY"), says="coursekit data get CAMVID_TINY --real")
     monkeypatch.setenv("COURSEKIT_MIRROR", str(tmp_path / "nowhere"))
     assert_one_line(invoke("data", "get", "PETS", "--real"), says="COURSEKIT_MIRROR")
