@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", choices=["camvid", "step"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="over all layers")
+    parser.add_argument("--epochs", type=int, default=3, help="over all layers")
     parser.add_argument("--freeze-epochs", type=int, default=2, help="before that, for the decoder alone")
     parser.add_argument("--lr", type=float, default=1e-2)
     parser.add_argument("--lr-mult", type=float, default=10)

@@ -359,13 +359,20 @@ def test_batch_transform(name, make):
 # ---------------------------------------------------------------- models and exported files
 SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")],
                          "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")],
-                         "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])]})
+                         "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])],
+                         "UNetModel": [lambda: _unet_model("resnet18"), lambda: _unet_model("coursenet")]})
 
 
 def _vision_model(arch: str) -> ModelSpec:
     from coursekit.vision.models import VisionModel
 
     return VisionModel(arch, 3, lin_ftrs=[16])
+
+
+def _unet_model(arch: str) -> ModelSpec:
+    from coursekit.vision.unet import UNetModel
+
+    return UNetModel(arch, 4)
 
 
 def _tabular_model(join: str) -> ModelSpec:
@@ -375,7 +382,7 @@ def _tabular_model(join: str) -> ModelSpec:
 
 
 INPUTS = {"VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG)),
-          "CollabModel": (torch.tensor([[3, 6], [0, 1]]),)}
+          "CollabModel": (torch.tensor([[3, 6], [0, 1]]),), "UNetModel": (torch.rand(2, 3, 48, 64, generator=RNG),)}
 
 
 @pytest.mark.parametrize(("name", "make"), SPECS)

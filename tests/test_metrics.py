@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 import coursekit.training.count_metrics as count_metrics
 import coursekit.training.metrics as metrics_module
-from coursekit.training.count_metrics import CountMetric, Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
+from coursekit.training.count_metrics import (
+    CountMetric, Dice, DiceMulti, F1Score, F1ScoreMulti, FBeta, FBetaMulti, JaccardCoeff, JaccardCoeffMulti, JaccardMulti, PixelAccuracy, Precision,
+    PrecisionMulti, Recall, RecallMulti
+)
 from coursekit.training.metrics import (
     AverageMetric, Metric, Perplexity, RocAuc, accuracy, accuracy_multi, as_metric, error_rate, mae, mse, rmse, top_k_accuracy
 )
@@ -227,6 +230,14 @@ SUBJECTS: dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]] = {
     "f1": (F1Score(), (12, 1), (12,)),
     "dice": (Dice(), (4, 2, 5, 5), (4, 5, 5)),
     "jaccard": (JaccardCoeff("macro"), (4, 3, 5, 5), (4, 5, 5)),
+    "precision_multi": (PrecisionMulti(), (12, 3), (12, 3)),
+    "recall_multi": (RecallMulti(), (12, 3), (12, 3)),
+    "f1_multi": (F1ScoreMulti(), (12, 3), (12, 3)),
+    "fbeta_multi": (FBetaMulti(2), (12, 3), (12, 3)),
+    "jaccard_multi": (JaccardMulti(), (12, 3), (12, 3)),
+    "dice_multi": (DiceMulti(), (4, 3, 5, 5), (4, 5, 5)),
+    "jaccard_masks": (JaccardCoeffMulti(), (4, 3, 5, 5), (4, 5, 5)),
+    "pixel_accuracy": (PixelAccuracy(), (4, 3, 5, 5), (4, 5, 5)),
     "perplexity": (Perplexity(), (12, 4, 7), (12, 4)),
     "roc_auc": (RocAuc(), (12, 2), (12,)),
     "roc_auc_yes_no": (RocAuc(), (12,), (12,)),
@@ -236,7 +247,7 @@ SUBJECTS: dict[str, tuple[object, tuple[int, ...], tuple[int, ...]]] = {
 def test_every_metric_is_a_subject() -> None:
     both = (*vars(metrics_module).values(), *vars(count_metrics).values())
     known = {v for v in both if isinstance(v, type) and issubclass(v, Metric)}
-    assert known - {Metric, CountMetric} == {type(as_metric(f)) for f, _, _ in SUBJECTS.values()}
+    assert {m for m in known if not m.__name__.startswith("_")} - {Metric, CountMetric} == {type(as_metric(f)) for f, _, _ in SUBJECTS.values()}
 
 
 @pytest.mark.parametrize("name", SUBJECTS)

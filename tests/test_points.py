@@ -71,6 +71,8 @@ def test_a_dot_and_its_point_stay_together(size, at, item_tfm, augment, train, s
     x, y = at[0] * w, at[1] * h
     img = dotted(w, h, x, y, r=max(3.0, 0.03 * max(w, h)))
     parts = item_tfm.run([img, (img[0] > 100).byte(), torch.tensor([[x, y]])], kinds, rng=random.Random(seed), train=train)
+    if center(parts[0][0].float() / 255) is None:  # cut off by the first step, so its center of mass is elsewhere
+        return
     batch = [p[None] for p in parts]
     tfms = [augment, Normalize.from_stats(*imagenet_stats), PointScaler()]
     for t in tfms:
