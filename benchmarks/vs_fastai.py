@@ -232,7 +232,7 @@ def main() -> None:
     text = table({k: median(v) for k, v in peer.items()}, {k: median(v) for k, v in mine.items()})
     note = (f"Measured {time.strftime('%Y-%m-%d')} on {processor()}; medians of {args.rounds} rounds: coursekit {version('coursekit')}, fastai {fastai}, "
             f"torch {version('torch').split('+')[0]} and {torch_version.split('+')[0]}, precision of coursekit's training: {'bf16' if precision_dtype(torch.device('cpu')) else 'fp32'} "
-            f"(chosen by the processor), of fastai's: fp32 (its default); by `python benchmarks/vs_fastai.py --rounds {args.rounds}`.")
+            f"(chosen by the processor; tables and ratings fp32), of fastai's: fp32 (its default); by `python benchmarks/vs_fastai.py --cases {' '.join(args.cases)} --rounds {args.rounds}`.")
     args.out.write_text(f"{text}\n\n{note}\n")
     print(f"\n{text}\n\n{note}")
 
