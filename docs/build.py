@@ -1,0 +1,65 @@
+"""Build the site from the notebooks into _docs: `python docs/build.py`. Warnings are errors.
+
+KaTeX and Mermaid come from the npm registry the first time, at the versions and checksums below; they stay in coursekit's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from pages import ROOT, write_pages
+
+REGISTRY = "https://registry.npmjs.org"
+SCRIPTS = {  # archive -> (sha256, members by the start of their names, folder)
+    f"{REGISTRY}/katex/-/katex-0.19.1.tgz": (
+        "24da5a599eb2fcede2e270b99a6ff48bca816beecc95feeb84e8cccbd1bb34fd",
+        ("package/dist/katex.min.", "package/dist/contrib/auto-render.min.js", "package/dist/fonts/", "package/LICENSE"), "katex"),
+    f"{REGISTRY}/@mermaid-js/tiny/-/tiny-11.17.2.tgz": (
+        "28302a2f6bd556bfd223acff76a1fd511bcc9e6f1cac1bad91b904469aeca102", ("package/dist/mermaid.tiny.js", "package/LICENSE"), "mermaid"),
+}  # fmt: skip
+
+
+def fetch_scripts(out: Path) -> None:
+    """The files of KaTeX and Mermaid that pages need, each in a folder of its own."""
+    for url, (sha256, wanted, name) in SCRIPTS.items():
+        done = out / name / sha256[:12]
+        if done.exists():
+            continue
+        from coursekit.data.download import fetch_file  # takes seconds, because it comes with PyTorch
+
+        with tarfile.open(fetch_file(url, "runtime", sha256=sha256, max_bytes=1 << 25)) as tar:
+            for member in tar:
+                inside = member.name.removeprefix("package/").removeprefix("dist/")
+                if member.isfile() and member.name.startswith(wanted) and not inside.endswith((".ttf", ".woff", ".mjs")):
+                    target = out / name / Path(inside)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
+        done.touch()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="where the site goes")
+    parser.add_argument("--work", type=Path, default=ROOT / "_proc", help="what is kept for the next build")
+    args = parser.parse_args(argv)
+    from sphinx.cmd.build import main as sphinx
+
+    started, work = time.monotonic(), args.work.resolve()
+    fetch_scripts(work / "scripts")
+    write_pages(work / "pages")
+    status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
+                     "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'}",
+                     str(work / "pages"), str(args.out)])  # fmt: skip
+    if not status:
+        pages = len(list(args.out.rglob("*.html")))
+        print(f"{pages} pages in {args.out.name}, {time.monotonic() - started:.0f} s: open {args.out.name}/index.html")
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

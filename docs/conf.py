@@ -1,0 +1,59 @@
+"""Sphinx's configuration. `make docs` runs `build.py`, which writes the pages that this reads and says where static files are."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from pages import settings
+
+cfg = settings()
+project, author, copyright, version = cfg["title"], cfg["author"], cfg["copyright"], cfg["version"]
+html_title = project
+extensions = ["myst_nb"]
+exclude_patterns = ["extra"]
+language = "en"
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+nb_render_markdown_format = "myst"
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 4
+suppress_warnings = ["myst.header"]
+
+add_module_names = False
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
+
+html_theme = "furo"
+html_css_files = ["site.css"]
+html_js_files = [("site.js", {"defer": "defer"})]
+html_show_sourcelink = html_copy_source = False
+html_show_sphinx = False
+pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
+html_math_renderer = "katex"
+
+
+class Mermaid(Directive):
+    """A diagram: `site.js` has Mermaid draw it; its description is in the diagram."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        text = nodes.Text("\n".join(self.content)).astext().replace("&", "&amp;").replace("<", "&lt;")
+        return [nodes.raw("", f'<div class="mermaid">{text}</div>', format="html")]
+
+
+def math(writer, node) -> None:
+    """TeX between marks, for KaTeX."""
+    tag, left, right = ("div", r"\[", r"\]") if isinstance(node, nodes.math_block) else ("span", r"\(", r"\)")
+    writer.body.append(writer.starttag(node, tag, "", CLASS="math notranslate nohighlight") + left + writer.encode(node.astext()) + f"{right}</{tag}>")
+    raise nodes.SkipNode
+
+
+def setup(app) -> None:
+    app.add_directive("mermaid", Mermaid)
+    app.add_html_math_renderer("katex", (math, None), (math, None))
