@@ -11,7 +11,6 @@ import tarfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 from pages import ROOT, write_pages
 
 REGISTRY = "https://registry.npmjs.org"

@@ -28,8 +28,13 @@ DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)\n?", r
 FENCED = re.compile(r"(?ms)^(`{3,}).*?^\1`*[ \t]*$")
 PICTURES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 WIDGET = re.compile(r"^(<[\w.]+ object at 0x|\w+\(children=\()")
-NO_WIDGET = "```{admonition} Something to use\n:class: note\nThis cell shows buttons and sliders that need a running notebook. Download this notebook, or open it with `make lab`.\n```"
-NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "constant", "plateau"}  # bold for another reason
+NO_WIDGET = """```{admonition} Something to use
+:class: note
+This cell shows buttons or sliders, which need a running notebook: download it, or open it with `make lab`.
+```"""
+METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3"},
+            "language_info": {"name": "python", "pygments_lexer": "ipython3"}}  # fmt: skip
+NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "plateau"}  # bold for another reason
 AREAS = {"": "Core", "data": "Data", "training": "Training", "training/callbacks": "Callbacks", "vision": "Vision", "tabular": "Tables", "text": "Text",
          "interpret": "Interpretation", "deploy": "Deployment", "samples": "Stand-in datasets", "widgets": "Widgets", "course": "Exercises and quizzes",
          "cli": "Command line"}  # fmt: skip
@@ -157,7 +162,7 @@ class Site:
 
     def names_on(self, page: Page) -> dict[str, str]:
         """Name -> module of every function and class that a page may mention: what it imports and what it exports."""
-        names = imported(page.code) | {name: page.module for name in page.names}
+        names = imported(page.code) | dict.fromkeys(page.names, page.module)
         return {name: module for name, module in names.items() if module in self.modules and name in self.modules[module].names}
 
     def used(self, page: Page) -> list[str]:
@@ -216,7 +221,7 @@ class Site:
             if paragraph.startswith(("|", "```", "#", "    ")):
                 continue
             for term in re.findall(r"(?<![\w*])\*\*([A-Za-z][\w² -]+?)\*\*(?![\w*])", paragraph):
-                key = term.lower() if term[1:] == term[1:].lower() and re.search(rf"\b{term.lower()}", self.lesson_text) else term
+                key = term.lower() if term[1:] == term[1:].lower() and re.search(rf"\b{term.lower()}\b", self.lesson_text) else term
                 if key in self.terms or key in NO_TERMS or len(key.split()) > 3 or key.startswith(("a ", "an ")) or f"**{term}**:" in paragraph:
                     continue
                 anchor = f"term-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
@@ -226,7 +231,9 @@ class Site:
 
     @cached_property
     def lesson_text(self) -> str:
-        return "\n".join(c["source"] for p in self.lessons for c in p.nb["cells"] if c["cell_type"] == "markdown")
+        """The prose of all lessons."""
+        text = "\n".join(c["source"] for p in self.lessons for c in p.nb["cells"] if c["cell_type"] == "markdown")
+        return re.sub(r"`[^`\n]+`", "", FENCED.sub("", text))
 
     # ---- code cells
 
@@ -253,7 +260,7 @@ class Site:
         source = DIRECTIVE.sub("", cell["source"]).strip("\n")
         if "hide" in marks or "default_exp" in marks or not source.strip():
             return []
-        meta = {"tags": list(cell["metadata"].get("tags", []))}
+        meta: dict[str, Any] = {"tags": list(cell["metadata"].get("tags", []))}
         cell = {**cell, "source": source, "metadata": meta, "outputs": [self.output(page, o) for o in cell["outputs"]]}
         if "hide-output" in meta["tags"]:
             meta["mystnb"] = {"code_prompt_show": "Make your guess, then look", "code_prompt_hide": "Hide the output"}
@@ -292,7 +299,7 @@ class Site:
             cells.append({"cell_type": "markdown", "metadata": {}, "source": self.sidebar()})
         for cell in cells:
             cell.pop("id", None)
-        nb = {"nbformat": 4, "nbformat_minor": 4, "cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}, "language_info": {"name": "python", "pygments_lexer": "ipython3"}}}
+        nb = {"nbformat": 4, "nbformat_minor": 4, "cells": cells, "metadata": METADATA}
         self.write(f"{page.docname}.ipynb", json.dumps(nb, ensure_ascii=False, indent=1))
         self.write(f"extra/notebooks/{page.path.relative_to(NBS).as_posix()}", page.path.read_bytes())
 
