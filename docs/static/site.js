@@ -55,7 +55,7 @@
 
   // What scrolls sideways can be scrolled with the keyboard, too.
   const scrollable = () => {
-    const boxes = document.querySelectorAll(".highlight pre, .output, .table-wrapper, .output_area, article pre, .math-block, div.math");
+    const boxes = document.querySelectorAll(".cell_output, .highlight pre, .output, .table-wrapper, article pre, div.math, .mermaid");
     for (const box of boxes) {
       if (box.scrollWidth > box.clientWidth + 1 && !box.querySelector("a, button, summary, input")) box.tabIndex = 0;
     }
