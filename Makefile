@@ -18,7 +18,7 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 LAB_FLAGS ?=
 
-.PHONY: help venv lesson lab test export notebooks run-all gpu readme docs lint wheel package clean
+.PHONY: help venv lesson lab test export notebooks run-all gpu readme docs slides lint wheel package clean
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is"
@@ -69,6 +69,9 @@ readme: $(STAMP)  ## README.md from nbs/index.ipynb
 docs: $(STAMP)  ## the site, made from the notebooks, in _docs/index.html (warnings are errors)
 	@OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
 
+slides: $(STAMP)  ## a deck of slides for each lesson, in _slides/index.html
+	@$(BIN)/python docs/slides.py
+
 lint: $(STAMP)  ## ruff, types, layers, sizes, notebooks and workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -92,5 +95,5 @@ package: $(STAMP)  ## sdist and wheel for the index, in dist/, checked
 		for p in Path("dist").iterdir() if p.stat().st_size > 20e6]; assert not big, big'
 
 clean:  ## delete everything that was made, except .venv
-	@rm -rf $(RUN) build dist *.egg-info _docs _proc .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	@rm -rf $(RUN) build dist *.egg-info _docs _proc _slides .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	@find coursekit nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,6 +1,6 @@
 """Build the site from the notebooks into _docs: `python docs/build.py`. Warnings are errors.
 
-KaTeX and Mermaid come from the npm registry the first time, at the versions and checksums below; they stay in coursekit's folder.
+KaTeX, Mermaid and reveal.js come from the npm registry the first time, at the versions and checksums below; they stay in coursekit's folder.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ SCRIPTS = {  # archive -> (sha256, members by the start of their names, folder)
         ("package/dist/katex.min.", "package/dist/contrib/auto-render.min.js", "package/dist/fonts/", "package/LICENSE"), "katex"),
     f"{REGISTRY}/@mermaid-js/tiny/-/tiny-11.17.2.tgz": (
         "28302a2f6bd556bfd223acff76a1fd511bcc9e6f1cac1bad91b904469aeca102", ("package/dist/mermaid.tiny.js", "package/LICENSE"), "mermaid"),
+    f"{REGISTRY}/reveal.js/-/reveal.js-5.2.1.tgz": (
+        "359b575dd51bbda32f89b2fd4c7dc46ad7389a805572158916c29252f7a27333",
+        ("package/dist/reveal.js", "package/dist/reveal.css", "package/dist/reset.css", "package/LICENSE"), "reveal"),
 }  # fmt: skip
 
 
-def fetch_scripts(out: Path) -> None:
-    """The files of KaTeX and Mermaid that pages need, each in a folder of its own."""
+def fetch_scripts(out: Path, *names: str) -> None:
+    """The files of these scripts that pages need, each in a folder of its own."""
     for url, (sha256, wanted, name) in SCRIPTS.items():
         done = out / name / sha256[:12]
-        if done.exists():
+        if done.exists() or name not in names:
             continue
         from coursekit.data.download import fetch_file  # takes seconds, because it comes with PyTorch
 
         with tarfile.open(fetch_file(url, "runtime", sha256=sha256, max_bytes=1 << 25)) as tar:
             for member in tar:
                 inside = member.name.removeprefix("package/").removeprefix("dist/")
-                if member.isfile() and member.name.startswith(wanted) and not inside.endswith((".ttf", ".woff", ".mjs")):
+                if member.isfile() and member.name.startswith(wanted) and not inside.endswith((".ttf", ".woff", ".mjs", ".map")):
                     target = out / name / Path(inside)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
@@ -49,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     from sphinx.cmd.build import main as sphinx
 
     started, work = time.monotonic(), args.work.resolve()
-    fetch_scripts(work / "scripts")
+    fetch_scripts(work / "scripts", "katex", "mermaid")
     write_pages(work / "pages")
     status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
                      "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'}",

@@ -369,11 +369,15 @@ class Site:
         self.write("extra/llms.txt", "\n".join(lines))
 
 
+def site_pages() -> list[Page]:
+    """The front page, lessons, worked answers and reference."""
+    folders = ("lessons", "solutions", "api")
+    return [Page(NBS / "index.ipynb"), *(Page(p) for folder in folders for p in sorted((NBS / folder).rglob("[0-9]*.ipynb")))]
+
+
 def write_pages(out: Path) -> None:
     """Write everything that Sphinx reads, and delete what no notebook makes any more."""
-    folders = ("lessons", "solutions", "api")
-    paths = [NBS / "index.ipynb", *(p for folder in folders for p in sorted((NBS / folder).rglob("[0-9]*.ipynb")))]
-    site = Site(out, [Page(p) for p in paths])
+    site = Site(out, site_pages())
     for page in site.pages:
         site.page(page)
     site.index_pages()

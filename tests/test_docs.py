@@ -135,6 +135,21 @@ def test_short_list_for_language_models(site: Path) -> None:
     assert all((site / name).is_file() for name in linked)
 
 
+def test_slides(tmp_path: Path) -> None:
+    """A deck for each lesson, whose scripts lie beside it."""
+    try:
+        run([sys.executable, str(ROOT / "docs" / "slides.py"), "--out", str(tmp_path)], cwd=ROOT)
+    except AssertionError as e:
+        if "DownloadError" in str(e):
+            missing("reveal.js cannot be had", must=CI)
+        raise
+    for lesson in notebooks("lessons"):
+        text, deck = (tmp_path / f"{lesson.stem}.html").read_text(encoding="utf-8"), Read()
+        deck.feed(text)
+        assert text.count("<section>") >= 5 and not deck.without_alt, lesson.stem
+        assert all((tmp_path / name).is_file() for name in deck.loads if not name.startswith("data:")), deck.loads
+
+
 # ----------------------------------------------------------------------------------------------------- in a browser
 
 

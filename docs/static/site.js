@@ -64,6 +64,6 @@
   // The heading of a folded cell says what is in it; a label would hide that from screen readers.
   const labels = () => document.querySelectorAll("details.hide > summary").forEach((summary) => summary.removeAttribute("aria-label"));
 
-  const ready = () => { labels(); quizzes(); Promise.allSettled([mathematics(), diagrams()]).then(() => { scrollable(); document.body.dataset.drawn = "yes"; }); };
+  const ready = () => { labels(); quizzes(); Promise.allSettled([mathematics(), diagrams()]).then(() => { scrollable(); document.body.dataset.drawn = "yes"; dispatchEvent(new Event("drawn")); }); };
   document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", ready) : ready();
 })();
