@@ -6,12 +6,13 @@ KaTeX, Mermaid and reveal.js come from the npm registry the first time, at the v
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tarfile
 import time
 from pathlib import Path
 
-from pages import ROOT, write_pages
+from pages import MODEL_PAGE, ROOT, write_pages
 
 REGISTRY = "https://registry.npmjs.org"
 SCRIPTS = {  # archive -> (sha256, members by the start of their names, folder)
@@ -44,6 +45,19 @@ def fetch_scripts(out: Path, *names: str) -> None:
         done.touch()
 
 
+def front_page_model(out: Path) -> None:
+    """The page that names what is in a photo, in the visitor's browser: the front page shows it. Made again only if its parts changed."""
+    parts = [ROOT / "settings.ini", *sorted((ROOT / "coursekit" / "deploy").glob("page.*"))]
+    key = hashlib.sha256(b"".join(p.read_bytes() for p in parts)).hexdigest()
+    done = out.with_name("front_page_model.txt")
+    if not (out / MODEL_PAGE).exists() or not done.exists() or done.read_text(encoding="utf-8") != key:
+        import coursekit
+
+        out.mkdir(parents=True, exist_ok=True)
+        coursekit.pretrained("imagenet").export(out / MODEL_PAGE)
+        done.write_text(key, encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="where the site goes")
@@ -53,9 +67,10 @@ def main(argv: list[str] | None = None) -> int:
 
     started, work = time.monotonic(), args.work.resolve()
     fetch_scripts(work / "scripts", "katex", "mermaid")
+    front_page_model(work / "model")
     write_pages(work / "pages")
     status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
-                     "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'}",
+                     "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'},{work / 'model'}",
                      str(work / "pages"), str(args.out)])  # fmt: skip
     if not status:
         pages = len(list(args.out.rglob("*.html")))

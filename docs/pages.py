@@ -32,6 +32,12 @@ NO_WIDGET = """```{admonition} Something to use
 :class: note
 This cell shows buttons or sliders, which need a running notebook: download it, or open it with `make lab`.
 ```"""
+MODEL_PAGE = "what_is_in_your_photo.html"
+TRY_IT = f"""<div class="try-it" data-page="{MODEL_PAGE}">
+<p><strong>Try it first.</strong> Drop one of your photos here, and a neural network names what it shows. It runs in your browser,
+and your photo stays on your device.</p>
+<p><button type="button">Load the network (MEGABYTES MB)</button></p>
+</div>"""
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3"},
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}  # fmt: skip
 NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "plateau"}  # bold for another reason
@@ -296,6 +302,8 @@ class Site:
             module = f"```{{py:module}} {page.module}\n```\n\n" if page.module else ""
             top["source"] = top["source"].replace(title, f"{title}\n\n{module}{links}", 1)
         else:
+            size = (self.out.parent / "model" / MODEL_PAGE).stat().st_size / 1e6
+            cells.insert(2, {"cell_type": "markdown", "metadata": {}, "source": TRY_IT.replace("MEGABYTES", f"{size:.0f}")})
             cells.append({"cell_type": "markdown", "metadata": {}, "source": self.sidebar()})
         for cell in cells:
             cell.pop("id", None)

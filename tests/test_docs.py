@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from browser import FLAGS
 from conftest import CI, missing
 from filelock import FileLock
-from helpers import ROOT, notebooks, run
+from helpers import ROOT, notebooks, real_photo, run
 
 PHONE, DESKTOP = (375, 740), (1280, 900)
 LESSON, MODULE = "lessons/01_image_classification.html", "api/training/learner.html"
@@ -67,7 +68,7 @@ class Read(HTMLParser):
 @pytest.fixture(scope="session")
 def pages(site: Path) -> dict[Path, Read]:
     found = {}
-    for path in sorted(site.rglob("*.html")):
+    for path in sorted(set(site.rglob("*.html")) - {site / "what_is_in_your_photo.html"}):  # that one has tests of its own, in test_page.py
         found[path] = Read()
         found[path].feed(path.read_text(encoding="utf-8"))
     return found
@@ -190,6 +191,30 @@ def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
     page.context.close()
 
 
+def test_front_page_names_a_photo(browser: Any, site: Path, tmp_path: Path) -> None:
+    """The network cut, the front page loads its model and answers a dropped photo."""
+    page = opened(browser, site, "index.html")
+    page.locator(".try-it button").click()
+    frame = page.frame_locator(".try-it iframe")
+    frame.locator("#choose").wait_for()
+    drop(frame, real_photo(tmp_path))
+    answer = frame.locator("#answer")
+    answer.filter(has_text=re.compile(r"[a-z]{3}")).wait_for(timeout=60_000)
+    assert frame.locator(".row").count() >= 3 and frame.locator("#problem").text_content() == ""
+    page.context.close()
+
+
+def drop(frame: Any, photo: Path) -> None:
+    """Drop a file on the page, as a person does with the mouse."""
+    data = base64.b64encode(photo.read_bytes()).decode()
+    frame.locator("body").evaluate("""(body, [data, name]) => {
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name, { type: "image/jpeg" }));
+        for (const kind of ["dragenter", "dragover", "drop"])
+            body.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    }""", [data, photo.name])
+
+
 def test_quiz_right_and_wrong(browser: Any, site: Path) -> None:
     """With the keyboard alone: a wrong choice and a right one say so, and the score counts the first try."""
     page = opened(browser, site, LESSON)
@@ -208,7 +233,7 @@ def test_diagrams_and_mathematics(browser: Any, site: Path) -> None:
     page = opened(browser, site, LESSON)
     assert page.locator("div.mermaid svg").count() and page.locator("div.mermaid svg title").first.text_content()
     page.context.close()
-    page = opened(browser, site, "lessons/03_gradient_descent.html")
+    page = opened(browser, site, "lessons/04a_training_well.html")
     assert page.locator(".math .katex").count() and not page.locator(".katex-error").count()
     page.context.close()
 

@@ -53,6 +53,20 @@
     }
   };
 
+  // The network of the front page is loaded when somebody asks for it, or drags a photo over the page.
+  const tryIt = () => {
+    for (const box of document.querySelectorAll(".try-it")) {
+      const show = () => {
+        if (box.querySelector("iframe")) return;
+        const frame = Object.assign(document.createElement("iframe"), { src: box.dataset.page, title: "What is in your photo?" });
+        box.replaceChildren(frame);
+        frame.focus();
+      };
+      box.querySelector("button").addEventListener("click", show);
+      addEventListener("dragenter", show, { once: true });
+    }
+  };
+
   // What scrolls sideways can be scrolled with the keyboard, too.
   const scrollable = () => {
     const boxes = document.querySelectorAll(".cell_output, .highlight pre, .output, .table-wrapper, article pre, div.math, .mermaid");
@@ -64,6 +78,6 @@
   // The heading of a folded cell says what is in it; a label would hide that from screen readers.
   const labels = () => document.querySelectorAll("details.hide > summary").forEach((summary) => summary.removeAttribute("aria-label"));
 
-  const ready = () => { labels(); quizzes(); Promise.allSettled([mathematics(), diagrams()]).then(() => { scrollable(); document.body.dataset.drawn = "yes"; dispatchEvent(new Event("drawn")); }); };
+  const ready = () => { labels(); quizzes(); tryIt(); Promise.allSettled([mathematics(), diagrams()]).then(() => { scrollable(); document.body.dataset.drawn = "yes"; dispatchEvent(new Event("drawn")); }); };
   document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", ready) : ready();
 })();
