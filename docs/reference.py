@@ -78,9 +78,15 @@ def table(rows: list[tuple[str, str]], heading: str) -> str:
     return "\n".join([f"| {heading} | What it is |", "|---|---|", *lines, ""]) if lines else ""
 
 
+def paragraphs(docstring: str) -> str:
+    """A docstring in Markdown. What click must not wrap, marked by a backspace, becomes a block of code."""
+    parts = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join("```text\n" + part.lstrip("\b\n") + "\n```" if part.startswith("\b") else plain(part) for part in parts)
+
+
 def described(node: Function | ast.ClassDef, said: dict[int, str], *, method: bool = False) -> str:
     """Docstring, parameters and result of a function; docstring and fields of a class."""
-    parts = [plain(inspect.cleandoc(ast.get_docstring(node) or "").replace("\b", ""))]
+    parts = [paragraphs(ast.get_docstring(node) or "")]
     if isinstance(node, ast.ClassDef):
         make = next((n for n in node.body if isinstance(n, Function) and n.name == "__init__"), None)
         parts.append(table([(code(n.target), said.get(n.end_lineno or 0, "")) for n in fields_of(node)], "Field"))
