@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 import sys
 import tarfile
 import time
@@ -69,10 +70,14 @@ def main(argv: list[str] | None = None) -> int:
     fetch_scripts(work / "scripts", "katex", "mermaid")
     front_page_model(work / "model")
     write_pages(work / "pages")
+    built = work / "html"  # not `out` itself: MyST-NB puts the notebooks it has read into a folder beside it, and a failed build leaves `out` alone
+    shutil.rmtree(built, ignore_errors=True)
     status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
                      "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'},{work / 'model'}",
-                     str(work / "pages"), str(args.out)])  # fmt: skip
+                     str(work / "pages"), str(built)])  # fmt: skip
     if not status:
+        shutil.rmtree(args.out, ignore_errors=True)
+        shutil.move(built, args.out)
         pages = len(list(args.out.rglob("*.html")))
         print(f"{pages} pages in {args.out.name}, {time.monotonic() - started:.0f} s: open {args.out.name}/index.html")
     return int(status)
