@@ -18,7 +18,7 @@ WORKERS ?= 2
 PYTEST_FLAGS ?=
 LAB_FLAGS ?=
 
-.PHONY: help venv lesson lab test export notebooks run-all gpu readme lint wheel clean
+.PHONY: help venv lesson lab test export notebooks run-all gpu readme docs slides lint wheel package clean
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is"
@@ -66,6 +66,12 @@ gpu: $(STAMP)  ## say which accelerator there is; fails where there is none
 readme: $(STAMP)  ## README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
+docs: $(STAMP)  ## the site, made from the notebooks, in _docs/index.html (warnings are errors)
+	@OMP_NUM_THREADS=1 $(BIN)/python docs/build.py
+
+slides: $(STAMP)  ## a deck of slides for each lesson, in _slides/index.html
+	@$(BIN)/python docs/slides.py
+
 lint: $(STAMP)  ## ruff, types, layers, sizes, notebooks and workflows
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -80,6 +86,14 @@ wheel: $(STAMP)  ## the wheel, in dist/
 	@rm -rf build
 	@ls -l dist/*.whl
 
+package: $(STAMP)  ## sdist and wheel for the index, in dist/, checked
+	@rm -rf build dist
+	@$(BIN)/python -m build -q --no-isolation
+	@rm -rf build
+	@$(BIN)/python -m twine check --strict dist/*
+	@$(BIN)/python -c 'from pathlib import Path; big = [f"{p} has {p.stat().st_size / 1e6:.0f} MB, at most 20" \
+		for p in Path("dist").iterdir() if p.stat().st_size > 20e6]; assert not big, big'
+
 clean:  ## delete everything that was made, except .venv
-	@rm -rf $(RUN) build dist *.egg-info _docs _proc .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	@rm -rf $(RUN) build dist *.egg-info _docs _proc _slides .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	@find coursekit nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

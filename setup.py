@@ -44,7 +44,7 @@ readme = ROOT / "README.md"
 runtime = cfg["requirements"].split()
 course = cfg["course_requirements"].split()
 dev = cfg["dev_requirements"].split()
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("onnx",)}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("onnx", "docs")}
 
 setup(
     name=cfg["lib_name"],
@@ -74,6 +74,6 @@ setup(
     zip_safe=False,
     python_requires=f">={cfg['min_python']}",
     install_requires=runtime,
-    extras_require={"course": course, **extras, "dev": [*course, *dev]},
+    extras_require={"course": course, **extras, "dev": [*course, *extras["docs"], *dev]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

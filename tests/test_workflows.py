@@ -16,7 +16,7 @@ WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 def flows() -> dict[str, dict]:
     found = {p.name: yaml.safe_load(p.read_text(encoding="utf-8")) for p in WORKFLOWS}
-    assert {"ci.yml", "gpu.yml"} <= set(found)
+    assert {"ci.yml", "docs.yml", "gpu.yml", "release.yml"} <= set(found)
     return found
 
 
