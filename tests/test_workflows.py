@@ -42,5 +42,14 @@ def test_steps_are_targets() -> None:
         steps = [s["run"].strip() for job in flow["jobs"].values() for s in job["steps"] if "run" in s]
         made = {s.removeprefix("make ") for s in steps if s.startswith("make ")}
         assert made and made <= make_targets(), f"{file}: no such targets: {sorted(made - make_targets())}"
-        others = [s for s in steps if not s.startswith(("make ", "sudo rm -rf "))]
-        assert not others, f"{file}: steps that are no Makefile target: {others}"
+        others = [s for s in steps if not s.startswith(("make ", "sudo rm -rf ", "python "))]
+        assert not others, f"{file}: steps that are neither a Makefile target nor a call of Python: {others}"
+        files = [word for s in steps if s.startswith("python ") for word in s.split() if word.endswith((".py", ".ipynb"))]
+        assert all((ROOT / name).is_file() for name in files), f"{file}: a step names a file that is not there, one of {files}"
+
+
+def test_other_systems_get_commands_that_every_shell_reads() -> None:
+    job = flows()["ci.yml"]["jobs"]["elsewhere"]
+    steps = [s["run"] for s in job["steps"] if "run" in s]
+    assert {"macos-latest", "windows-latest"} == set(job["strategy"]["matrix"]["os"])
+    assert steps and not [s for s in steps if re.search(r"[$`~*|;&<>\\'\"\n]", s)], steps
