@@ -184,7 +184,7 @@ def _paint_things(view: View, weather: Weather, sky: np.ndarray, frame: int) -> 
             heading = 180.0 if t.kind == "oncoming" else 90.0 * np.sign(t.speed[1]) if t.speed[1] else 0.0
             paint_car(view, t, s, d, heading=heading, lamps=weather.lamps)
         elif t.kind in ("sign", "lamp", "signals"):
-            if 4.5 < z < 18:
+            if 5.5 < z < 18:
                 paint_post(view, t, s, d, weather.lamps)
         elif z < {"tree": FAR, "pet": 14.0}.get(t.kind, 15.0):
             paint_figure(view, t, s, d, frame, weather)
@@ -194,7 +194,7 @@ def _beside(view: View, t: Thing, s: float, d: float) -> bool:
     "Whether something that is not very wide lies outside the image."
     end = s + t.size[0] + 0.3
     (u, _), = view.see([(end, d, 0.0)])
-    margin = 3.2 * view.scale(end)
+    margin = (1.7 if t.kind in ("person", "walker", "cyclist", "rider", "pet", "bin") else 3.2) * view.scale(end)
     return t.kind != "lawn" and not -margin < u < view.canvas.width + margin
 
 
