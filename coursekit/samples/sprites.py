@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -258,9 +259,7 @@ class Pen:
     def _mapped(self, outline) -> tuple[list[np.ndarray], Extent]:
         "The pieces of an outline in pixels, and their extent (x0, y0, x1, y1)."
         parts = pieces(outline)
-        pixels, ends = self.at(np.concatenate(parts) if len(parts) > 1 else parts[0]), [0]
-        for part in parts:
-            ends.append(ends[-1] + len(part))
+        pixels, ends = self.at(np.concatenate(parts)), [0, *accumulate(map(len, parts))]
         return [pixels[i:j] for i, j in zip(ends, ends[1:])], (*pixels.min(0).tolist(), *pixels.max(0).tolist())
 
     def _filled(self, color: np.ndarray, marks: Sequence[Mark], box: Box) -> np.ndarray:
