@@ -116,7 +116,7 @@ def test_every_code_has_its_share() -> None:
     share = np.mean([[s.attributes[c] for c in CODES] for s in scenes], axis=0)
     assert share.argmax() == ROAD and 0.2 < share[ROAD] < 0.4
     assert (share[[SKY, BUILDING]] > 0.08).all() and 0.03 < share[CAR] < 0.15
-    assert (share > 0.004).all(), dict(zip(CODES, share))  # none so rare that nothing can be learned
+    assert (share > 0.007).all(), dict(zip(CODES, share))  # none so rare that nothing can be learned
     assert share[POLE] < 0.04 and share[SIGN] < 0.05 and share[VOID] < 0.1  # and the small ones are small, as they are
 
 
@@ -199,7 +199,8 @@ def test_labels_go_together_as_in_life() -> None:
     scene = {label: {c.scene for c in many if label in c.labels} for label in ("boat", "sofa", "car")}
     assert scene == {"boat": {"beach"}, "sofa": {"room"}, "car": {"street"}}
     areas = [o["area"] / (c.image.width * c.image.height) for c in many for o in c.objects]
-    assert min(areas) < 0.01 and max(areas) > 0.25  # all sizes
+    assert 0.01 < min(areas) < 0.04 and max(areas) > 0.25  # all sizes, but none too small to be seen
+    assert sum(o["ignore"] for c in many for o in c.objects) < 0.02 * len(areas)  # and few are hidden
     cut = [o for c in many for x, y, w, h in [o["bbox"] for o in c.objects] for o in [x == 0 or x + w == c.image.width] if o]
     assert len(cut) > 30  # and some are cut off by the edge
 

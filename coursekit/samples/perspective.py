@@ -4,25 +4,27 @@
 
 # %% auto #0
 __all__ = ['CODES', 'SKY', 'BUILDING', 'POLE', 'ROAD', 'PAVEMENT', 'TREE', 'SIGN', 'FENCE', 'CAR', 'PERSON', 'CYCLIST', 'VOID',
-           'EYE', 'FAR', 'WEATHERS', 'SIDES', 'LEAVES', 'Weather', 'Thing', 'Street', 'Sketch', 'View',
-           'paint_backdrop', 'paint_ground']
+           'EYE', 'FAR', 'WEATHERS', 'SIDES', 'LEAVES', 'EDGE', 'Weather', 'Thing', 'Street', 'Sketch', 'CutOut',
+           'View', 'paint_backdrop', 'paint_ground']
 
 # %% ../../nbs/api/samples/08_perspective.ipynb #b70ef866
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
+from PIL import Image
 from numpy.random import Generator
 
 from .animals import INK
 from .scenery import box, pick
-from .sprites import Affine, Canvas, Light, Mark, Pen, mix, oval, pieces, smooth
+from .sprites import Affine, Canvas, Extent, Light, Mark, Pen, mix, oval, pieces, rgb, smooth
 
 # %% ../../nbs/api/samples/08_perspective.ipynb #ddb5d5b3
 CODES = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist", "Void")  # those of CamVid
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PERSON, CYCLIST, VOID = range(12)
 EYE = 1.5  # height of the camera in meters
-FAR = 56.0  # how far the street can be seen, in meters
+FAR = 48.0  # how far the street can be seen, in meters
 
 # %% ../../nbs/api/samples/08_perspective.ipynb #55842930
 @dataclass(frozen=True)
@@ -97,6 +99,47 @@ class Sketch(Pen):
         return super().paint(outline, color, shade=shade * (round_ * unit > 1.8), round_=round_, shadow=shadow * (lift * unit > 0.7), lift=lift, soft=soft,
                              fur=fur * (unit > 12), alpha=alpha, marks=marks if unit > 9 else ())
 
+# %% ../../nbs/api/samples/08_perspective.ipynb #21c12acf
+class CutOut(Canvas):
+    "A canvas for one figure, to be used in many frames: its fourth plane is how much of what is behind shows through, 0 to 1."
+
+    def __init__(self, extent: Extent, scale: float, seed: int, light):  # extent in meters around the origin, pixels per meter
+        self.extent, self.scale = extent, scale
+        super().__init__(math.ceil((extent[2] - extent[0]) * scale), math.ceil((extent[3] - extent[1]) * scale), np.random.default_rng(seed), light=tuple(light))
+        self.rgb = np.zeros((4, self.height, self.width), np.float32)
+        self.rgb[3] = 1
+
+    def ink(self, color) -> np.ndarray:  # (4,)
+        "A color, through which nothing shows."
+        return np.append(rgb(color), np.float32(0))
+
+    def pen(self, label: int) -> Sketch:
+        "A pen with the figure's origin and unit."
+        return Sketch(self, Affine.place(-self.extent[0] * self.scale, -self.extent[1] * self.scale, scale=self.scale), label)
+
+    def finished(self) -> "CutOut":
+        "The same, ready to be laid on other canvases."
+        self.sheets = Image.merge("CMYK", [Image.fromarray(np.clip(p * k + 0.5, 0, 255).astype(np.uint8)) for p, k in zip(self.rgb, (1, 1, 1, 255))])
+        self.codes = Image.fromarray(self.labels)
+        self.rgb = self.rgb[:, :0]
+        return self
+
+    def lay(self, canvas: Canvas, u: float, v: float, scale: float) -> None:
+        "Lay it on a canvas, its origin at a pixel, with so many pixels per meter."
+        x0, y0, x1, y1 = self.extent
+        a, b = max(math.ceil(u + x0 * scale), 0), max(math.ceil(v + y0 * scale), 0)
+        c, d = min(math.floor(u + x1 * scale), canvas.width), min(math.floor(v + y1 * scale), canvas.height)
+        if a >= c or b >= d:
+            return
+        k = self.scale / scale
+        box = (k * (a - u) - x0 * self.scale, k * (b - v) - y0 * self.scale, k * (c - u) - x0 * self.scale, k * (d - v) - y0 * self.scale)
+        sheets = np.asarray(self.sheets.resize((c - a, d - b), Image.Resampling.BILINEAR, box=box)).astype(np.float32)
+        codes, view = np.asarray(self.codes.resize((c - a, d - b), Image.Resampling.NEAREST, box=box)), canvas.rgb[:, b:d, a:c]
+        view *= sheets[..., 3] * np.float32(1 / 255)
+        view += sheets[..., :3].transpose(2, 0, 1)
+        labels = canvas.labels[b:d, a:c]
+        np.copyto(labels, codes - np.uint8(1), where=codes > 0)
+
 # %% ../../nbs/api/samples/08_perspective.ipynb #f0a9b793
 @dataclass(frozen=True)
 class View:
@@ -109,9 +152,10 @@ class View:
 
     def see(self, points) -> np.ndarray:  # (N, 2) pixels, from (N, 3): s, d, up
         s, d, up = np.asarray(points, dtype=np.float64).T
-        z = np.maximum(s - self.at, 0.7)
-        x = self.street.bend / 2 * z * z + d - self.d
-        return np.stack([self.canvas.width / 2 + self.focal * x / z, self.horizon + self.focal * (EYE - up) / z], axis=1)
+        z, seen = np.maximum(s - self.at, 0.7), np.empty((len(s), 2))
+        seen[:, 0] = self.canvas.width / 2 + self.focal * (self.street.bend / 2 * z * z + d - self.d) / z
+        seen[:, 1] = self.horizon + self.focal * (EYE - up) / z
+        return seen
 
     @property
     def focal(self) -> float:
@@ -132,7 +176,8 @@ class View:
 
     def all(self, outlines) -> list[np.ndarray]:
         "Several outlines in pixels."
-        return np.split(self.see(np.concatenate(outlines)), np.cumsum([len(o) for o in outlines[:-1]]))
+        pixels, ends = self.see(np.concatenate(outlines)), np.cumsum([0, *map(len, outlines)]).tolist()
+        return [pixels[i:j] for i, j in zip(ends, ends[1:])]
 
     def sheet(self, pixels, color, label: int, **how) -> None:
         Pen(self.canvas, Affine(), label).paint(pixels, color, **how)
@@ -148,23 +193,36 @@ class View:
         return [(s0, d0, 0.0), (s1, d0, 0.0), (s1, d1, 0.0), (s0, d1, 0.0)]
 
 # %% ../../nbs/api/samples/08_perspective.ipynb #b4f0b2ee
-def paint_backdrop(view: View, weather: Weather, sky: np.ndarray, rng: Generator) -> None:
-    "Sky, clouds, sun, hills and the roofs at the far end."
+def paint_backdrop(view: View, weather: Weather, sky: np.ndarray) -> None:
+    "Sky, clouds, sun, hills and the roofs at the far end, painted once for all frames of a street."
+    canvas, street = view.canvas, view.street
+    whole, horizon = _backdrop(replace(street, things=()), weather, tuple(sky.tolist()), (canvas.width, canvas.height), tuple(canvas.light.tolist()))
+    x, y, rows = EDGE + round(min(max(20 * street.bend * view.at, -EDGE), EDGE)), horizon - round(view.horizon), min(round(view.horizon) + 9, canvas.height)
+    canvas.rgb[:, :rows] = whole.rgb[:, y : y + rows, x : x + canvas.width]
+    canvas.labels[:rows] = whole.labels[y : y + rows, x : x + canvas.width]
+
+
+EDGE = 12  # pixels around the backdrop that only other frames show
+
+
+@lru_cache(maxsize=4)
+def _backdrop(street: Street, weather: Weather, sky: tuple[float, ...], size: tuple[int, int], light: tuple[float, float]) -> tuple[Canvas, int]:
+    rng = np.random.default_rng([street.seed, 2])
+    view = View(Canvas(size[0] + 2 * EDGE, size[1] + 2 * EDGE, rng, light=light), street, 0.0, 0.0, round(size[1] * street.horizon) + EDGE)
     w, h, y = view.canvas.width, view.canvas.height, view.horizon
     view.sheet(box(-9, -9, w + 9, h + 9), sky, SKY)
     for k in range(1, 5):
         view.sheet(box(-9, y * k / 5, w + 9, h), mix(sky, "#fff4e2", 0.07 * k), SKY)
-    drift = -2.0 * view.street.bend * 400 * view.at / 40
     if not weather.falls:
-        view.sheet(oval(w * rng.uniform(0.2, 0.8) + drift, y * rng.uniform(0.15, 0.5), 11), "#fdeec4" if not weather.lamps else "#f2efe0", SKY, shadow=0.12, lift=3)
+        view.sheet(oval(w * rng.uniform(0.2, 0.8), y * rng.uniform(0.15, 0.5), 11), "#fdeec4" if not weather.lamps else "#f2efe0", SKY, shadow=0.12, lift=3)
     for _ in range(int(rng.integers(2, 5))):
-        u, v, r = rng.uniform(0, w) + drift, y * rng.uniform(0.05, 0.6), rng.uniform(7, 13)
+        u, v, r = rng.uniform(0, w), y * rng.uniform(0.05, 0.6), rng.uniform(7, 13)
         view.sheet([oval(u, v, 1.3 * r, 0.7 * r), oval(u + 1.3 * r, v + 0.15 * r, r, 0.5 * r), oval(u - 1.2 * r, v + 0.2 * r, r, 0.45 * r)],
                    mix(sky, "#ffffff", 0.2 if weather.lamps else 0.65), SKY, shadow=0.1, lift=3)
     x = np.linspace(-20, w + 20, 14)
     leaf = LEAVES[view.street.season]
     for k in range(2):
-        hill = smooth(np.stack([x + drift, y - 17 + 8 * k + rng.normal(0, 4, 14)], axis=1), closed=False)
+        hill = smooth(np.stack([x, y - 17 + 8 * k + rng.normal(0, 4, 14)], axis=1), closed=False)
         view.sheet(np.concatenate([hill, [(w + 60, y + 9), (-60, y + 9)]]), mix(leaf[k], sky, 0.6 - 0.2 * k), TREE, shadow=0.12, lift=2)
     at = 0.0
     while at < w:
@@ -173,6 +231,7 @@ def paint_backdrop(view: View, weather: Weather, sky: np.ndarray, rng: Generator
             roof = [(at, y - high), (at + wide / 2, y - high - rng.uniform(3, 9)), (at + wide, y - high)]
             view.sheet([*roof, (at + wide, y + 4), (at, y + 4)], mix(pick(rng, ("#b98d78", "#a59a92", "#c9b08e")), sky, 0.45), BUILDING, shadow=0.15, lift=1.5)
         at += wide
+    return view.canvas, int(y)
 
 # %% ../../nbs/api/samples/08_perspective.ipynb #ccd192c6
 def paint_ground(view: View, weather: Weather, rng: Generator) -> None:

@@ -7,13 +7,15 @@ __all__ = ['WALLS', 'ROOFS', 'HATCH', 'VAN', 'GLASS', 'paint_house', 'paint_car'
 
 # %% ../../nbs/api/samples/09_roadside.ipynb #7a1bd4d6
 import math
+from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.random import Generator
 
 from .animals import BREEDS, INK, draw_pet_on, foot_of, make_pet
 from coursekit.samples.perspective import (
-    BUILDING, CAR, CYCLIST, EYE, FENCE, LEAVES, PERSON, POLE, SIGN, TREE, VOID, Thing, View, Weather,
+    BUILDING, CAR, CYCLIST, EYE, FENCE, LEAVES, PERSON, POLE, SIGN, TREE, VOID, CutOut, Thing, View, Weather,
 )
 from .scenery import CLOTHS, PAINTS, box, draw_cyclist, draw_person, draw_tree, make_person, pick
 from .sprites import Mark, Pen, mix, oval, rgb, ribbon, smooth
@@ -33,7 +35,7 @@ def paint_house(view: View, t: Thing, weather: Weather) -> None:
     s1, back, ridge = s0 + wide, d + side * 9, float(rng.uniform(1.4, 2.8))
     if s1 < view.at + 1.5:
         return
-    near = s0 < view.at + 28
+    near = s0 < view.at + 22
     if s0 > view.at + 1:
         gable = [(s0, d, 0), (s0, back, 0), (s0, back, high), (s0, d + side * 4.5, high + ridge), (s0, d, high)]
         view.paint(gable, mix(wall, INK, 0.16), BUILDING, shadow=0.2, lift=2)
@@ -54,14 +56,15 @@ def _front(view: View, t: Thing, rng: Generator, weather: Weather, trim: np.ndar
     "Windows, door, flower boxes, and the shop's window as marks on the front."
     (wide, high), d = t.size, t.d
     columns, floors, shop = max(int(wide / 2.1), 2), round(high / 2.9), t.kind == "shop"
-    frames, panes, lit, flowers, sills = [], [], [], [], []
+    frames, panes, lit, flowers, sills, near = [], [], [], [], [], t.s < view.at + 16
     for f in range(1 if shop else 0, floors):
         for k in range(columns):
             s, low = t.s + wide * (k + 0.5) / columns, 2.9 * f + 1.0
             if f == 0 and k == columns // 2:
                 continue
             frames.append(view.wall(d, s - 0.62, s + 0.62, low - 0.12, low + 1.52))
-            dark = [view.wall(d, s + a, s + a + 0.45, low + b, low + b + 0.62) for a in (-0.5, 0.05) for b in (0.04, 0.76)]
+            split = ((-0.5, -0.05), (0.05, 0.5)) if near else ((-0.5, 0.5),)
+            dark = [view.wall(d, s + a, s + b, low + 0.04, low + 1.38) for a, b in split]
             (lit if weather.lamps and rng.random() < 0.55 else panes).extend(dark)
             sills.append(view.wall(d, s - 0.7, s + 0.7, low - 0.25, low - 0.1))
             if rng.random() < 0.3:
@@ -69,12 +72,11 @@ def _front(view: View, t: Thing, rng: Generator, weather: Weather, trim: np.ndar
     door = t.s + wide * (columns // 2 + 0.5) / columns
     color = pick(rng, CLOTHS)
     if shop:
-        panes, lit = panes + [] if weather.lamps else panes, lit
         (lit if weather.lamps else panes).extend([view.wall(d, t.s + 0.5, door - 0.75, 0.6, 2.3), view.wall(d, door + 0.75, t.s + wide - 0.5, 0.6, 2.3)])
         frames.insert(0, view.wall(d, t.s + 0.2, t.s + wide - 0.2, 0.0, 2.55))
     glass = mix("#7f97a3", wall, 0.15)
-    if t.s > view.at + 28:
-        frames, sills, flowers = [], [], []
+    if not near:
+        sills, flowers = [], []
     marks = [(frames, color if shop and not frames[1:] else trim), (sills, mix(trim, INK, 0.2)), (panes, glass), (lit, rgb("#ffd98a")), (flowers, rgb("#c9506a")),
              ([view.wall(d, door - 0.55, door + 0.55, 0, 2.2)], color)]
     return [Mark(o, c) for o, c in marks if o]
@@ -89,8 +91,8 @@ def _shop(view: View, t: Thing, rng: Generator) -> None:
     stripes = [[(a, d, 2.95), (b, d, 2.95), (b, d - side * 1.1, 2.35), (a, d - side * 1.1, 2.35)] for a, b in zip(cut[::2], cut[1::2])]
     view.paint([(s0, d, 2.95), (s1, d, 2.95), (s1, d - side * 1.1, 2.35), (s0, d - side * 1.1, 2.35)], color, BUILDING, shadow=0.35, lift=2,
                marks=[Mark(stripes, rgb("#f6efdf"))])
-    if t.s > view.at + 2.5 and rng.random() < 0.6:
-        pen = view.stand(t.s + 0.2, d - side * 0.75, SIGN).moved(0, -3.7)
+    if view.at + 2.5 < t.s < view.at + 18 and rng.random() < 0.6:
+        pen = view.stand(t.s + 0.2, d - side * 0.75, SIGN).moved(0, -3.8, scale=1.3)
         pen.paint(smooth(box(-0.55, -0.55, 0.55, 0.55), n=5), pick(rng, PAINTS), shade=0.25, round_=0.2, shadow=0.3)
         shape = (oval(0, 0, 0.25), smooth([(-0.25, 0.2), (-0.2, -0.2), (0.2, -0.2), (0.25, 0.2)]), ribbon([(-0.25, 0.1), (0, -0.2), (0.25, 0.1)], 0.16))[int(rng.integers(3))]
         pen.paint(shape, "#fbf2dc", shadow=0.2, lift=0.03)
@@ -158,17 +160,17 @@ def _panel(view: View, put, corners: np.ndarray, i: int, color: np.ndarray, prof
 def paint_post(view: View, t: Thing, s: float, d: float, lamps: bool) -> None:
     "A sign, a street lamp or traffic lights, on a post that is never thinner than a mask can show."
     rng, side, scale = np.random.default_rng(t.seed), (1 if t.d > 0 else -1), view.scale(s)
-    pole, wide = view.stand(s, d, POLE), max(0.2, 3.4 / scale)
+    pole, wide = view.stand(s, d, POLE), max(0.36, 5.5 / scale)
     high = {"lamp": 5.2, "signals": 3.0}.get(t.kind, 2.6)
     color = pick(rng, ("#5a5f66", "#4b5a55", "#6a5648"), 0.03)
     pole.paint(ribbon([(0, 0), (0, -high)], (wide * 1.1, wide), n=1), color, shade=0.25, round_=wide / 2, shadow=0.2, lift=0.06)
     if t.kind == "lamp":
-        pole.paint(ribbon([(0, -high), (-0.2 * side, -high - 0.5), (-1.1 * side, -high - 0.55)], wide * 0.9, n=4), color)
-        pole.paint(oval(-1.2 * side, -high - 0.42, 0.42, 0.2, n=16), "#ffedb0" if lamps else mix(color, "#ffffff", 0.5), shade=0.2, round_=0.1)
+        pole.paint(ribbon([(0, -high), (-0.2 * side, -high - 0.5), (-1.1 * side, -high - 0.55)], wide * 0.9, n=4), color, shadow=0.2, lift=0.06)
+        pole.paint(oval(-1.25 * side, -high - 0.42, 0.6, 0.3, n=16), "#ffedb0" if lamps else mix(color, "#ffffff", 0.5), shade=0.2, round_=0.1)
         if lamps:
             Pen(view.canvas, pole.at).paint(oval(-1.2 * side, -high - 0.4, 1.5), "#ffd98a", soft=0.6, alpha=0.4)
         return
-    plate = Pen(view.canvas, pole.at, SIGN).moved(0, -high - 0.1)
+    plate = Pen(view.canvas, pole.at, SIGN).moved(0, -high - 0.1, scale=1.5)
     if t.kind == "signals":
         plate.paint(smooth(box(-0.36, -1.0, 0.36, 0.75), n=4), "#33363a", shade=0.2, round_=0.1, shadow=0.3)
         on = int(rng.integers(3))
@@ -199,37 +201,48 @@ def paint_green(view: View, t: Thing, weather: Weather) -> None:
         top = [(a, t.d, high + 0.12 * math.sin(5.1 * a) + 0.07 * math.sin(11 * a)) for a in s]
         view.paint([(s0, t.d, 0), *top, (s1, t.d, 0)], mix(leaf, INK, 0.12), TREE, fur=0.08, shadow=0.2, lift=2)
         return
-    wood, step = pick(rng, ("#f0e8da", "#a9764a", "#8f9a8a", "#c9a67c", "#6f7f8a")), 0.34
+    wood, step = pick(rng, ("#9a6a3f", "#b98a4e", "#7f5a3c", "#ab7443"), 0.04), 0.5
     s = np.arange(math.ceil(s0 / step), math.floor(s1 / step) + 1) * step
-    top = [(a, t.d, high + (0.16 if k % 2 else 0.0)) for k, a in enumerate(np.repeat(s, 2)[1:-1] if len(s) > 1 else s)]
-    peaks = [(a + b * step, t.d, high + c) for a in s[:-1] for b, c in ((0.08, 0.0), (0.5, 0.2), (0.92, 0.0))] or top
-    gaps = [view.wall(t.d, a - 0.035, a + 0.035, 0, high + 0.1) for a in s if a < view.at + 30]
-    rails = [view.wall(t.d, s0, s1, u, u + 0.1) for u in (0.3, 0.8)]
+    peaks = [(a + b * step, t.d, high + c) for a in s[:-1] for b, c in ((0.04, 0.0), (0.5, 0.14), (0.96, 0.0))]
+    gaps = [view.wall(t.d, a - 0.04, a + 0.04, 0, high + 0.1) for a in s if a < view.at + 20]
+    rails = [view.wall(t.d, s0, s1, u * high, u * high + 0.12) for u in (0.2, 0.7)]
     view.paint([(s0, t.d, 0), (s0, t.d, high), *peaks, (s1, t.d, high), (s1, t.d, 0)], wood, FENCE, shadow=0.2, lift=1.5,
-               marks=[Mark(rails, mix(wood, INK, 0.12)), *([Mark(gaps, mix(wood, INK, 0.42))] if gaps else [])])
+               marks=[Mark(rails, mix(wood, "#ffffff", 0.25)), *([Mark(gaps, mix(wood, INK, 0.42))] if gaps else [])])
 
 # %% ../../nbs/api/samples/09_roadside.ipynb #8a9bbd15
 def paint_figure(view: View, t: Thing, s: float, d: float, frame: int, weather: Weather) -> None:
-    "Somebody on foot or on a bicycle, a tree, a bin or a pet, facing us."
-    rng = np.random.default_rng(t.seed)
-    label = {"tree": TREE, "bin": VOID, "pet": VOID}.get(t.kind, CYCLIST if "cyclist" in t.kind or t.kind == "rider" else PERSON)
-    pen, phase = view.stand(s, d, label), rng.random()
-    Pen(view.canvas, pen.at).paint(oval(0, 0, 0.8 if t.kind == "tree" else 0.42, 0.12, n=20), "#1c1420", soft=0.06, alpha=0.35)
-    if t.kind == "tree":
-        leaf = pick(rng, LEAVES[view.street.season])
+    "Somebody on foot or on a bicycle, a tree, a bin or a pet, facing us. Each is drawn once for frames in which it is about as large."
+    scale, moves = view.scale(s), any(t.speed)
+    finer = 12.0 if t.kind == "tree" and scale < 12 else 32.0 if t.kind == "tree" else 20.0 if scale < 20 else 48.0
+    turn = (0.2 + 0.5 * frame) % 1 if "cyclist" in t.kind or t.kind == "rider" else 0.8 * moves * (-1) ** (frame + t.seed)
+    cut = _figure(t.kind, t.seed, turn, t.speed[1] < 0, t.speed[1] != 0, view.street.season, weather.falls, tuple(view.canvas.light.tolist()), finer)
+    (u, v), = view.see([(s, d, 0.0)])
+    cut.lay(view.canvas, float(u), float(v), scale)
+
+
+@lru_cache(maxsize=400)
+def _figure(kind: str, seed: int, turn: float, left: bool, across: bool, season: str, falls: str, light: tuple[float, float], scale: float) -> CutOut:
+    rng = np.random.default_rng([seed, 1])
+    cyclist = "cyclist" in kind or kind == "rider"
+    cut = CutOut((-3.0, -7.9, 3.0, 0.3) if kind == "tree" else (-1.6, -3.1, 1.6, 0.3), scale, seed, light)
+    pen = cut.pen(1 + {"tree": TREE, "bin": VOID, "pet": VOID}.get(kind, CYCLIST if cyclist else PERSON))
+    replace(pen, label=None).paint(oval(0, 0, 0.8 if kind == "tree" else 0.42, 0.12, n=20), "#1c1420", soft=0.06, alpha=0.35)
+    if kind == "tree":
+        leaf = pick(rng, LEAVES[season])
         draw_tree(pen.moved(scale=float(rng.uniform(1.0, 1.45))), leaf, rng, kind=int(rng.choice(3, p=(0.65, 0.2, 0.15))))
-    elif t.kind == "bin":
+    elif kind == "bin":
         color = pick(rng, ("#b8433a", "#4c7a5a", "#5a6a7a"))
         pen.paint(smooth([(-0.3, -0.95), (0.3, -0.95), (0.25, 0), (-0.25, 0)], n=4), color, shade=0.3, round_=0.15, shadow=0.3)
         pen.paint(oval(0, -0.95, 0.36, 0.12), mix(color, INK, 0.25), shade=0.2, round_=0.1)
-    elif t.kind == "pet":
+    elif kind == "pet":
         pet = make_pet(BREEDS[int(rng.integers(len(BREEDS)))], "sit", rng)
         unit = 0.17
         draw_pet_on(pen.moved(0, -unit * foot_of(pet), scale=unit), pet, rng)
-    elif label == CYCLIST:
-        who, color, way = make_person(rng), pick(rng, CLOTHS), t.speed[1]
-        seen = "side" if way else "back" if t.kind == "cyclist" else "front"
-        draw_cyclist(pen.moved(flip=way < 0), who, color, view=seen, turn=phase + 0.37 * frame)
+    elif cyclist:
+        who, color = replace(make_person(rng), top=pick(rng, ("#cfe03a", "#dbe84a"), 0.03)), pick(rng, CLOTHS)  # vests that are seen
+        seen = "side" if across else "back" if kind == "cyclist" else "front"
+        draw_cyclist(pen.moved(flip=left, scale=1.3), who, color, view=seen, turn=turn)
     else:
-        under = weather.falls == "rain" and rng.random() < 0.6
-        draw_person(pen, make_person(rng), back=t.kind == "walker", swing=math.sin(6.3 * phase + 1.9 * frame) if any(t.speed) else 0.0, umbrella=under)
+        under = falls == "rain" and rng.random() < 0.6
+        draw_person(pen.moved(scale=1.35), make_person(rng), back=kind == "walker", swing=turn, umbrella=under)
+    return cut.finished()

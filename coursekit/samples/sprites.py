@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,14 @@ class Affine:
         return cls((c * m, -s, s * m, c), (x, y))
 
     def __call__(self, points) -> np.ndarray:  # (N, 2)
-        (a, b, c, d), (x, y) = self.matrix, np.asarray(points, dtype=np.float64).T
-        return np.stack([a * x + b * y + self.shift[0], c * x + d * y + self.shift[1]], axis=1)
+        (a, b, c, d), points = self.matrix, np.asarray(points, dtype=np.float64)
+        x, y, mapped = points[:, 0], points[:, 1], np.empty((len(points), 2))
+        mapped[:, 0], mapped[:, 1] = a * x + b * y + self.shift[0], c * x + d * y + self.shift[1]
+        return mapped
 
     def __matmul__(self, inner: "Affine") -> "Affine":
-        (a, b, c, d), (p, q, r, s) = self.matrix, inner.matrix
-        return Affine((a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s), tuple(self([inner.shift])[0].tolist()))
+        (a, b, c, d), (p, q, r, s), (x, y) = self.matrix, inner.matrix, inner.shift
+        return Affine((a * p + b * r, a * q + b * s, c * p + d * r, c * q + d * s), (a * x + b * y + self.shift[0], c * x + d * y + self.shift[1]))
 
     @property
     def scale(self) -> float:
@@ -167,6 +170,10 @@ class Canvas:
         self.light = np.asarray(light) / math.hypot(*light)
         self.rng = rng
 
+    def ink(self, color: str | Sequence[float]) -> np.ndarray:  # (planes,)
+        "A color as the planes of `rgb` take it."
+        return rgb(color)
+
     @cached_property
     def fur(self) -> np.ndarray:  # (H, W) float32, about -1.5 to 1.5
         "The fur texture of the whole canvas, made when it is first needed."
@@ -243,7 +250,7 @@ class Pen:
             lit = 1 + np.float32(fur) * canvas.fur[on]
         if shade:
             lit = lit + np.float32(shade) * (_moved(blurred, canvas.light * reach) - _moved(blurred, canvas.light * -reach))[of]
-        filled = self._filled(rgb(color), marks, box)[of if marks else ...]
+        filled = self._filled(canvas.ink(color), marks, box)[of if marks else ...]
         view += ((filled * lit if fur or shade else filled) - view) * cover
         if self.label is not None:
             canvas.labels[on][cover > 0.5] = self.label
@@ -252,8 +259,8 @@ class Pen:
     def _mapped(self, outline) -> tuple[list[np.ndarray], Extent]:
         "The pieces of an outline in pixels, and their extent (x0, y0, x1, y1)."
         parts = pieces(outline)
-        pixels = self.at(np.concatenate(parts))
-        return np.split(pixels, np.cumsum([len(p) for p in parts[:-1]])), (*pixels.min(0).tolist(), *pixels.max(0).tolist())
+        pixels, ends = self.at(np.concatenate(parts)), [0, *accumulate(map(len, parts))]
+        return [pixels[i:j] for i, j in zip(ends, ends[1:])], (*pixels.min(0).tolist(), *pixels.max(0).tolist())
 
     def _filled(self, color: np.ndarray, marks: Sequence[Mark], box: Box) -> np.ndarray:
         "The ground (3, 1, 1), or the colors of the whole box (3, h, w) if there are marks on it."
@@ -270,7 +277,7 @@ class Pen:
             if u0 < u1 and v0 < v1:
                 part = np.asarray(self.canvas.cover(outlines, (u0, v0, u1, v1), soft)) * np.float32(m.alpha / 255)
                 view = filled[:, v0 - y0 : v1 - y0, u0 - x0 : u1 - x0]
-                view += part * (m.color[:, None, None] - view)
+                view += part * (self.canvas.ink(m.color)[:, None, None] - view)
         return filled
 
 # %% ../../nbs/api/samples/00_sprites.ipynb #b705fb5d

@@ -9,6 +9,7 @@ __all__ = ['TITLE', 'VERSION', 'SIZE', 'STREETS', 'FRAMES', 'NAMES', 'README', '
 # %% ../../nbs/api/samples/10_streets.ipynb #e14200fb
 import csv
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -74,11 +75,11 @@ def _built(street: Street, side: int, rng: Generator) -> list[Thing]:
         if kind != "park":
             things.append(Thing("shop" if kind == "shops" else "house", s, side * (kerb + SIDES[kind][0]), _seed(rng), size=(wide, 2.9 * floors + 0.4)))
         if kind == "gardens":
-            things += [Thing(str(rng.choice(("fence", "fence", "fence", "hedge"))), s, side * kerb, _seed(rng), size=(wide + 2.5, float(rng.uniform(0.9, 1.25)))),
+            things += [Thing(str(rng.choice(("fence", "fence", "fence", "fence", "hedge"))), s, side * kerb, _seed(rng), size=(wide + 2.5, float(rng.uniform(1.3, 1.6)))),
                        Thing("tree", s + wide + 1.2, side * (kerb + float(rng.uniform(1.5, 5))), _seed(rng))]
             s += 2.5
         if kind == "park":
-            things += [Thing("fence", s, side * kerb, _seed(rng), size=(wide, 1.15)), Thing("lawn", s, side * kerb, 0, size=(wide, 0.0))]
+            things += [Thing("fence", s, side * kerb, _seed(rng), size=(wide, 1.4)), Thing("lawn", s, side * kerb, 0, size=(wide, 0.0))]
             things += [Thing("tree", s + float(rng.uniform(0, wide)), side * (kerb + float(d)), _seed(rng)) for d in (2.2, rng.uniform(5, 9), rng.uniform(10, 18))]
         s += wide
     if kind in ("shops", "houses") and rng.random() < 0.5:
@@ -97,18 +98,18 @@ def _traffic(street: Street, rng: Generator) -> list[Thing]:
     things += [Thing("car", float(rng.uniform(9, 15)), half / 2 - 0.5 - 0.5 * (parked > 0), _seed(rng), (street.pace + float(rng.uniform(-0.1, 0.25)), 0)),
                *(Thing("oncoming", float(s), -half / 2 + 0.7 * (parked < 0), _seed(rng), (-float(rng.uniform(0.8, 1.6)), 0)) for s in (rng.uniform(18, 35), rng.uniform(50, 80)))]
     for side, ahead in ((1, True), (1, True), (-1, False)):
-        if rng.random() < 0.75:
+        if rng.random() < 0.85:
             d = side * (half - 0.45 - (1.6 if parked == side else 0))
             speed = street.pace + float(rng.uniform(-0.15, 0.2)) if ahead else -float(rng.uniform(0.5, 1.0))
-            things.append(Thing("cyclist" if ahead else "rider", float(rng.uniform(5, 14) if ahead else rng.uniform(18, 40)), d, _seed(rng), (speed, 0)))
+            things.append(Thing("cyclist" if ahead else "rider", float(rng.uniform(4.5, 11) if ahead else rng.uniform(18, 40)), d, _seed(rng), (speed, 0)))
     for side in (-1, 1):
         kerb = street.kerb(side)
-        for _ in range(int(rng.integers(6, 12))):
+        for _ in range(int(rng.integers(4, 8))):
             walk = float(rng.choice((-1, 1)) * rng.uniform(0.5, 1.1))
-            things.append(Thing("walker" if walk > 0 else "person", float(rng.uniform(4, FAR)), side * float(rng.uniform(half + 0.7, kerb - 0.6)), _seed(rng), (walk, 0)))
+            things.append(Thing("walker" if walk > 0 else "person", float(rng.uniform(4, 34)), side * float(rng.uniform(half + 0.7, kerb - 0.6)), _seed(rng), (walk, 0)))
         shift = float(rng.uniform(0, 6))
-        posts = [s for s in np.arange(4 + shift, FAR + 40, 7.0) if not street.crossing or abs(s - street.crossing) > half + 1.5]
-        things += [Thing(str(rng.choice(("lamp", "sign", "sign", "bin"))), float(s), side * (half + 0.45), _seed(rng)) for s in posts]
+        posts = [s for s in np.arange(4 + shift, FAR + 30, 6.5) if not street.crossing or abs(s - street.crossing) > half + 1.5]
+        things += [Thing(str(rng.choice(("lamp", "lamp", "sign", "sign", "sign", "bin"))), float(s), side * (half + 0.45), _seed(rng)) for s in posts]
         if rng.random() < 0.7:
             things.append(Thing("pet", float(rng.uniform(8, 30)), side * float(rng.uniform(half + 0.8, kerb - 0.5)), _seed(rng)))
     return things + (_crossing(street, street.crossing, rng) if street.crossing else [])
@@ -118,7 +119,7 @@ def _crossing(street: Street, c: float, rng: Generator) -> list[Thing]:
     "Lights, people on the zebra, and who comes from the side."
     half, near = street.half, c - street.half - 2.2
     things = [Thing("signals", near - 0.6, side * (half + 0.5), _seed(rng)) for side in (-1, 1)]
-    things += [Thing("fence", near - 9, side * (half + 0.25), _seed(rng), size=(7.5, 0.95)) for side in (-1, 1) if rng.random() < 0.7]
+    things += [Thing("fence", near - 9, side * (half + 0.25), _seed(rng), size=(7.5, 1.2)) for side in (-1, 1) if rng.random() < 0.7]
     for _ in range(int(rng.integers(2, 5))):
         way = float(rng.choice((-1, 1)))
         things.append(Thing("person", near + float(rng.uniform(0.4, 1.4)), -way * float(rng.uniform(2, 9)), _seed(rng), (0, way * float(rng.uniform(0.4, 0.9)))))
@@ -148,7 +149,7 @@ def draw_street(
     canvas = Canvas(*size, rng, light=(float(fixed.choice((-0.6, 0.6))), -0.8))
     view = View(canvas, street, street.camera(frame), street.half / 2 + float(rng.normal(0, 0.08)), size[1] * (street.horizon + float(rng.normal(0, 0.006))))
     sky = pick(fixed, weather.sky, 0.02)
-    paint_backdrop(view, weather, sky, fixed)
+    paint_backdrop(view, weather, sky)
     paint_ground(view, weather, fixed)
     _paint_things(view, weather, sky, frame)
     if street.bonnet:
@@ -178,14 +179,14 @@ def _paint_things(view: View, weather: Weather, sky: np.ndarray, frame: int) -> 
         elif t.kind in built:
             paint_green(view, t, weather)
         elif "car" in t.kind or t.kind == "oncoming":
-            if z > 34:
+            if z > 28:
                 continue
             heading = 180.0 if t.kind == "oncoming" else 90.0 * np.sign(t.speed[1]) if t.speed[1] else 0.0
             paint_car(view, t, s, d, heading=heading, lamps=weather.lamps)
         elif t.kind in ("sign", "lamp", "signals"):
-            if 4.5 < z < 27:
+            if 5.5 < z < 18:
                 paint_post(view, t, s, d, weather.lamps)
-        elif z < {"tree": FAR, "pet": 14.0}.get(t.kind, 18.0):
+        elif z < {"tree": FAR, "pet": 14.0}.get(t.kind, 15.0):
             paint_figure(view, t, s, d, frame, weather)
 
 
@@ -193,7 +194,7 @@ def _beside(view: View, t: Thing, s: float, d: float) -> bool:
     "Whether something that is not very wide lies outside the image."
     end = s + t.size[0] + 0.3
     (u, _), = view.see([(end, d, 0.0)])
-    margin = 3.2 * view.scale(end)
+    margin = (1.7 if t.kind in ("person", "walker", "cyclist", "rider", "pet", "bin") else 3.2) * view.scale(end)
     return t.kind != "lawn" and not -margin < u < view.canvas.width + margin
 
 
@@ -256,10 +257,13 @@ def _for_validation(number: int, weather: str) -> bool:
     return weather == names[group % len(names)]
 
 
+_street = lru_cache(maxsize=4)(lambda number, seed: make_street(number, seed=seed))
+
+
 def _draw_file(job: list) -> dict[str, object]:
     "Draw and write one frame with its mask; returns its row of attributes."
     dest, number, frame, seed, size = job
-    scene = draw_street(make_street(number, seed=seed), frame, size=tuple(size))
+    scene = draw_street(_street(number, seed), frame, size=tuple(size))
     stem = str(scene.attributes["file"])[:-4]
     scene.image.save(Path(dest, "images", f"{stem}.jpg"), quality=90)
     scene.mask.save(Path(dest, "labels", f"{stem}_P.png"), compress_level=3)
