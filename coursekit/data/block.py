@@ -61,6 +61,9 @@ class Block:
         "The value as the model needs it, before stacking."
         return value
 
+    def check(self, value: Any, parts: Sequence, kinds: Sequence[str]) -> None:
+        "Compare an encoded value with the other encoded parts of its sample; raise a ValueError if it does not fit, such as a mask of another size."
+
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked into one tensor, samples first."
         return torch.stack([torch.as_tensor(v) for v in values])
@@ -68,6 +71,10 @@ class Block:
     def decode(self, value: Tensor) -> Any:
         "One sample's tensor back as something people read."
         return value
+
+    def answer(self, value: Tensor, dl: Any, i: int) -> Any:
+        "What `predict` says about item i of a loader: the decoded prediction. If that has a place in the image, the place in the item's own image."
+        return self.decode(value)
 
     def show(self, value: Any, ax) -> None:
         "Draw a decoded value on a matplotlib axes: as a line of its title, unless a subclass knows better."

@@ -83,10 +83,20 @@ class Dataset(torch.utils.data.Dataset):
     def prepared(self, i: int) -> list:
         "Item i, encoded and prepared by the first transform; from the cache if that is filled."
         if not self.is_cached:
-            parts = [self.encode_part(i, p) for p in range(len(self.blocks))]
+            parts = self.encoded(i)
             return self.item_tfms[0].prepare(parts, self.kinds) if self.item_tfms else parts
         kept = iter(self.cache[i])
         return [next(kept) if b.cached else self.encode_part(i, p) for p, b in enumerate(self.blocks)]
+
+    def encoded(self, i: int) -> list:
+        "All parts of item i, encoded; parts that do not fit each other are an error that names both."
+        parts, kinds = [self.encode_part(i, p) for p in range(len(self.blocks))], self.kinds
+        for p, block in enumerate(self.blocks):
+            try:
+                block.check(parts[p], parts, kinds)
+            except ValueError as e:
+                raise ValueError(f"{e} ({block.kind}: {describe_item(self.value(i, p))}; item: {describe_item(self.items[i])}).") from e
+        return parts
 
     def encode_part(self, i: int, part: int) -> Any:
         "Part `part` of item i, encoded."
@@ -117,7 +127,9 @@ class Dataset(torch.utils.data.Dataset):
                 if not isinstance(item, tuple) or len(item) != n:
                     unknown_label(item)
             getters = [operator.itemgetter(p) for p in range(n)]
-        return Dataset(items, self.blocks[:n], getters, n_inp=self.n_inp, item_tfms=self.item_tfms)
+        made = Dataset(items, self.blocks[:n], getters, n_inp=self.n_inp, item_tfms=self.item_tfms)
+        made.encoders = self.encoders[:n]  # as in training, where the targets may have asked for whole photos
+        return made
 
     def identities(self) -> list[int]:
         "What changes when the items do."

@@ -398,6 +398,14 @@ class DataLoaders:
         n = batch.size if max_n is None else min(max_n, batch.size)
         return [tuple(b.decode(map_tensors(operator.itemgetter(i), p)) for b, p in zip(blocks, parts)) for i in range(n)]
 
+    def decode_preds(
+        self,
+        batch: Batch,  # as a loader yields it
+        decoded: tuple,  # decoded predictions for it, one tensor (N, ...) per target; or its targets themselves
+    ) -> list[tuple]:  # a tuple of readable predictions per sample
+        "Predictions as something people read. What has a place in the image is given in pixels of the image as it is shown."
+        return [sample[len(batch.xs):] for sample in self.decode(Batch(batch.xs, decoded))]
+
     def show_batch(
         self,
         b: Batch | None = None,  # None: the next training batch

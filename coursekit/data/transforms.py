@@ -71,7 +71,7 @@ class BatchTransform:
         *,
         rng: torch.Generator,  # in the state in which `apply` got it
     ) -> list[Tensor]:
-        "Predictions taken back to where the items were before: those that `moves` names, moved the opposite way."
+        "Predictions taken back to where the items were before: those that `moves` names, moved the opposite way. Points count from -1 to 1."
         return preds
 
     @property

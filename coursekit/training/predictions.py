@@ -306,16 +306,17 @@ def predict(learn: LearnerLike, item: Any) -> Prediction:
     if any(b.n_out is None for b in blocks):
         raise ValueError("Learner.predict: the classes are not known; make the data with labels before predicting.")
     try:
-        found = get_preds(learn, learn.dls.test_dl([item]), with_decoded=True, progress=False)
+        dl = learn.dls.test_dl([item])
+        found = get_preds(learn, dl, with_decoded=True, progress=False)
     except (ValueError, TypeError) as e:
         if not isinstance(item, (list, tuple, set)) or len(item) < 2:
             raise
         raise ValueError(f"Learner.predict: it takes one item and got a {type(item).__name__} of {len(item)}. For several items, call "
                          f"learn.get_preds(learn.dls.test_dl(items)). (As one item: {e})") from e
     if len(blocks) == 1:
-        return Prediction(blocks[0].decode(found.decoded[0]), found.decoded[0], found.preds[0])
+        return Prediction(blocks[0].answer(found.decoded[0], dl, 0), found.decoded[0], found.preds[0])
     index = tuple(d[0] for d in found.decoded)
-    return Prediction(tuple(b.decode(i) for b, i in zip(blocks, index)), index, tuple(p[0] for p in found.preds))
+    return Prediction(tuple(b.answer(i, dl, 0) for b, i in zip(blocks, index)), index, tuple(p[0] for p in found.preds))
 
 # %% ../../nbs/api/training/11_predictions.ipynb #20533817
 def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | None = None, figsize: tuple[float, float] | None = None,
@@ -330,7 +331,7 @@ def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | No
     with learn.turns.predicting(learn.model), torch.no_grad():
         decoded = learn.loss_func.decode(learn.loss_func.takes(as_float(learn.model(*batch.xs))))
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)
-    said = [tuple(b.decode(p[i].cpu()) for b, p in zip(learn.dls.targets, decoded)) for i in range(len(picks))]
+    said = learn.dls.decode_preds(batch, decoded)
     learn.dls.show_predicted(dl, batch, said, ncols=ncols, figsize=figsize)
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52

@@ -77,7 +77,7 @@ class Normalize(BatchTransform):
 
     def after(self, tfms: Sequence[BatchTransform]) -> tuple[BatchTransform, ...]:
         "Itself behind others, joined with an `Augment`."
-        return fuse_tfms([*tfms, self])
+        return fuse_tfms(sorted([*tfms, self], key=lambda t: t.order))
 
     @property
     def of_model(self) -> "Normalize":
@@ -181,7 +181,7 @@ class Augment(BatchTransform):
         return _run(self, tensors, kinds, rng, train, None)
 
     def undo(self, preds: list, kinds: list[str], shapes: dict[str, tuple[int, ...]], *, rng: torch.Generator) -> list:
-        "Predictions of masks (n, C, h, w) and of points moved back to where they are without augmentation."
+        "Predictions of masks (n, C, h, w) and of points, from -1 to 1, moved back to where they are without augmentation."
         source = tuple(shapes["image"][-2:])
         size = source if self.size is None else _as_hw("Augment", self.size)
         draw = _drawn(self, shapes["image"][0], source, size, rng)

@@ -178,6 +178,16 @@ def _augment_bytes(x: torch.Tensor, draw: _Draw, *, mode: str, pad_mode: str, st
         cv2.LUT(old.reshape(new.shape), tables[i : i + 1], dst=new)
     return out.permute(0, 3, 1, 2)
 
+# %% ../../nbs/api/vision/02_pixels.ipynb #3c888648
+def _pixels_to_unit(p: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # (..., 2) -> (..., 2)
+    "Points in pixels of an image of this (height, width) on the scale that models learn: -1 is the left or upper edge, 1 the opposite one."
+    return p * p.new_tensor([2 / size[1], 2 / size[0]]) - 1
+
+
+def _unit_to_pixels(p: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:  # (n, 2k) or (n, k, 2) -> (n, k, 2)
+    "The opposite, also for points as a model's row of outputs."
+    return (p.reshape(len(p), -1, 2) + 1) * p.new_tensor([size[1] / 2, size[0] / 2])
+
 # %% ../../nbs/api/vision/02_pixels.ipynb #f7e2e26b
 def _moved(x: torch.Tensor, draw: _Draw, *, mode: str, pad_mode: str, step: float, to_float: Callable) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     "Positions of some samples, and these samples as floats, moved as drawn; in the end all of them."
@@ -239,11 +249,11 @@ def _fit(t: torch.Tensor, kind: str, source: tuple[int, int], size: tuple[int, i
 
 # %% ../../nbs/api/vision/02_pixels.ipynb #6675a380
 def _moved_back(pred: torch.Tensor, kind: str, draw: _Draw, source: tuple[int, int], size: tuple[int, int], pad_mode: str) -> torch.Tensor:
-    """Predictions for augmented images, scores of masks (n, C, h, w) or points (n, ..., 2), taken back to where they are in validation. The images
-    had the (height, width) `source`, validation sees them at `size`."""
+    """Predictions for augmented images, scores of masks (n, C, h, w) or points (n, 2k), taken back to where they are in validation. Points count
+    from -1 to 1 across the image. The images had the (height, width) `source`, validation sees them at `size`."""
     back = dataclasses.replace(draw, matrix=torch.linalg.inv(draw.matrix), way=torch.full_like(draw.way, 8), size=source)
     if kind == "points":
-        moved = _augment_points(pred.reshape(len(pred), -1, 2), back, draw.size).reshape(pred.shape)
-    else:
-        moved = _sample(pred.float(), back.matrix.float().to(pred.device), source, mode="bilinear", pad_mode=pad_mode)
-    return moved if size == source else _fit(moved, "points" if kind == "points" else "image", source, size)
+        moved = _augment_points(_unit_to_pixels(pred, draw.size), back, draw.size)
+        return _pixels_to_unit(moved if size == source else _fit(moved, "points", source, size), size).reshape(pred.shape)
+    moved = _sample(pred.float(), back.matrix.float().to(pred.device), source, mode="bilinear", pad_mode=pad_mode)
+    return moved if size == source else _fit(moved, "image", source, size)
