@@ -67,13 +67,13 @@ def vision_learner(
 cnn_learner = vision_learner  # its name in the first edition of the book
 
 # %% ../../nbs/api/vision/12_learner.ipynb #662f7f1d
-def _check_input(dls: DataLoaders) -> None:
+def _check_input(dls: DataLoaders, who: str = "vision_learner") -> None:
     "Refuse data whose input is not an image."
     if dls.train.blocks and (kind := dls.train.kinds[0]) != "image":
-        raise ValueError(f"vision_learner: the input of these data is of kind {kind!r}, not 'image'; make it with ImageBlock.")
+        raise ValueError(f"{who}: the input of these data is of kind {kind!r}, not 'image'; make it with ImageBlock.")
 
 
-def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
+def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str, who: str = "vision_learner") -> None:
     "Refuse the image size of the data where the network cannot take it: a black image of that size shows it."
     tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if dls.train.blocks else []
     size = next((t.size for t in reversed(tfms) if getattr(t, "size", None) is not None), None)
@@ -85,7 +85,7 @@ def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
             model.eval()(torch.zeros(1, 3, h, w))
     except (RuntimeError, AssertionError) as e:
         said = printable((str(e) or type(e).__name__).splitlines()[0])
-        raise ValueError(f"vision_learner: {arch} cannot take images of {h} x {w} pixels ({said}); bring them to another "
+        raise ValueError(f"{who}: {arch} cannot take images of {h} x {w} pixels ({said}); bring them to another "
                          "size, such as item_tfms=Resize(224).") from e
     finally:
         model.train()
