@@ -82,8 +82,7 @@ class Block:
 
     def show_result(self, actual: Any, predicted: Any, ax) -> None:
         "Draw a decoded target with the prediction below it; a wrong one is marked by a cross and in red."
-        right = actual == predicted
-        _add_title(ax, f"{actual}\n{predicted}{'' if right else ' ✗'}", wrong=not right)
+        _add_title(ax, f"{actual}\n{predicted}{'' if actual == predicted else ' ✗'}", wrong=actual != predicted)
 
 # %% ../../nbs/api/data/06_block.ipynb #7752221e
 def _add_title(ax, text: str, *, wrong: bool = False) -> None:

@@ -41,14 +41,15 @@ from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
 from coursekit.training.hooks import hook_outputs
 from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
+from coursekit.interpret.segmentation import SegmentationInterpretation
 from coursekit.interpret.landscape import Landscape, flat_weights, loss_landscape
 from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_params
 from coursekit.training.learner import Learner
 from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.losses import (
-    BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
+    BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
 )
-from coursekit.training.count_metrics import Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
+from coursekit.training.count_metrics import Dice, DiceMulti, F1Score, FBeta, JaccardCoeff, JaccardCoeffMulti, PixelAccuracy, Precision, Recall
 from coursekit.training.metrics import (
     Metric, Perplexity, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy
 )
@@ -64,10 +65,13 @@ from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.points import PointBlock, point_error
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
+from coursekit.vision.masks import MaskBlock, class_colors
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups
 from coursekit.vision.plan import DataPlan, plan_data
 from coursekit.vision.augment import Augment, Normalize, aug_transforms, cifar_stats, imagenet_stats, mnist_stats
 from coursekit.vision.resize import RandomResizedCrop, Resize
+from coursekit.vision.segmentation import SegmentationDataLoaders, predict_mask, unet_learner
+from coursekit.vision.unet import unet_groups
 from coursekit.widgets import ImageClassifierCleaner, lr_explorer, read_edits, upload_and_predict
 
 pd = lazy_module("pandas")

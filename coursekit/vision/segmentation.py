@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['SegmentationDataLoaders', 'unet_learner', 'predict_mask']
 
-# %% ../../nbs/api/vision/15_segmentation.ipynb #f45d4ae4
+# %% ../../nbs/api/vision/15_segmentation.ipynb #fc8ca20e
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
