@@ -195,6 +195,6 @@ def paint_ground(view: View, weather: Weather, rng: Generator) -> None:
     lines = [band(side * (half - 0.3), side * (half - 0.42)) for side in (-1, 1)] if street.seed % 3 else []
     if c and c - half > view.at:
         dashes += [view.floor(c - half - 2.6, c - half - 0.8, d - 0.3, d + 0.3) for d in np.arange(-half + 0.6, half, 1.2)]
-    lane = [Mark([band(half - 1.5, half - 0.1)], mix(tar, ("#b5574a", "#5f8a6a", "#4f7fa6")[street.seed % 3], 0.6))] if street.seed % 5 < 2 else []
+    lane = [Mark([np.array(band(half - 1.5, half - 0.1))], mix(tar, ("#b5574a", "#5f8a6a", "#4f7fa6")[street.seed % 3], 0.6))] if street.seed % 5 < 2 else []
     edges = [Mark(lines, mix(tar, "#e8c558", 0.7))] if lines else []
     view.paint(band(-half, half), tar, ROAD, fur=0.03, marks=[*lane, *edges, Mark(dashes, white)])

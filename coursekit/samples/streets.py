@@ -178,14 +178,14 @@ def _paint_things(view: View, weather: Weather, sky: np.ndarray, frame: int) -> 
         elif t.kind in built:
             paint_green(view, t, weather)
         elif "car" in t.kind or t.kind == "oncoming":
-            if z > 40:
+            if z > 34:
                 continue
             heading = 180.0 if t.kind == "oncoming" else 90.0 * np.sign(t.speed[1]) if t.speed[1] else 0.0
             paint_car(view, t, s, d, heading=heading, lamps=weather.lamps)
         elif t.kind in ("sign", "lamp", "signals"):
-            if 4.5 < z < 34:
+            if 4.5 < z < 27:
                 paint_post(view, t, s, d, weather.lamps)
-        elif z < 25 or t.kind == "tree":
+        elif z < {"tree": FAR, "pet": 14.0}.get(t.kind, 18.0):
             paint_figure(view, t, s, d, frame, weather)
 
 
