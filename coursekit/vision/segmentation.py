@@ -61,7 +61,7 @@ def unet_learner(
     pretrained: bool = True,  # start from published weights, with all but the decoder frozen
     weights: str | os.PathLike | None = None,  # a file of weights (.safetensors, .pth); None: the published ones
     seed: int | None = None,  # of the initial weights; None draws one
-    widths: Sequence[int] = (32, 64, 96, 128, 256),  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
+    widths: Sequence[int] = (24, 48, 96, 128, 256),  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
     fixed_stats: bool | None = None,  # batch norms of the body keep their statistics in training; None: those of `KEEP_STATS` over their weights
     **options: Unpack[LearnerOptions],
