@@ -10,7 +10,7 @@ import contextlib
 
 import torch
 
-from .judging import RETURNED, FunctionCheck, call_answer, close, hint_if, number, numbers
+from .judging import FunctionCheck, call_answer, hint_if, numbers
 
 # %% ../../nbs/api/course/17_checks_06.ipynb #46b99242
 def colors_to_class_numbers(answer):  # function (painted (h, w, 3), palette (C, 3), void) -> class numbers (h, w)
