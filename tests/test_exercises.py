@@ -228,6 +228,24 @@ def of_table(*, names=("size",), kind="table", vocab=("a", "b"), losses=(1.0,), 
                            get_preds=lambda: preds)
 
 
+def class_numbers(painted, palette, void, channels=3):
+    same = (painted[:, :, None, :channels] == palette[:, :channels]).all(-1)
+    return torch.where(same.any(-1), same.int().argmax(-1), void)
+
+
+def pixels_right(scores, targs, void, counts=None):
+    return (scores.argmax(1) == targs)[targs != void if counts is None else counts].float().mean()
+
+
+def of_masks(*, kind="mask", vocab=("ground", "cup"), losses=(1.0,), right=8, n=4, cups=3, ignored=None):
+    "What the judge of one's own masks looks at; nbs/solutions runs the real thing."
+    targs = torch.zeros(n, 3, 10, dtype=torch.long)
+    targs[:, :, :cups] = 1
+    preds = SimpleNamespace(preds=F.one_hot(torch.where(torch.arange(10) < right, targs, 1 - targs), 2).movedim(-1, 1).float(), targs=targs)
+    train = SimpleNamespace(blocks=[SimpleNamespace(kind="image"), SimpleNamespace(kind=kind, vocab=list(vocab), ignored=ignored)])
+    return SimpleNamespace(dls=SimpleNamespace(train=train), recorder=SimpleNamespace(losses=losses), get_preds=lambda: preds)
+
+
 little, much = [0.30, 0.31, 0.32], [0.33, 0.34, 0.35]
 
 ANY_CALLBACK = [("an object", SkipHard(1.0)), ("no class", 3), ("no callback", dict), ("no event", Idle)]
@@ -396,6 +414,25 @@ CASES |= {
         ("missing", [{**mine, "other": 3}, guessed]), ("few predictions", [mine, mine]), ("same prediction", [mine, dict.fromkeys(guessed, 3.0)])]),
 }  # fmt: skip
 
+CASES |= {
+    "colors to class numbers": ([class_numbers, lambda p, c, v: torch.tensor([[c.tolist().index(x) if x in c.tolist() else v for x in row] for row in p.tolist()])], [
+        ("no tensor", lambda p, c, v: p.numpy()), ("turned", lambda p, c, v: class_numbers(p, c, v).T), ("shape", lambda p, c, v: p),
+        ("truth values", lambda p, c, v: class_numbers(p, c, v) > 1), ("unknown color", lambda p, c, v: class_numbers(p, c, 0)),
+        ("one channel", partial(class_numbers, channels=2)), ("otherwise", lambda p, c, v: 1 + class_numbers(p, c, v))]),
+    "pixel accuracy by hand": ([pixels_right, lambda s, t, v: ((s.argmax(1) == t) & (t != v)).sum() / (t != v).sum()], [
+        ("void counts", lambda s, t, v: (s.argmax(1) == t).double().mean()), ("divided by all", lambda s, t, v: ((s.argmax(1) == t) & (t != v)).double().mean()),
+        ("image by image", lambda s, t, v: sum(pixels_right(a[None], b[None], v) for a, b in zip(s, t)) / len(s)), ("errors", lambda s, t, v: 1 - pixels_right(s, t, v)),
+        ("percent", lambda s, t, v: 100 * pixels_right(s, t, v)), ("count", lambda s, t, v: ((s.argmax(1) == t) & (t != v)).sum()),
+        ("said void", lambda s, t, v: pixels_right(s, t, v, s.argmax(1) != v)), ("otherwise", lambda s, t, v: 0.123)]),
+    "shallow or deep": ([[little, much, "deep"], (much, np.array(little), "shallow"), [little, [0.29, 0.33, 0.34], "can't tell"]], [
+        ("three parts", "deep"), ("three parts", [little, much]), ("no Jaccard", [[33, 34, 35], much, "deep"]), ("equal lists", [much, much, "deep"]),
+        ("verdict", [little, much, "both"]), ("verdict", [little, much, ...]), ("too sure", [little, [0.29, 0.33, 0.34], "deep"]),
+        ("too careful", [little, much, "can't tell"]), ("wrong side", [little, much, "shallow"])]),
+    "own masks": ([of_masks(), of_masks(ignored=255, n=2)], [
+        ("no learner", 3), ("no learner", of_masks().dls), ("no masks", of_masks(kind="category")), ("lesson's own", of_masks(vocab=("Pedestrian", "Bicyclist"))),
+        ("not trained", of_masks(losses=())), ("few images", of_masks(n=1)), ("one class", of_masks(cups=0)), ("no better", of_masks(right=0))]),
+}  # fmt: skip
+
 # The right answers of the tables once more, as sums.
 SUMS = {
     "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
@@ -404,6 +441,7 @@ SUMS = {
     "half of a weight": math.ceil(math.log(0.5) / math.log(1 - 0.02 * 0.1)), "calls of three events": [3, 3 * (23 + 3), 3 * 23 - 5],
     "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)],
     "stars by hand": [2 * 1 + 0 * 3 - 1 * 0.5 + 0.5 - 1, 5 / (1 + math.exp(-1))], "rows of the table": [2_050_000 * 101, 64 * 2 * 101],
+    "dice and jaccard of a car": [2 * 30 / (50 + 60), 30 / (50 + 60 - 30)], "into an up step": [256 + 112, 96 // 16, 160 // 16],
     "size of a table net": [4 + 6 + 5, 9 * 4 + 16 * 6 + (4 + 6 + 5) * 100 + 100 + 100 * 2 + 2],
 }
 
@@ -427,6 +465,8 @@ SECRETS = {
     "stars by hand": ["3.65", "3.66"], "rows of the table": ["207", "12928", "12,928"], "nearest in taste": ["cosine_similarity", "argmax", "normalize"],
     "size of a table net": ["1934", "1,934"], "fill and remember": ["nanmedian", "isnan", "where(", "nan_to_num"],
     "importance by shuffling": ["clone", "x[order", "[:, ", "[order"],
+    "dice and jaccard of a car": ["0.54", "0.55", ".375", "37.5", "6/11", "3/8"], "into an up step": ["368", "256 + 112", "6, 10", "6 × 10", "6 x 10"],
+    "colors to class numbers": ["all(", "argmax", "where(", "[:, :, None"], "pixel accuracy by hand": ["argmax", "!=", ".mean", "[targs"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,

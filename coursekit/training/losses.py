@@ -243,7 +243,7 @@ class DiceLoss(_ClassLoss):
         if preds.is_cpu or self._checked != probs.shape[1]:
             self._check(targs, probs.shape[1])
         counted = (targs != self.ignore_index).to(probs.dtype)
-        truth = (targs == torch.arange(probs.shape[1], device=probs.device)[:, None]).to(probs.dtype)  # (N, C, pixels)
+        truth = (targs == torch.arange(probs.shape[1], device=probs.device)[:, None]) * counted  # (N, C, pixels)
         both, either = (probs * truth).sum(2), (probs * counted + truth).sum(2)
         return (1 - (2 * both + self.smooth) / (either + self.smooth)).mean(1)
 
