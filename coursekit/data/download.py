@@ -291,6 +291,8 @@ STAND_INS = {  # archive -> the function that generates its stand-in, called wit
     "mnist_tiny": "coursekit.samples.digits:make_digits_tiny",
     "movie_lens_sample": "coursekit.samples.ratings:make_paper_films",
     "adult_sample": "coursekit.samples.census:make_paper_census",
+    "camvid": "coursekit.samples.streets:make_paper_streets",
+    "pascal_2007": "coursekit.samples.company:make_pets_in_company",
 }
 
 

@@ -221,7 +221,7 @@ class Pen:
 
     def moved(self, x: float = 0.0, y: float = 0.0, *, scale: float = 1.0, angle: float = 0.0, flip: bool = False) -> "Pen":
         "A pen whose origin, scale and angle are given in this pen's unit."
-        return Pen(self.canvas, self.at @ Affine.place(x, y, scale=scale, angle=angle, flip=flip), self.label)
+        return replace(self, at=self.at @ Affine.place(x, y, scale=scale, angle=angle, flip=flip))
 
     def paint(self, outline, color, *, shade=0.0, round_=0.25, shadow=0.0, lift=0.08, soft=0.0, fur=0.0, alpha=1.0, marks=()) -> Extent | None:
         """Lay one sheet of paper, in one piece or several, on what is there. It gives the box in pixels, or None if that is out of sight.
