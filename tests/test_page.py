@@ -39,7 +39,9 @@ from coursekit.vision.augment import Augment, aug_transforms
 from coursekit.vision.block import ImageBlock
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.learner import pretrained, vision_learner
+from coursekit.vision.points import PointBlock
 from coursekit.vision.resize import RandomResizedCrop, Resize
+from coursekit.vision.segmentation import SegmentationDataLoaders, unet_learner
 
 PHONE, DESKTOP = (375, 740), (1280, 900)
 SIZE = 24
@@ -304,6 +306,76 @@ def test_several_classes_and_numbers(runtime: None, browser: Any, drawn: Path, t
             else:
                 assert np.allclose([float(v) for v in said.split(", ")], wanted.label, rtol=5e-3, atol=5e-3) and not view.shown()
                 assert not view.page.locator("#known").is_visible()
+
+
+def dotted_learner(folder: Path, **options: Any) -> Learner:
+    """Two points per photo, by a linear model."""
+    block = DataBlock(blocks=(ImageBlock, PointBlock), get_items=get_image_files, get_y=lambda f: [(12, 5 + int(f.stem[2:]) % 30), (30, 20)],
+                      batch_tfms=options.pop("batch_tfms", []), **options)
+    dls = block.dataloaders(folder, bs=4, seed=0, device="cpu", num_workers=0)
+    with seeded(0):
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 4), nn.Tanh())
+    learn = Learner(dls, net, seed=0)
+    learn.progress = False
+    learn.fit(2, 1e-2)
+    return learn
+
+
+@pytest.mark.parametrize("tfms", [{"item_tfms": Resize((20, 28), method="pad")}, {"item_tfms": Resize(SIZE, method="squish")},
+                                  {"item_tfms": Resize(SIZE)}, {"item_tfms": RandomResizedCrop(32, min_scale=0.5), "batch_tfms": aug_transforms(size=SIZE)}],
+                         ids=lambda t: str(t["item_tfms"]))  # fmt: skip
+def test_points_lie_where_the_package_says(runtime: None, browser: Any, drawn: Path, tmp_path: Path, tfms: dict) -> None:
+    """In pixels of the photo, whatever its shape, as dots over it and in words."""
+    learn = dotted_learner(drawn, **tfms)
+    items = [*sorted(get_image_files(drawn))[:2], tmp_path / "large.jpg", tmp_path / "tall.png"]
+    photo_like((901, 633), 3).save(items[2], quality=95)
+    photo_like((60, 300), 4).save(items[3])
+    with opened(browser, learn.export(tmp_path / "points.html"), PHONE) as view:
+        for item in items:
+            wanted, said = learn.predict(item).label, view.predict(item)
+            got = torch.tensor([float(v) for v in re.findall(r"-?\d+", said)]).view(2, 2)
+            assert (got - wanted).abs().max() <= 1, (item, said, wanted)
+            width, height = Image.open(item).size
+            assert f"{width} wide and {height} high" in view.text("#more")
+            spots = view.page.evaluate("""() => [...document.querySelectorAll('.dot')].map(dot => {
+                const [a, b] = [dot.getBoundingClientRect(), $('image').getBoundingClientRect()];
+                return [(a.x + a.width / 2 - b.x) / b.width, (a.y + a.height / 2 - b.y) / b.height]; })""")
+            assert np.allclose(np.array(spots) * [width, height], wanted, atol=max(1.0, 0.004 * max(width, height))), (item, spots, wanted)
+        assert view.text("#status") == f"Prediction: {said}" and not view.shown() and not view.page.locator("#known").is_visible()
+        assert not view.complaints and not view.outside()
+        assert view.page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+
+
+def test_masks_are_the_package_s(runtime: None, browser: Any, drawn: Path, tmp_path: Path) -> None:
+    """A U-Net: at least 99% of the pixels, and a legend with the shares of the classes."""
+    codes = ["dark", "middle & <b>", "light"]
+    dls = SegmentationDataLoaders.from_label_func(drawn, sorted(get_image_files(drawn)), lambda f: np.asarray(Image.open(f).convert("L")) // 86, codes,
+                                                  seed=0, bs=8, item_tfms=Resize(64, method="pad", pad_mode="zeros"), device="cpu", num_workers=0)
+    learn = unet_learner(dls, "coursenet", seed=0)
+    learn.progress = False
+    learn.fit_one_cycle(2, 1e-2)
+    items = [*sorted(get_image_files(drawn))[:3], tmp_path / "wide.png"]
+    photo_like((200, 90), 5).save(items[3])
+    with opened(browser, learn.export(tmp_path / "masks.html"), DESKTOP) as view:
+        for item in items:
+            said = view.predict(item)
+            got = view.page.evaluate("async () => [...await model(await prepared($('file').files[0]))]")
+            wanted = learn.get_preds(learn.dls.test_dl([item])).preds[0].argmax(0)
+            got = torch.tensor(got).view(64, 64)
+            assert (got == wanted).float().mean() >= 0.99, item
+            rows = view.page.locator(".row").evaluate_all("rows => rows.map(row => [...row.children].map(part => part.textContent))")
+            w, h = Image.open(item).size
+            scale = min(64 / w, 64 / h)
+            (rows_in, cols_in) = (round(h * scale), round(w * scale))
+            top, left = (64 - rows_in) // 2, (64 - cols_in) // 2
+            inside = got[top : top + rows_in, left : left + cols_in]
+            assert {name: float(share.rstrip("%")) for name, share in rows} == pytest.approx(
+                {codes[c]: 100 * (inside == c).float().mean().item() for c in inside.unique()}, abs=0.06)
+            assert said.startswith(f"{rows[0][0]} {rows[0][1]}")
+            boxes = view.page.evaluate("() => ['.mask', '#image'].map(q => { const b = document.querySelector(q).getBoundingClientRect(); return [b.x, b.y, b.width, b.height]; })")
+            (x, y, wide, high), (px, py, pw, ph) = boxes  # what was padded lies outside the photo
+            assert np.allclose([x + wide * left / 64, y + high * top / 64, wide * cols_in / 64, high * rows_in / 64], [px, py, pw, ph], atol=2)
+        assert view.text("#classes") == ", ".join(codes) and not view.complaints and not view.outside()
 
 
 def test_names_are_text(runtime: None, browser: Any, drawn: Path, tmp_path: Path) -> None:

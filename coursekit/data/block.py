@@ -7,6 +7,7 @@ __all__ = ['Block', 'show_samples', 'CategoryBlock', 'MultiCategoryBlock', 'Regr
 
 # %% ../../nbs/api/data/06_block.ipynb #ec731b05
 import reprlib
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -148,6 +149,12 @@ def _check_lists(values: Sequence, vocab: Sequence | None) -> None:
         raise ValueError(f"MultiCategoryBlock: the targets are rows of zeros and ones, such as {row}, and not lists of labels; pass "
                          f"encoded=True and vocab=[...] with the {plural(len(row), 'class name')}.")
 
+# %% ../../nbs/api/data/06_block.ipynb #a8cca71b
+def _listed(labels: Sequence) -> str:
+    "Labels as text, in lines that fit over a small image."
+    text = "; ".join(str(v).replace(" ", "\u00a0") for v in labels) or "(none)"  # a label stays in one line
+    return "\n".join(textwrap.wrap(text, 26, break_long_words=False)).replace("\u00a0", " ")
+
 # %% ../../nbs/api/data/06_block.ipynb #11e5b394
 @dataclass
 class MultiCategoryBlock(Block):
@@ -167,6 +174,8 @@ class MultiCategoryBlock(Block):
             _check_lists(values, self.vocab)
         if found:
             self.vocab = [label for row in values for label in row if not is_blank(label)]
+        if found and not self.vocab:
+            raise ValueError(f"MultiCategoryBlock: none of {plural(len(values), 'training item')} has a label; check what get_y returns, or which column it reads.")
         self.categories = CategoryMap(self.vocab, sort=found)
         self.vocab = list(self.categories.vocab)
 
@@ -178,8 +187,15 @@ class MultiCategoryBlock(Block):
         target = torch.zeros(len(self.vocab))
         for label in value:
             if not is_blank(label):
-                target[self.categories.index(label)] = 1.0
+                target[self._index(label)] = 1.0
         return target
+
+    def _index(self, label: Any) -> int:
+        try:
+            return self.categories.index(label)
+        except ValueError as e:
+            raise ValueError(f"{str(e).rstrip('.')}. The classes are those of the training items; pass vocab=[...] with all of them, or drop the items "
+                             "that have others.") from e
 
     def _from_flags(self, value: Iterable) -> Tensor:
         found = [None] if isinstance(value, str) or not hasattr(value, "__iter__") else [flag(v) for v in value]
@@ -192,7 +208,12 @@ class MultiCategoryBlock(Block):
         return [self.vocab[i] for i in (value >= self.thresh).nonzero().flatten().tolist()]
 
     def show(self, value: Any, ax) -> None:
-        super().show("; ".join(map(str, value)) or "(none)", ax)
+        _add_title(ax, _listed(value))
+
+    def show_result(self, actual: list, predicted: list, ax) -> None:
+        "Draw the labels and below them the predicted ones: wrong ones with a cross, and those that were missed."
+        said = [v if v in actual else f"{v} ✗" for v in predicted] + [f"{v} missed" for v in actual if v not in predicted]
+        _add_title(ax, f"{_listed(actual)}\n{_listed(said)}", wrong=set(actual) != set(predicted))
 
     @property
     def n_out(self) -> int | None:  # type: ignore[override]

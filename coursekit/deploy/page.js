@@ -1,4 +1,4 @@
-// An image in, class names and percentages out. The model and the program that runs it are in this file, so nothing is ever requested.
+// An image in; class names and percentages, numbers, points or a mask out. The model and the program that runs it are in this file, so nothing is ever requested.
 "use strict";
 const $ = id => document.getElementById(id);
 const spec = JSON.parse($("spec").textContent);
@@ -30,11 +30,19 @@ async function loadModel() {  // -> (image -> its predictions)
   const session = await ort.InferenceSession.create(await unpacked("model"));
   return async image => {
     const images = new ort.Tensor("uint8", planes(image), [1, 3, image.height, image.width]);
-    return [...(await session.run({ images }))[session.outputNames[0]].data];
+    const out = (await session.run({ images }))[session.outputNames[0]];
+    return spec.kind === "mask" ? likeliest(out) : [...out.data];
   };
 }
 
-// ---- Read an image as coursekit does. An image here is {width, height, data}, and data holds red, green, blue of each pixel.
+function likeliest({ dims, data }) {  // the class of each pixel, from a probability of each class for each pixel
+  const n = dims[2] * dims[3], best = new Uint8Array(n);
+  for (let c = 1; c < dims[1]; c++) for (let i = 0; i < n; i++) if (data[c * n + i] > data[best[i] * n + i]) best[i] = c;
+  return best;
+}
+
+// ---- Read an image as coursekit does. An image here is {width, height, data, place}, and data holds red, green, blue of each pixel. `place` says
+// where it is in the photo: its corner, the size of one of its pixels, and the size of the photo; all [down, across] in pixels of the photo.
 
 const blank = (width, height) => ({ width, height, data: new Uint8ClampedArray(3 * width * height) });  // assigning to it rounds and clamps
 
@@ -66,6 +74,7 @@ async function decoded(file) {  // upright; transparent pixels are white; colors
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image", colorSpaceConversion: "none" });
   const n = start[0] === 0xff && start[1] === 0xd8 && start[2] === 0xff ? reduction(bitmap.width, bitmap.height) : 1;
   const image = blank(Math.ceil(bitmap.width / n), Math.ceil(bitmap.height / n));
+  image.place = { corner: [0, 0], step: [n, n], photo: [bitmap.height, bitmap.width] };
   const rows = Math.max(1, Math.floor(2e6 / (bitmap.width * n)));  // in strips: phones refuse a canvas of a whole large photo
   const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.width, height: Math.min(bitmap.height, rows * n) });
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -125,7 +134,10 @@ function cut(image, [top, left, bottom, right], [rows, columns]) {  // a box of 
     const at = 3 * ((top + y) * image.width + left);
     part.data.set(image.data.subarray(at, at + 3 * part.width), 3 * y * part.width);
   }
-  return resampled(resampled(part, columns, false), rows, true);
+  const made = resampled(resampled(part, columns, false), rows, true), { corner, step, photo } = image.place;
+  made.place = { corner: [corner[0] + step[0] * top, corner[1] + step[1] * left],
+                 step: [step[0] * part.height / rows, step[1] * part.width / columns], photo };
+  return made;
 }
 
 // ---- The transforms, step by step as in coursekit.vision. Sizes are [rows, columns].
@@ -153,6 +165,8 @@ const steps = {
     const whole = sizeOf(image), scale = Math.min(...both(i => size[i] / whole[i]));
     const inner = both(i => clip(round(whole[i] * scale), 1, size[i]));
     const small = cut(image, [0, 0, ...whole], inner), made = blank(size[1], size[0]), [top, left] = middle(size, inner);
+    const { corner, step, photo } = small.place;
+    made.place = { corner: both(i => corner[i] - step[i] * [top, left][i]), step, photo };
     const old = (at, n) => {  // where a pixel outside comes from
       if (pad_mode === "border") return clip(at, 0, n - 1);
       const back = ((at % (2 * n)) + 2 * n) % (2 * n);
@@ -197,14 +211,61 @@ function say(text, { wrong = false, heard = false } = {}) {  // `heard`: by scre
 const painted = () => new Promise(done => setTimeout(done, 30));  // so that what was said is seen before the work begins
 const MOST = 10;  // bars
 
-function answer(values) {  // in words
+function points(values, { width, height, place: { corner, step } }) {  // from -1 to 1 across the image -> [x, y] in pixels of the photo
+  const at = (v, axis, n) => corner[axis] + step[axis] * (v + 1) / 2 * n;
+  return Array.from({ length: values.length / 2 }, (_, i) => [at(values[2 * i], 1, width), at(values[2 * i + 1], 0, height)]);
+}
+
+function shares(classes, { width, place: { corner, step, photo } }) {  // [share of the photo that is seen, class], the largest first
+  const counts = spec.classes.map(() => 0);
+  const inside = (n, axis) => { const at = corner[axis] + step[axis] * (n + 0.5); return at >= 0 && at <= photo[axis]; };
+  classes.forEach((c, i) => { if (inside(Math.floor(i / width), 0) && inside(i % width, 1)) counts[c]++; });
+  const all = counts.reduce((a, b) => a + b, 0);
+  return counts.map((k, c) => [k / all, c]).filter(([share]) => share).sort((a, b) => b[0] - a[0]);
+}
+
+function drawnOver(values, image) {  // elements that lie over the photo; what they show is also said in words
+  const { width, height, place: { corner, step, photo } } = image, share = (at, axis) => `${100 * at / photo[axis]}%`;
+  if (spec.kind === "points") {
+    return points(values, image).map(([x, y], i, all) => {
+      const dot = make("span", "dot");
+      Object.assign(dot.style, { left: share(x, 1), top: share(y, 0) });
+      if (all.length > 1) dot.append(make("b", "", i + 1));
+      dot.setAttribute("aria-hidden", "true");
+      return dot;
+    });
+  }
+  if (spec.kind !== "mask") return [];
+  const canvas = Object.assign(make("canvas", "mask"), { width, height }), pixels = new ImageData(width, height);
+  values.forEach((c, i) => pixels.data.set([...spec.colors[c], 255], 4 * i));
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  Object.assign(canvas.style, { left: share(corner[1], 1), top: share(corner[0], 0), width: share(step[1] * width, 1), height: share(step[0] * height, 0) });
+  canvas.setAttribute("aria-hidden", "true");
+  return [canvas];
+}
+
+function answer(values, image) {  // in words
+  if (spec.kind === "points") return points(values, image).map(([x, y]) => `x ${Math.round(x)}, y ${Math.round(y)}`).join("; ");
+  if (spec.kind === "mask") return shares(values, image).slice(0, 3).map(([share, c]) => `${spec.classes[c]} ${percent(share)}`).join(", ");
   const sure = values.map((p, i) => [p, spec.classes[i]]).sort((a, b) => b[0] - a[0]);
   if (spec.kind === "number") return values.map(v => Number(v.toPrecision(4))).join(", ");
   if (spec.kind === "one") return `${sure[0][1]}, ${percent(sure[0][0])}`;
   return sure.filter(([p]) => p > spec.above).map(([, name]) => name).join(", ") || "None of these";
 }
 
-function bars(values) {
+function legend(values, image) {  // a row for each class of a mask
+  return shares(values, image).map(([share, c]) => {
+    const row = make("li", "row"), swatch = make("span", "swatch"), name = make("span", "name");
+    swatch.style.background = `rgb(${spec.colors[c]})`;
+    name.append(swatch, spec.classes[c]);
+    row.append(name, make("span", "percent", percent(share)));
+    return row;
+  });
+}
+
+function bars(values, image) {
+  if (spec.kind === "mask") return legend(values, image);
+  if (!spec.classes.length) return [];
   const order = values.map((_, i) => i).sort((a, b) => values[b] - values[a]).slice(0, MOST);
   return order.map(i => {
     const row = make("li", "row"), track = make("span", "track"), bar = make("span", "bar");
@@ -215,15 +276,22 @@ function bars(values) {
   });
 }
 
-function show(file, values) {
+function note(values, { place: { photo } }) {
+  if (spec.kind === "points") return `Pixels of your image, which is ${photo[1]} wide and ${photo[0]} high, from its upper left corner.`;
+  if (spec.kind === "mask") return "Shares of the pixels that the model saw.";
+  return spec.classes.length > MOST ? `The ${MOST} most likely of ${values.length} classes.` : "";
+}
+
+function show(file, values, image) {
   URL.revokeObjectURL($("image").src);
   $("image").src = URL.createObjectURL(file);
   $("image").alt = `Your image${file.name ? `, ${file.name}` : ""}`;
-  $("answer").textContent = answer(values);
-  $("bars").replaceChildren(...(spec.kind === "number" ? [] : bars(values)));
-  $("more").textContent = values.length > MOST && spec.kind !== "number" ? `The ${MOST} most likely of ${values.length} classes.` : "";
+  $("frame").replaceChildren($("image"), ...drawnOver(values, image));
+  $("answer").textContent = answer(values, image);
+  $("bars").replaceChildren(...bars(values, image));
+  $("more").textContent = note(values, image);
   $("result").hidden = false;
-  say(`Prediction: ${answer(values)}`, { heard: true });
+  say(`Prediction: ${answer(values, image)}`, { heard: true });
 }
 
 let model = null;  // once it is loaded: image -> its predictions
@@ -243,7 +311,7 @@ async function predict(file) {
     } catch {
       return say(`This browser cannot read ${name} as an image. Save it as a JPEG or PNG and try that.`, { wrong: true });
     }
-    show(file, await model(image));
+    show(file, await model(image), image);
   } catch (error) {
     say(`${name} cannot be predicted (${error.message}).`, { wrong: true });
   }
@@ -269,7 +337,7 @@ for (const name of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 document.addEventListener("paste", event => take(event.clipboardData.files));
-if (spec.kind !== "number") {
+if (spec.classes.length) {
   $("classes").textContent = spec.classes.join(", ");
   $("count").textContent = `It knows ${spec.classes.length} classes`;
   $("known").open = spec.classes.length <= MOST;

@@ -32,6 +32,8 @@ from ..training.learner import Learner
 from ..training.weights import atomic_write
 from ..vision.augment import Augment
 from ..vision.block import ImageBlock
+from ..vision.masks import MaskBlock, class_colors
+from ..vision.points import PointBlock
 from ..vision.resize import RandomResizedCrop, Resize
 
 # %% ../../nbs/api/deploy/04_page.ipynb #9c915d50
@@ -85,7 +87,7 @@ def page_steps(learn: Learner) -> list[dict[str, Any]]:
     return steps
 
 # %% ../../nbs/api/deploy/04_page.ipynb #e12b7037
-KINDS = {CategoryBlock: "one", MultiCategoryBlock: "any", RegressionBlock: "number"}  # target -> how `page.js` shows it
+KINDS = {CategoryBlock: "one", MultiCategoryBlock: "any", RegressionBlock: "number", PointBlock: "points", MaskBlock: "mask"}  # target -> how `page.js` shows it
 
 
 def page_spec(learn: Learner) -> dict[str, Any]:
@@ -93,14 +95,15 @@ def page_spec(learn: Learner) -> dict[str, Any]:
     ds = learn.dls.valid_ds
     block, targets = ds.blocks[0], learn.dls.targets
     if len(targets) != 1 or type(targets[0]) not in KINDS:
-        raise ValueError(f"export: a page shows one class, several classes or numbers, and this model predicts {' and '.join(type(b).__name__ for b in targets)}. "
+        raise ValueError(f"export: a page shows one class, several classes, numbers, points or a mask, and this model predicts {' and '.join(type(b).__name__ for b in targets)}. "
                          "Export a .ck file, or a .onnx file for a page of your own.")
     odd = [f"{f.name}={value!r}" for f in dataclasses.fields(block) if f.init and (value := getattr(block, f.name)) != f.default]
     if type(block) is not ImageBlock or odd:
         raise ValueError(f"export: a page reads images as ImageBlock() does, and this input is {type(block).__name__}({', '.join(odd)}). "
                          "Export a .ck file for `coursekit app`.")
     (target,), draft = targets, block.before(ds.item_tfms, ds.kinds).draft
-    return {"kind": KINDS[type(target)], "classes": [str(name) for name in target.vocab or ()], "steps": page_steps(learn),
+    colors = {"colors": class_colors(len(target.vocab)).tolist()} if isinstance(target, MaskBlock) else {}
+    return {"kind": KINDS[type(target)], **colors, "classes": [str(name) for name in target.vocab or ()], "steps": page_steps(learn),
             "above": getattr(learn.loss_func, "thresh", getattr(target, "thresh", None)),
             "reads": draft and 2 * draft}  # as `images` passes it to Pillow
 
@@ -157,7 +160,7 @@ def page_html(
 
 # %% ../../nbs/api/deploy/04_page.ipynb #9472035a
 def write_page(
-    learn: Learner,  # takes one image, and predicts one class, several classes or numbers
+    learn: Learner,  # takes one image, and predicts one class, several classes, numbers, points or a mask
     path: str | os.PathLike,  # file to write, ending in .html; its name is the heading of the page
 ) -> Path:  # the file
     "What `learn.export` does for a file that ends in .html: a page that predicts, in one file."

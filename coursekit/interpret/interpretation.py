@@ -6,6 +6,7 @@
 __all__ = ['Interpretation', 'ClassificationInterpretation']
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #ba1be9c1
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ..training.learner import Learner
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #e81baf0a
 class Interpretation:
-    "Predictions, targets and losses of a set, and the items they belong to. They may be classes, several labels, numbers or masks."
+    "Predictions, targets and losses of a set, and the items they belong to. They may be classes, several labels, numbers, points or masks."
 
     def __init__(
         self,
@@ -75,6 +76,10 @@ class Interpretation:
         "The items with the highest losses, each with target, prediction, loss and, for classes, the probability of the prediction."
         _plot_top_losses(self, k, heatmap=heatmap, ncols=ncols, figsize=figsize)
 
+    def report(self) -> Table:
+        "How good the predictions of several labels, of numbers, of points or of masks are, in a row for each label, number, point or class."
+        return _report(self)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({plural(len(self.losses), 'item')}, mean loss {self.losses.mean():.4f})"
 
@@ -87,10 +92,13 @@ def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, ncols: in
     targets = [interp.vocab[i] for i in interp.decoded[order].tolist()] if classes else None
     maps = heat_maps(interp.learn, batch, targets=targets, output=interp.target) if heatmap else []
     fig, axes = figure_grid(len(order), ncols=ncols, figsize=figsize, imsize=2.6)
-    for ax, i, loss, sample in zip(axes, order.tolist(), losses.tolist(), interp.learn.dls.decode(batch)):
+    ys = [*batch.ys]
+    ys[interp.target] = interp.decoded[order].to(ys[interp.target].device)  # decoded like targets: points need the size of their image
+    said, n_inp = interp.learn.dls.decode_preds(batch, tuple(ys)), len(batch.xs)
+    for ax, i, loss, sample, answer in zip(axes, order.tolist(), losses.tolist(), interp.learn.dls.decode(batch), said):
         for shown, value in zip(blocks[:interp.dl.n_inp], sample):
             shown.show(value, ax)
-        block.show_result(block.decode(interp.targs[i]), block.decode(interp.decoded[i]), ax)
+        block.show_result(sample[n_inp + interp.target], answer[interp.target], ax)
         sure = f", {interp.preds[i].max():.0%} sure" if classes else ""
         ax.set_title(f"{ax.get_title()}\nloss {loss:.2f}{sure}", fontsize=9, color=ax.title.get_color())
     for ax, heat in zip(axes, maps):
@@ -98,6 +106,60 @@ def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, ncols: in
     fig.suptitle("actual / predicted / loss", fontsize=9)
     finish(fig, f"{plural(len(axes), 'item')} with the highest losses{', with heat maps of the predictions' if maps else ''}: "
            + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
+
+# %% ../../nbs/api/interpret/01_interpretation.ipynb #32e73791
+def _report(interp: Interpretation) -> Table:
+    "What `Interpretation.report` does."
+    kind = interp.dl.targets[interp.target].kind
+    reports: dict[str, Callable[[Interpretation], Table]] = {
+        "multicategory": _label_report, "regression": _number_report, "points": _point_report, "mask": _mask_report}
+    if kind not in reports:
+        fix = "use ClassificationInterpretation" if kind == "category" else f"it knows {', '.join(reports)}"
+        raise ValueError(f"Interpretation.report: there is no report for targets of kind {kind!r}; {fix}.")
+    return reports[kind](interp)
+
+
+def _table(names: Sequence[str], scores: Tensor, counts: Sequence[int], headers: Sequence[str], mean: str = "") -> Table:
+    "A row of scores (R, S) for each name, and with a name for it their mean."
+    values = [[v, *row, int(k)] for v, row, k in zip(names, scores.tolist(), counts)]
+    values += [[mean, *scores.nanmean(0).tolist(), int(sum(counts))]] if mean else []
+    return Table([[str(v), *(f"{s:.2f}" for s in row), k] for v, *row, k in values], [*headers], values=values)
+
+# %% ../../nbs/api/interpret/01_interpretation.ipynb #733dd576
+def _label_report(interp: Interpretation) -> Table:
+    "Precision, recall and F1 of each label."
+    given, there = interp.decoded.bool(), interp.targs > 0
+    hits, called, actual = ((x.sum(0).double()) for x in (given & there, given, there))
+    scores = torch.stack([hits / called.clamp(min=1), hits / actual.clamp(min=1), 2 * hits / (actual + called).clamp(min=1)], 1)
+    return _table(interp.vocab, scores, actual.tolist(), ["label", "precision", "recall", "f1", "items"], "mean over labels")
+
+
+def _number_report(interp: Interpretation) -> Table:
+    "How far each number is off."
+    off = interp.decoded.reshape(len(interp.targs), -1).double() - interp.targs.reshape(len(interp.targs), -1)
+    scores = torch.stack([off.mean(0), off.abs().mean(0), off.square().mean(0).sqrt(), off.abs().amax(0)], 1)
+    names = [f"number {i + 1}" for i in range(len(scores))]
+    return _table(names, scores, [len(off)] * len(scores), ["", "mean error", "mean absolute error", "root mean squared error", "largest", "items"])
+
+
+def _point_report(interp: Interpretation) -> Table:
+    "How far each point is off, in pixels of the image as the model sees it."
+    h, w = next(x.shape[-2:] for x, k in zip(interp.dl.samples([0], [0]).xs, interp.dl.kinds) if k == "image")
+    off = (interp.decoded.reshape(interp.targs.shape) - interp.targs).double() * torch.tensor([w / 2, h / 2])
+    far = off.norm(dim=2)
+    scores = torch.stack([far.mean(0), far.median(0).values, far.amax(0)], 1)
+    names = [f"point {i + 1}" for i in range(len(scores))]
+    return _table(names, scores, [len(off)] * len(scores), [f"pixels of {w} x {h}", "mean distance", "median", "largest", "items"])
+
+
+def _mask_report(interp: Interpretation) -> Table:
+    "Overlap of each class, over all pixels that count."
+    c, block = len(interp.vocab), interp.dl.targets[interp.target]
+    counted = (interp.targs >= 0) & (interp.targs < c) & (interp.targs != (-1 if (void := getattr(block, "ignored", None)) is None else void))
+    cm = torch.bincount(interp.targs[counted].long() * c + interp.decoded[counted].long(), minlength=c * c).view(c, c).double()
+    hits, actual, called = cm.diagonal(), cm.sum(1), cm.sum(0)
+    scores = torch.stack([hits / (actual + called - hits), 2 * hits / (actual + called)], 1)  # nan: neither there nor predicted
+    return _table(interp.vocab, scores, actual.tolist(), ["class", "Jaccard", "Dice", "pixels"], "mean over classes")
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #db81dabb
 class ClassificationInterpretation(Interpretation):

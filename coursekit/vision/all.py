@@ -27,7 +27,7 @@ from coursekit.training.callbacks.mixup import CutMix, MixUp
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
-from coursekit.interpret.curves import ThresholdCurve, threshold_curve, wilson
+from coursekit.interpret.curves import ThresholdCurve, set_thresh, threshold_curve, wilson
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock, Datasets
 from coursekit.data.dataset import Dataset
@@ -46,9 +46,12 @@ from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_par
 from coursekit.training.learner import Learner
 from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.losses import (
-    BCEWithLogitsLossFlat, CrossEntropyLossFlat, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
+    BCEWithLogitsLossFlat, CrossEntropyLossFlat, DiceLoss, FocalLoss, L1LossFlat, LabelSmoothingCrossEntropy, Loss, MSELossFlat
 )
-from coursekit.training.count_metrics import Dice, F1Score, FBeta, JaccardCoeff, Precision, Recall
+from coursekit.training.count_metrics import (
+    Dice, DiceMulti, F1Score, F1ScoreMulti, FBeta, FBetaMulti, JaccardCoeff, JaccardCoeffMulti, JaccardMulti, PixelAccuracy, Precision,
+    PrecisionMulti, Recall, RecallMulti
+)
 from coursekit.training.metrics import (
     Metric, Perplexity, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, mae, mse, rmse, top_k_accuracy
 )
@@ -64,10 +67,13 @@ from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.points import PointBlock, point_error
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
+from coursekit.vision.masks import MaskBlock, class_colors
 from coursekit.vision.models import VisionModel, WeightsError, course_arch, coursenet, vision_groups
 from coursekit.vision.plan import DataPlan, plan_data
 from coursekit.vision.augment import Augment, Normalize, aug_transforms, cifar_stats, imagenet_stats, mnist_stats
 from coursekit.vision.resize import RandomResizedCrop, Resize
+from coursekit.vision.segmentation import SegmentationDataLoaders, predict_mask, unet_learner
+from coursekit.vision.unet import unet_groups
 from coursekit.widgets import ImageClassifierCleaner, lr_explorer, read_edits, upload_and_predict
 
 pd = lazy_module("pandas")

@@ -37,13 +37,37 @@ def _with_size(tfms: Sequence, size: int | tuple[int, int], by: int | tuple[int,
         made.append(t)
     return made
 
+# %% ../../nbs/api/vision/09_data.ipynb #d3e5b84f
+def _check_delim(column, delim: str, who: str) -> None:
+    "Refuse a delimiter that no cell of the column has."
+    cells = [str(v) for v in column.tolist() if not is_blank(v)]
+    other = found_delimiter("labels", cells)
+    if not cells or any(delim in v for v in cells):
+        return
+    fix = f"label_delim={other!r} would find several labels" if other else "leave it out if each cell is one label"
+    raise ValueError(f"{who}: label_delim={delim!r} is not in any of {plural(len(cells), 'cell')} of column {str(column.name)!r}, such as "
+                     f"{printable(cells[0])!r}; {fix}.")
+
+
+def _check_files(files: dict[str, Any], get_x: ColReader, who: str) -> None:
+    "Refuse a table whose file names name no file; the error says how many, and what might be missing."
+    lost = [f for f in files if not os.path.isfile(f)]
+    if not lost:
+        return
+    first, name = lost[0], next((v for v in get_x.cells(files[lost[0]])), "")
+    ending = next((e for e in (".jpg", ".png", ".jpeg", ".JPG") if os.path.isfile(first + e)), None)
+    fix = f"pass suff={ending!r}" if ending else "check the names, path and folder, or drop these rows"
+    raise ValueError(f"{who}: {len(lost):,} of {plural(len(files), 'row')} name no file, such as {printable(str(name))!r}: there is no {show_path(Path(first))}; "
+                     f"{fix}.")
+
 # %% ../../nbs/api/vision/09_data.ipynb #47f49ecc
 def _column_target(df, label_col: int | str | Sequence[int | str], label_delim: str | None) -> Block | type[Block]:
     "The block that fits the columns of a table; if a column looks as if it held lists of labels, that is printed."
     who = "ImageDataLoaders.from_df"
-    if label_delim:
-        return MultiCategoryBlock
     columns = [df.iloc[:, find_column(who, c, df.columns)] for c in ([label_col] if isinstance(label_col, (int, str)) else label_col)]
+    if label_delim:
+        _check_delim(columns[0], label_delim, who)
+        return MultiCategoryBlock
     if len(columns) > 1:
         return target_block([list(row) for row in zip(*columns)], names=[str(c.name) for c in columns], who=who)
     cells = [v for v in columns[0].tolist() if not is_blank(v)]
@@ -68,6 +92,7 @@ def _usable_rows(df, get_x: ColReader, get_y: ColReader, y_block: Block | type[B
         if classes:
             several = hasattr(label, "__iter__") and not isinstance(label, str)
             found[file].add(label if not several else tuple(label) if getattr(y_block, "encoded", False) else frozenset(label))
+    _check_files({file: rows[i] for file, i in kept}, get_x, "ImageDataLoaders.from_df")
     torn = [file for file, labels in found.items() if len(labels) > 1]
     notes = [f"{plural(n, 'row')} {what}" for what, n in left_out.items()]
     if torn:

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""Masks of streets: how accurate a U-Net becomes, and what the Learner adds to the cost of its training step.
+
+    COURSEKIT_MIRROR=../shared/data python benchmarks/segmentation.py camvid             # three seeds
+    COURSEKIT_MIRROR=../shared/data python benchmarks/segmentation.py camvid --seeds 1   # one
+    python benchmarks/segmentation.py step                                               # no data needed
+
+camvid: the frames of CamVid, split as `valid.txt` says, at 180 x 240 pixels, over `efficientnet_lite0` with its ImageNet weights. Pixel accuracy and
+mean Jaccard are over all validation pixels but Void. step: random images of that size; the bare loop has the same network, loss, optimizer and batch
+transforms, and the time of both is the median of steps that are taken in turn. Prints Markdown tables.
+"""
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+
+from coursekit.training.optimizers import AdamW, make_optimizer, split_params
+from coursekit.vision.all import (
+    Callback,
+    DataBlock,
+    DataLoaders,
+    FuncSplitter,
+    ImageBlock,
+    JaccardCoeffMulti,
+    Learner,
+    MaskBlock,
+    PixelAccuracy,
+    Resize,
+    URLs,
+    aug_transforms,
+    get_image_files,
+    num_params,
+    unet_learner,
+    untar_data,
+)
+
+SIZE, BATCH = (180, 240), 8
+
+
+def camvid(seed: int) -> tuple[DataLoaders, int]:
+    "Loaders of CamVid, and the number of its class Void."
+    path = untar_data(URLs.CAMVID)
+    codes = (path / "codes.txt").read_text().split()
+    valid = set((path / "valid.txt").read_text().split())
+    block = DataBlock(blocks=(ImageBlock, MaskBlock(codes, void="Void")), get_items=get_image_files, splitter=FuncSplitter(lambda f: f.name in valid),
+                      get_y=lambda f: path / "labels" / f"{f.stem}_P.png", item_tfms=Resize(SIZE), batch_tfms=aug_transforms())
+    return block.dataloaders(path / "images", path, bs=BATCH, seed=seed, cache="memory"), codes.index("Void")
+
+
+def train(seed: int, epochs: int, lr: float, lr_mult: float, precision: str) -> tuple[list[float], float]:
+    "Validation loss, pixel accuracy and mean Jaccard after training, and the seconds from the files to these numbers."
+    start = time.perf_counter()
+    dls, void = camvid(seed)
+    metrics = [PixelAccuracy(ignore_index=void), JaccardCoeffMulti(ignore_index=void)]
+    learn = unet_learner(dls, "efficientnet_lite0", metrics=metrics, precision=precision, seed=seed)
+    learn.fine_tune(epochs, lr, lr_mult=lr_mult)
+    return learn.recorder.final_record[1:], time.perf_counter() - start
+
+
+def bare_step(model, loss_func, opt, batch, dtype) -> None:
+    "A training step by hand."
+    with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        preds = model(batch[0])
+    loss = loss_func(preds.float(), batch[1])
+    loss.backward()
+    opt.step()
+    opt.zero_grad()
+    loss.item()
+
+
+def step_times(n: int) -> tuple[float, float, Learner]:
+    "Median seconds of a step of a Learner, and of a loop by hand with the same network; and the Learner."
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(BATCH, *SIZE, 3, generator=rng).permute(0, 3, 1, 2)  # channels last, as images are
+    batches = [(images, torch.randint(12, (BATCH, *SIZE), generator=rng))] * n
+    learn = unet_learner(DataLoaders(batches, batches[:1], device="cpu"), "efficientnet_lite0", n_out=12, loss_func=torch.nn.CrossEntropyLoss(), seed=0)
+    learn.unfreeze()
+    learn.progress = False
+    model, dtype = learn.model, learn.autocast_dtype
+    opt = make_optimizer(split_params(model, learn.splitter), AdamW, [1e-5] * 3, wd=0.01, moms=learn.moms, model=model)
+    ours, bare = [], []
+    for _ in range(3):  # in turn, because other work on the machine comes and goes
+        starts: list[float] = []
+        model.train()
+        for batch in batches:
+            start = time.perf_counter()
+            bare_step(model, torch.nn.functional.cross_entropy, opt, batch, dtype)
+            bare.append(time.perf_counter() - start)
+        learn.fit(1, 1e-5, cbs=Clock(starts))
+        ours += [b - a for a, b in zip(starts, starts[1:])]
+    return statistics.median(ours), statistics.median(bare), learn
+
+
+class Clock(Callback):
+    "Notes when each training batch begins."
+
+    def __init__(self, starts: list[float]):
+        self.starts = starts
+
+    def before_batch(self, learn: Learner) -> None:
+        if learn.state.training:
+            self.starts.append(time.perf_counter())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=["camvid", "step"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=10, help="over all layers, after one for the decoder alone")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--lr-mult", type=float, default=10)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--steps", type=int, default=12)
+    args = parser.parse_args()
+    if "camvid" in args.what:
+        print("| seed | validation loss | pixel accuracy | mean Jaccard | minutes |\n|---|---|---|---|---|", flush=True)
+        for seed in range(args.seeds):
+            (loss, accuracy, jaccard), seconds = train(seed, args.epochs, args.lr, args.lr_mult, args.precision)
+            print(f"| {seed} | {loss:.3f} | {accuracy:.4f} | {jaccard:.4f} | {seconds / 60:.1f} |", flush=True)
+    if "step" in args.what:
+        ours, bare, learn = step_times(args.steps)
+        print("| U-Net | parameters | precision | Learner, ms per step | bare loop, ms | ratio |\n|---|---|---|---|---|---|")
+        print(f"| efficientnet_lite0 | {num_params(learn.model) / 1e6:.1f} million | {learn.autocast_dtype or 'float32'} | {ours * 1000:.0f} | {bare * 1000:.0f} | "
+              f"{ours / bare:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
