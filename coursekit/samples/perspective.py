@@ -179,7 +179,7 @@ def paint_ground(view: View, weather: Weather, rng: Generator) -> None:
     "Pavements, the road with its markings, and a street that crosses."
     street, half, snow = view.street, view.street.half, weather.falls == "snow"
     stone = mix(pick(rng, ("#cdbfa9", "#c4b5a8", "#bfb8b0"), 0.03), "#eef0f2", 0.65 * snow)
-    tar = mix(pick(rng, ("#75757c", "#6b6d76", "#7f7a78", "#6a7078"), 0.03), "#c8ccd2", 0.25 * snow)
+    tar = mix(pick(rng, ("#75757c", "#6b6d76", "#7f7a78", "#6a7078", "#8f8a86", "#8a736a"), 0.03), "#c8ccd2", 0.25 * snow)
     path = view.at + np.array([0.8, 1.2, 1.8, 2.5, 3.5, 5, 7, 10, 14, 20, 28, 38, 50, 64, 90, 150])
     band = lambda a, b: [(s, a, 0) for s in path] + [(s, b, 0) for s in path[::-1]]
     seams = [[(s, a, 0), (s + 0.12, a, 0), (s + 0.12, b, 0), (s, b, 0)] for s in np.arange(math.ceil(view.at + 2), view.at + 26, 1.5) for a, b in ((-12, -half), (half, 12))]
@@ -195,4 +195,6 @@ def paint_ground(view: View, weather: Weather, rng: Generator) -> None:
     lines = [band(side * (half - 0.3), side * (half - 0.42)) for side in (-1, 1)] if street.seed % 3 else []
     if c and c - half > view.at:
         dashes += [view.floor(c - half - 2.6, c - half - 0.8, d - 0.3, d + 0.3) for d in np.arange(-half + 0.6, half, 1.2)]
-    view.paint(band(-half, half), tar, ROAD, shade=0.0, fur=0.03, marks=[Mark(dashes, white), *([Mark(lines, mix(tar, "#e8c558", 0.7))] if lines else [])])
+    lane = [Mark([np.array(band(half - 1.5, half - 0.1))], mix(tar, ("#b5574a", "#5f8a6a", "#4f7fa6")[street.seed % 3], 0.6))] if street.seed % 5 < 2 else []
+    edges = [Mark(lines, mix(tar, "#e8c558", 0.7))] if lines else []
+    view.paint(band(-half, half), tar, ROAD, fur=0.03, marks=[*lane, *edges, Mark(dashes, white)])

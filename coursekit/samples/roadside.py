@@ -158,7 +158,7 @@ def _panel(view: View, put, corners: np.ndarray, i: int, color: np.ndarray, prof
 def paint_post(view: View, t: Thing, s: float, d: float, lamps: bool) -> None:
     "A sign, a street lamp or traffic lights, on a post that is never thinner than a mask can show."
     rng, side, scale = np.random.default_rng(t.seed), (1 if t.d > 0 else -1), view.scale(s)
-    pole, wide = view.stand(s, d, POLE), max(0.17, 2.6 / scale)
+    pole, wide = view.stand(s, d, POLE), max(0.2, 3.4 / scale)
     high = {"lamp": 5.2, "signals": 3.0}.get(t.kind, 2.6)
     color = pick(rng, ("#5a5f66", "#4b5a55", "#6a5648"), 0.03)
     pole.paint(ribbon([(0, 0), (0, -high)], (wide * 1.1, wide), n=1), color, shade=0.25, round_=wide / 2, shadow=0.2, lift=0.06)

@@ -24,9 +24,10 @@ from .sprites import Affine, Canvas, Pen, develop, draw_many, empty_folder, mix,
 TITLE = "Paper Streets"
 VERSION = 1  # of the files; files of another version are made anew, beside the old one
 SIZE = (240, 180)  # width and height of a frame in pixels
-STREETS, FRAMES = 30, 20  # every sixth street is for validation
+STREETS, FRAMES = 36, 17  # every sixth street is for validation
 NAMES = ("Acorn", "Bakers", "Cherry", "Dover", "Elm", "Fountain", "Garden", "Harbor", "Ivy", "Juniper", "King", "Linden", "Mill", "North", "Orchard",
-         "Palace", "Quarry", "River", "Station", "Tower", "Union", "Violet", "Willow", "York", "Abbey", "Birch", "Castle", "Drake", "East", "Forge")
+         "Palace", "Quarry", "River", "Station", "Tower", "Union", "Violet", "Willow", "York", "Abbey", "Birch", "Castle", "Drake", "East", "Forge", "Hazel",
+         "Island", "Jasmine", "Kettle", "Lake", "Meadow")
 
 # %% ../../nbs/api/samples/10_streets.ipynb #5d4b13e1
 def make_street(
@@ -42,11 +43,11 @@ def make_street(
     sides = [str(rng.choice(list(SIDES), p=(0.3, 0.16, 0.32, 0.22))) for _ in range(2)]
     if sides == ["park", "park"]:
         sides[0] = "shops"
-    bend = float(rng.choice((0, 0, 1)) * rng.choice((-1, 1)) * rng.uniform(0.004, 0.009))
+    bend = float(rng.choice((0, 1), p=(0.6, 0.4)) * rng.choice((-1, 1)) * rng.uniform(0.008, 0.018))
     crossing = float(rng.uniform(20, 38)) if bend == 0 and rng.random() < 0.6 else None
     season = "winter" if weather == "snow" else str(rng.choice(("spring", "summer", "fall")))
     initials = name[0] + name.split()[1][0]
-    street = Street(f"{number + 1:04d}{initials}", name, (sides[0], sides[1]), float(rng.uniform(3.4, 4.0)), bend, crossing, season, weather,
+    street = Street(f"{number + 1:04d}{initials}", name, (sides[0], sides[1]), float(rng.uniform(3.3, 4.6)), bend, crossing, season, weather,
                     float(rng.integers(10, 300) * 30), float(rng.uniform(0.9, 1.5)), float(rng.uniform(0.42, 0.5)), bool(rng.random() < 0.4),
                     int(rng.integers(2**31)))
     things = [t for side in (-1, 1) for t in _built(street, side, rng)] + _traffic(street, rng)
@@ -73,7 +74,7 @@ def _built(street: Street, side: int, rng: Generator) -> list[Thing]:
         if kind != "park":
             things.append(Thing("shop" if kind == "shops" else "house", s, side * (kerb + SIDES[kind][0]), _seed(rng), size=(wide, 2.9 * floors + 0.4)))
         if kind == "gardens":
-            things += [Thing(str(rng.choice(("fence", "fence", "hedge"))), s, side * kerb, _seed(rng), size=(wide + 2.5, float(rng.uniform(0.9, 1.25)))),
+            things += [Thing(str(rng.choice(("fence", "fence", "fence", "hedge"))), s, side * kerb, _seed(rng), size=(wide + 2.5, float(rng.uniform(0.9, 1.25)))),
                        Thing("tree", s + wide + 1.2, side * (kerb + float(rng.uniform(1.5, 5))), _seed(rng))]
             s += 2.5
         if kind == "park":
@@ -117,6 +118,7 @@ def _crossing(street: Street, c: float, rng: Generator) -> list[Thing]:
     "Lights, people on the zebra, and who comes from the side."
     half, near = street.half, c - street.half - 2.2
     things = [Thing("signals", near - 0.6, side * (half + 0.5), _seed(rng)) for side in (-1, 1)]
+    things += [Thing("fence", near - 9, side * (half + 0.25), _seed(rng), size=(7.5, 0.95)) for side in (-1, 1) if rng.random() < 0.7]
     for _ in range(int(rng.integers(2, 5))):
         way = float(rng.choice((-1, 1)))
         things.append(Thing("person", near + float(rng.uniform(0.4, 1.4)), -way * float(rng.uniform(2, 9)), _seed(rng), (0, way * float(rng.uniform(0.4, 0.9)))))
@@ -176,14 +178,14 @@ def _paint_things(view: View, weather: Weather, sky: np.ndarray, frame: int) -> 
         elif t.kind in built:
             paint_green(view, t, weather)
         elif "car" in t.kind or t.kind == "oncoming":
-            if z > 40:
+            if z > 34:
                 continue
             heading = 180.0 if t.kind == "oncoming" else 90.0 * np.sign(t.speed[1]) if t.speed[1] else 0.0
             paint_car(view, t, s, d, heading=heading, lamps=weather.lamps)
         elif t.kind in ("sign", "lamp", "signals"):
-            if 4.5 < z < 34:
+            if 4.5 < z < 27:
                 paint_post(view, t, s, d, weather.lamps)
-        elif z < 25 or t.kind == "tree":
+        elif z < {"tree": FAR, "pet": 14.0}.get(t.kind, 18.0):
             paint_figure(view, t, s, d, frame, weather)
 
 
@@ -230,6 +232,8 @@ def make_paper_streets(
     n_workers: int | None = None,  # processes; None: one per core
 ) -> Path:  # dest
     "Draw the stand-in for CamVid: the same bytes for the same seed, whatever the number of workers."
+    if streets < 1 or frames < 1:
+        raise ValueError(f"make_paper_streets: streets={streets}, frames={frames} give no image; pass 1 or more of each.")
     dest = empty_folder("make_paper_streets", dest)
     for folder in ("images", "labels"):
         (dest / folder).mkdir(exist_ok=True)
