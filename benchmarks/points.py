@@ -20,7 +20,18 @@ from xml.etree import ElementTree
 import torch
 
 from coursekit.vision.all import (
-    DataBlock, ImageBlock, PointBlock, RandomSplitter, Resize, URLs, aug_transforms, course_data, data_mode, get_image_files, point_error, vision_learner
+    DataBlock,
+    ImageBlock,
+    PointBlock,
+    RandomSplitter,
+    Resize,
+    URLs,
+    aug_transforms,
+    course_data,
+    data_mode,
+    get_image_files,
+    point_error,
+    vision_learner,
 )
 from coursekit.vision.points import to_photo
 

@@ -50,13 +50,13 @@ def camvid(seed: int) -> tuple[DataLoaders, int]:
     return block.dataloaders(path / "images", path, bs=BATCH, seed=seed, cache="memory"), codes.index("Void")
 
 
-def train(seed: int, epochs: int, lr: float, lr_mult: float, precision: str) -> tuple[list[float], float]:
+def train(seed: int, *, freeze_epochs: int, epochs: int, lr: float, lr_mult: float, precision: str) -> tuple[list[float], float]:
     "Validation loss, pixel accuracy and mean Jaccard after training, and the seconds from the files to these numbers."
     start = time.perf_counter()
     dls, void = camvid(seed)
     metrics = [PixelAccuracy(ignore_index=void), JaccardCoeffMulti(ignore_index=void)]
     learn = unet_learner(dls, "efficientnet_lite0", metrics=metrics, precision=precision, seed=seed)
-    learn.fine_tune(epochs, lr, lr_mult=lr_mult)
+    learn.fine_tune(epochs, lr, freeze_epochs=freeze_epochs, lr_mult=lr_mult)
     return learn.recorder.final_record[1:], time.perf_counter() - start
 
 
@@ -109,7 +109,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", choices=["camvid", "step"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10, help="over all layers, after one for the decoder alone")
+    parser.add_argument("--epochs", type=int, default=10, help="over all layers")
+    parser.add_argument("--freeze-epochs", type=int, default=2, help="before that, for the decoder alone")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument("--lr-mult", type=float, default=10)
     parser.add_argument("--precision", default="auto")
@@ -118,7 +119,7 @@ def main() -> None:
     if "camvid" in args.what:
         print("| seed | validation loss | pixel accuracy | mean Jaccard | minutes |\n|---|---|---|---|---|", flush=True)
         for seed in range(args.seeds):
-            (loss, accuracy, jaccard), seconds = train(seed, args.epochs, args.lr, args.lr_mult, args.precision)
+            (loss, accuracy, jaccard), seconds = train(seed, **{k: getattr(args, k) for k in ("freeze_epochs", "epochs", "lr", "lr_mult", "precision")})
             print(f"| {seed} | {loss:.3f} | {accuracy:.4f} | {jaccard:.4f} | {seconds / 60:.1f} |", flush=True)
     if "step" in args.what:
         ours, bare, learn = step_times(args.steps)

@@ -156,10 +156,11 @@ FUNCTIONS = {n: f for n, f in vars(M).items() if inspect.isfunction(f) and hasat
 DATA = {
     "accuracy_multi": [multi], "mse": [numbers], "rmse": [numbers], "mae": [numbers],
     "top_k_accuracy": [twelve], "accuracy": [twelve, yes_no], "error_rate": [twelve],
-    "Dice": [masks], "JaccardCoeff": [masks], "Perplexity": [twelve], "RocAuc": [twelve, multi, yes_no, (yes_no[0][:, :1], yes_no[1])],
+    "Dice": [masks], "JaccardCoeff": [masks], "DiceMulti": [masks], "JaccardCoeffMulti": [masks], "PixelAccuracy": [masks], "Perplexity": [twelve], "RocAuc": [twelve, multi, yes_no, (yes_no[0][:, :1], yes_no[1])],
 }  # fmt: skip
 MAKERS = {
     "FBeta": [lambda: C.FBeta(2.0), lambda: C.FBeta(0.5, average="macro")],
+    "FBetaMulti": [lambda: C.FBetaMulti(2.0), lambda: C.FBetaMulti(0.5, thresh=0.3)],
     **{n: [lambda cls=getattr(C, n), a=a: cls(average=a) for a in ("binary", "macro", "micro", "weighted")]
        for n in ("Precision", "Recall", "F1Score", "Dice", "JaccardCoeff")},
     "RocAuc": [M.RocAuc, lambda: M.RocAuc("weighted")],

@@ -257,7 +257,7 @@ def train(source: str, target: str | None, arch: str, epochs: int | None, size: 
           overwrite: bool, dry_run: bool) -> None:
     """Train a model on the images of SOURCE, or on the rows of a table, and write it to a file.
 
-    SOURCE is a folder (with one folder per class, or the class in the file names), a zip of one, or a CSV with file names and classes.
+    SOURCE is a folder (one folder per class, the class in the file names, or images and masks in two folders), a zip of one, or a CSV.
     The command first prints how it understands SOURCE. It never changes anything in there.
 
     \b
@@ -304,14 +304,39 @@ def _predict_tables(learn: Any, files: tuple[str, ...], top: int, as_json: bool)
     if bad:
         raise click.exceptions.Exit(1)
 
+# %% ../../nbs/api/cli/09_main.ipynb #dd5290cd
+def _predict_masks(learn: Any, files: list, bad: list[tuple[str, str]], out: str, top: int, as_json: bool) -> None:
+    "Write the masks of images and print where they are; an image that cannot be read is named, and the others are predicted."
+    from pathlib import Path
+
+    from coursekit.cli.masks import mask_line, write_masks
+    from coursekit.core import printable
+
+    done = [{"file": name, "error": why} for name, why in bad]
+    for p in write_masks(learn, files, Path(out).expanduser()):
+        done.append(p)
+        if "error" not in p:
+            click.echo(mask_line(p, top=top, as_json=as_json))
+    for p in done:
+        if "error" in p:
+            click.echo(mask_line(p, top=top, as_json=True)) if as_json else None
+            click.echo(f"coursekit: {printable(p['file'])} {p['error']}", err=True)
+    if not as_json and any("mask" in p for p in done):
+        click.echo(f"The masks are in {printable(out)}: *.png holds the class numbers, *_overlay.jpg shows the mask over the image.")
+    if any("error" in p for p in done):
+        raise click.exceptions.Exit(1)
+
 # %% ../../nbs/api/cli/09_main.ipynb #d61df79f
 @main.command()
 @click.argument("model")
 @click.argument("files", nargs=-1, required=True)
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="How many classes to print.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
-def predict(model: str, files: tuple[str, ...], top: int, as_json: bool) -> None:
+@click.option("--out", default="predicted_masks", show_default=True, metavar="FOLDER", help="Where a model of masks writes; older files of the same names are replaced.")
+def predict(model: str, files: tuple[str, ...], top: int, as_json: bool, out: str) -> None:
     """Predict FILES with MODEL: images, folders of them, or patterns. For a model of a table, FILES are tables, CSV or Parquet.
+
+    A model of masks writes two files for each image: a PNG whose pixels are class numbers, and a JPEG with the mask drawn over the image.
 
     MODEL is a file written by `coursekit train` or learn.export, the https address of one, or "cifar10", which comes with coursekit. Files
     that cannot be read as images are reported on stderr. The others are still classified, and the exit code is 1.
@@ -330,6 +355,8 @@ def predict(model: str, files: tuple[str, ...], top: int, as_json: bool) -> None
         _predict_tables(learn, files, top, as_json)
         return
     found, bad = find_images(files)
+    if learn.dls.train.kinds == ["image", "mask"]:
+        return _predict_masks(learn, found, bad, out, top, as_json)
     width = min(60, max((len(str(f)) for f in found), default=1))
     for name, why in bad if as_json else []:
         click.echo(json_line(FilePrediction(name, error=why)))

@@ -38,12 +38,13 @@ def predict_some(learn: Learner, files: Sequence[Path], top: int) -> list[FilePr
     "The predictions for a batch of images that can be read; with several targets the label is a list."
     targets = learn.dls.targets
     with learn.no_bar():
-        preds, _, decoded = learn.get_preds(learn.dls.test_dl(list(files), bs=len(files)), with_decoded=True)
+        dl = learn.dls.test_dl(list(files), bs=len(files))
+        preds, _, decoded = learn.get_preds(dl, with_decoded=True)
     if len(targets) == 1:
         preds, decoded = (preds,), (decoded,)
     done = []
     for i, file in enumerate(files):
-        labels = [plain_label(b.decode(d[i]), names=bool(b.vocab)) for b, d in zip(targets, decoded)]
+        labels = [plain_label(b.answer(d[i], dl, i), names=bool(b.vocab)) for b, d in zip(targets, decoded)]
         p, vocab = preds[0][i], targets[0].vocab
         best = p.argsort(descending=True, stable=True)[:top].tolist() if len(targets) == 1 and vocab and p.shape == (len(vocab),) else []
         done.append(FilePrediction(str(file), labels[0] if len(labels) == 1 else labels, [(str(vocab[k]), float(p[k])) for k in best]))

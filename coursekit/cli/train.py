@@ -18,11 +18,14 @@ from ..data.block import CategoryBlock, MultiCategoryBlock
 from ..display import text_table
 from ..interpret.interpretation import ClassificationInterpretation
 from ..training.learner import Learner
+from ..training.count_metrics import PixelAccuracy
 from ..training.metrics import accuracy_multi, error_rate
 from ..vision.augment import aug_transforms
 from ..vision.learner import vision_learner
+from ..vision.masks import MaskBlock
 from ..vision.models import WeightsError, arch_name
 from ..vision.plan import DataPlan
+from ..vision.segmentation import unet_learner
 
 # %% ../../nbs/api/cli/07_train.ipynb #eda5ee04
 def check_out(out: str, *, overwrite: bool = False, endings: Sequence[str] = (".ck",)) -> Path:
@@ -62,8 +65,9 @@ class Recipe:
         "Train."
         self.set_epochs(len(learn.dls.train))
         if self.pretrained:
-            # coursenet is small, so its first layers must move further than those of a network with ImageNet weights
-            learn.fine_tune(self.epochs, self.lr, lr_mult=5 if self.arch == "coursenet" else 100)
+            # coursenet is small, so its first layers must move further than those of a network with ImageNet weights; for masks, all layers must
+            far = 5 if self.arch == "coursenet" else 10 if isinstance(learn.dls.targets[0], MaskBlock) else 100
+            learn.fine_tune(self.epochs, self.lr, lr_mult=far)
         else:
             learn.fit_one_cycle(self.epochs, self.lr)
 
@@ -104,11 +108,13 @@ def next_line(plan: DataPlan, out: Path) -> str:
 def make_learner(plan: DataPlan, recipe: Recipe, *, size: int, bs: int, cache: str | None) -> Learner:
     "The learner; an error names the options of the command line."
     dls = plan.dataloaders(size=size, batch_tfms=aug_transforms(min_scale=0.6 if recipe.arch == "coursenet" else 1.0, size=size), bs=bs, cache=cache)
-    metric = accuracy_multi if isinstance(dls.targets[0], MultiCategoryBlock) else error_rate
+    masks = dls.targets[0] if isinstance(dls.targets[0], MaskBlock) else None
+    metric = PixelAccuracy(ignore_index=masks.ignored) if masks else accuracy_multi if isinstance(dls.targets[0], MultiCategoryBlock) else error_rate
     try:
-        return vision_learner(dls, recipe.arch, pretrained=recipe.pretrained, metrics=[metric], seed=plan.seed)
+        make = unet_learner if masks else vision_learner
+        return make(dls, recipe.arch, pretrained=recipe.pretrained, metrics=[metric], seed=plan.seed)
     except (WeightsError, ValueError) as e:
-        said = str(e).removeprefix("vision_learner: ").replace("pretrained=False", "--from-scratch")
+        said = str(e).removeprefix("vision_learner: ").removeprefix("unet_learner: ").replace("pretrained=False", "--from-scratch")
         raise (WeightsError if isinstance(e, WeightsError) else ValueError)(said.replace("item_tfms=Resize(224)", "--size 224")) from e
 
 

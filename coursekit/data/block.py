@@ -83,8 +83,7 @@ class Block:
 
     def show_result(self, actual: Any, predicted: Any, ax) -> None:
         "Draw a decoded target with the prediction below it; a wrong one is marked by a cross and in red."
-        right = actual == predicted
-        _add_title(ax, f"{actual}\n{predicted}{'' if right else ' ✗'}", wrong=not right)
+        _add_title(ax, f"{actual}\n{predicted}{'' if actual == predicted else ' ✗'}", wrong=actual != predicted)
 
 # %% ../../nbs/api/data/06_block.ipynb #7752221e
 def _add_title(ax, text: str, *, wrong: bool = False) -> None:
@@ -149,6 +148,24 @@ def _check_lists(values: Sequence, vocab: Sequence | None) -> None:
         raise ValueError(f"MultiCategoryBlock: the targets are rows of zeros and ones, such as {row}, and not lists of labels; pass "
                          f"encoded=True and vocab=[...] with the {plural(len(row), 'class name')}.")
 
+# %% ../../nbs/api/data/06_block.ipynb #e2703964
+def _known_index(categories: CategoryMap, label: Any) -> int:
+    "The number of a label; one that training has not seen is an error with the fix."
+    try:
+        return categories.index(label)
+    except ValueError as e:
+        raise ValueError(f"{str(e).rstrip('.')}. The classes are those of the training items; pass vocab=[...] with all of them, or drop the items "
+                         "that have others.") from e
+
+
+def _flags_of(value: Iterable, vocab: Sequence) -> Tensor:
+    "A row of zeros and ones, one for each class."
+    found = [None] if isinstance(value, str) or not hasattr(value, "__iter__") else [flag(v) for v in value]
+    if None in found or len(found) != len(vocab):
+        raise ValueError(f"MultiCategoryBlock: {reprlib.repr(value)} is not a target with a 0 or a 1 for each of the "
+                         f"{plural(len(vocab), 'class', 'classes')} {reprlib.repr(vocab)}.")
+    return torch.tensor(found, dtype=torch.float32)
+
 # %% ../../nbs/api/data/06_block.ipynb #a8cca71b
 def _listed(labels: Sequence) -> str:
     "Labels as text, in lines that fit over a small image."
@@ -183,26 +200,12 @@ class MultiCategoryBlock(Block):
         if not hasattr(self, "categories"):
             self.setup([])
         if self.encoded:
-            return self._from_flags(value)
+            return _flags_of(value, self.vocab)
         target = torch.zeros(len(self.vocab))
         for label in value:
             if not is_blank(label):
-                target[self._index(label)] = 1.0
+                target[_known_index(self.categories, label)] = 1.0
         return target
-
-    def _index(self, label: Any) -> int:
-        try:
-            return self.categories.index(label)
-        except ValueError as e:
-            raise ValueError(f"{str(e).rstrip('.')}. The classes are those of the training items; pass vocab=[...] with all of them, or drop the items "
-                             "that have others.") from e
-
-    def _from_flags(self, value: Iterable) -> Tensor:
-        found = [None] if isinstance(value, str) or not hasattr(value, "__iter__") else [flag(v) for v in value]
-        if None in found or len(found) != len(self.vocab):
-            raise ValueError(f"MultiCategoryBlock: {reprlib.repr(value)} is not a target with a 0 or a 1 for each of the "
-                             f"{plural(len(self.vocab), 'class', 'classes')} {reprlib.repr(self.vocab)}.")
-        return torch.tensor(found, dtype=torch.float32)
 
     def decode(self, value: Tensor) -> list:
         return [self.vocab[i] for i in (value >= self.thresh).nonzero().flatten().tolist()]

@@ -25,7 +25,7 @@ from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate
                                   map_tensors, to_batch, workers_are_forked)
 from .block import show_samples
 from .cache import Cache, threads
-from ..display import figure_grid, finish
+from ..display import axes_text, figure_grid, finish
 
 # %% ../../nbs/api/data/10_loader.ipynb #a38863c3
 class Loader:
@@ -398,12 +398,8 @@ class DataLoaders:
         n = batch.size if max_n is None else min(max_n, batch.size)
         return [tuple(b.decode(map_tensors(operator.itemgetter(i), p)) for b, p in zip(blocks, parts)) for i in range(n)]
 
-    def decode_preds(
-        self,
-        batch: Batch,  # as a loader yields it
-        decoded: tuple,  # decoded predictions for it, one tensor (N, ...) per target; or its targets themselves
-    ) -> list[tuple]:  # a tuple of readable predictions per sample
-        "Predictions as something people read. What has a place in the image is given in pixels of the image as it is shown."
+    def decode_preds(self, batch: Batch, decoded: tuple) -> list[tuple]:
+        "Decoded predictions (a tensor per target) as something people read, sample by sample; places count in pixels of the image that is shown."
         return [sample[len(batch.xs):] for sample in self.decode(Batch(batch.xs, decoded))]
 
     def show_batch(
@@ -428,8 +424,7 @@ class DataLoaders:
         for ax, sample in zip(axes, samples):
             for block, value in zip(dl.blocks, sample):
                 block.show(value, ax)
-        titles = [str(a.get_title()) for a in axes if a.get_title()]
-        finish(fig, alt=f"{plural(len(samples), 'sample')}: " + ", ".join(titles))
+        finish(fig, alt=f"{plural(len(samples), 'sample')}: " + "; ".join(filter(None, map(axes_text, axes))))
 
     def show_predicted(self, dl: DataLoader, batch: Batch, said: Sequence[tuple], *,
                        ncols: int | None = None, figsize: tuple[float, float] | None = None) -> None:
@@ -437,7 +432,7 @@ class DataLoaders:
         fig, axes = figure_grid(batch.size, ncols=ncols, figsize=figsize)
         show_samples([*dl.blocks[:dl.n_inp], *self.targets], dl.n_inp, self.decode(batch), said, axes)
         what = "target and prediction" if dl.targets else "prediction"
-        finish(fig, f"{plural(batch.size, 'item')} with {what}: " + "; ".join(ax.get_title().replace("\n", " / ") for ax in axes))
+        finish(fig, f"{plural(batch.size, 'item')} with {what}: " + "; ".join(map(axes_text, axes)))
 
     def __repr__(self) -> str:
         return f"DataLoaders(\n  train: {self.train!r}\n  valid: {self.valid!r})"

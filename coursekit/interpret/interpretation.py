@@ -50,11 +50,8 @@ class Interpretation:
         found = learn.get_preds(dl, with_loss=True, with_decoded=True)
         return cls(learn, dl, *(part[target] if isinstance(part, tuple) else part for part in found), target=target)
 
-    def top_losses(
-        self,
-        k: int | None = None,  # how many; None: all
-    ) -> tuple[Tensor, Tensor]:  # losses, and the items' positions in the set
-        "The items that the model got most wrong, worst first."
+    def top_losses(self, k: int | None = None) -> tuple[Tensor, Tensor]:
+        "Losses and positions of the k items (None: of all) that the model got most wrong, worst first."
         order = torch.argsort(self.losses, descending=True, stable=True)[:k]
         return self.losses[order], order
 
@@ -77,7 +74,7 @@ class Interpretation:
         _plot_top_losses(self, k, heatmap=heatmap, ncols=ncols, figsize=figsize)
 
     def report(self) -> Table:
-        "How good the predictions of several labels, of numbers, of points or of masks are, in a row for each label, number, point or class."
+        "How good the predictions of several labels, of numbers or of points are, in a row for each label, number or point."
         return _report(self)
 
     def __repr__(self) -> str:
@@ -112,9 +109,10 @@ def _report(interp: Interpretation) -> Table:
     "What `Interpretation.report` does."
     kind = interp.dl.targets[interp.target].kind
     reports: dict[str, Callable[[Interpretation], Table]] = {
-        "multicategory": _label_report, "regression": _number_report, "points": _point_report, "mask": _mask_report}
+        "multicategory": _label_report, "regression": _number_report, "points": _point_report}
     if kind not in reports:
-        fix = "use ClassificationInterpretation" if kind == "category" else f"it knows {', '.join(reports)}"
+        own = {"category": "ClassificationInterpretation", "mask": "SegmentationInterpretation"}
+        fix = f"use {own[kind]}" if kind in own else f"it knows {', '.join(reports)}"
         raise ValueError(f"Interpretation.report: there is no report for targets of kind {kind!r}; {fix}.")
     return reports[kind](interp)
 
@@ -122,7 +120,7 @@ def _report(interp: Interpretation) -> Table:
 def _table(names: Sequence[str], scores: Tensor, counts: Sequence[int], headers: Sequence[str], mean: str = "") -> Table:
     "A row of scores (R, S) for each name, and with a name for it their mean."
     values = [[v, *row, int(k)] for v, row, k in zip(names, scores.tolist(), counts)]
-    values += [[mean, *scores.nanmean(0).tolist(), int(sum(counts))]] if mean else []
+    values += [[mean, *scores.mean(0).tolist(), int(sum(counts))]] if mean else []
     return Table([[str(v), *(f"{s:.2f}" for s in row), k] for v, *row, k in values], [*headers], values=values)
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #733dd576
@@ -150,16 +148,6 @@ def _point_report(interp: Interpretation) -> Table:
     scores = torch.stack([far.mean(0), far.median(0).values, far.amax(0)], 1)
     names = [f"point {i + 1}" for i in range(len(scores))]
     return _table(names, scores, [len(off)] * len(scores), [f"pixels of {w} x {h}", "mean distance", "median", "largest", "items"])
-
-
-def _mask_report(interp: Interpretation) -> Table:
-    "Overlap of each class, over all pixels that count."
-    c, block = len(interp.vocab), interp.dl.targets[interp.target]
-    counted = (interp.targs >= 0) & (interp.targs < c) & (interp.targs != (-1 if (void := getattr(block, "ignored", None)) is None else void))
-    cm = torch.bincount(interp.targs[counted].long() * c + interp.decoded[counted].long(), minlength=c * c).view(c, c).double()
-    hits, actual, called = cm.diagonal(), cm.sum(1), cm.sum(0)
-    scores = torch.stack([hits / (actual + called - hits), 2 * hits / (actual + called)], 1)  # nan: neither there nor predicted
-    return _table(interp.vocab, scores, actual.tolist(), ["class", "Jaccard", "Dice", "pixels"], "mean over classes")
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #db81dabb
 class ClassificationInterpretation(Interpretation):

@@ -41,6 +41,17 @@ def _label_counts(who: str, preds: Tensor, targs: Tensor, metric: "CountMetric")
         given, targs = (torch.stack([~x.flatten(), x.flatten()], 1) for x in (given, targs))
     return torch.stack([(given & targs).sum(0), (given & ~targs).sum(0), (~given & targs).sum(0)]), multi
 
+
+def _class_scores(metric: "CountMetric") -> Tensor:
+    "The score of each class; nan where there is none."
+    if metric.counts is None:
+        raise ValueError(f"{metric.name}: nothing has been counted yet; call update first, or validate a learner with this metric.")
+    counts = metric.counts.cpu().double()
+    scores = metric.score(*counts).masked_fill(counts.sum(0) == 0, math.nan)
+    if metric.ignore_index is not None and 0 <= metric.ignore_index < len(scores):
+        scores[metric.ignore_index] = math.nan
+    return scores
+
 # %% ../../nbs/api/training/18_count_metrics.ipynb #14ae893c
 class CountMetric(Metric):
     "Base of the metrics made from the counts of right, wrong and missed predictions per class. A subclass defines `score`."
@@ -86,13 +97,7 @@ class CountMetric(Metric):
 
     def per_class(self) -> Tensor:  # (C,) float64
         "The score of each class; nan for one that neither occurs nor is predicted, and for the one that does not count."
-        if self.counts is None:
-            raise ValueError(f"{self.name}: nothing has been counted yet; call update first, or validate a learner with this metric.")
-        counts = self.counts.cpu().double()
-        scores = self.score(*counts).masked_fill(counts.sum(0) == 0, math.nan)
-        if self.ignore_index is not None and 0 <= self.ignore_index < len(scores):
-            scores[self.ignore_index] = math.nan
-        return scores
+        return _class_scores(self)
 
     def compute(self) -> float:
         if self.counts is None:

@@ -16,6 +16,7 @@ from itertools import repeat
 from pathlib import Path
 
 from ..core import check_whole, plural, printable, show_path
+from ..data.block import Block
 from ..data.items import get_files, get_image_files
 from ..data.tables import are_flags, as_number, find_column, flag, found_delimiter, read_table, row_sides, side_of, split_labels
 from .names import Index, by_names, check_pattern
@@ -26,7 +27,7 @@ from .tree import Split, check_depth, choose_level, find_split, folder_side, nam
 class Labelled:
     "One image and what is known about it."
     file: Path
-    label: str | tuple[str, ...]  # its class; a tuple if images have any number of classes
+    label: str | tuple[str, ...] | Path  # its class; a tuple if images have any number of classes; the file of its mask
     valid: bool | None = None  # whether it is for validation; None: not known
 
 
@@ -45,6 +46,8 @@ class Layout:
     tests: list[Path] = field(default_factory=list)  # images that are kept for a test
     notes: list[str] = field(default_factory=list)  # what else was noticed
     doubts: list[tuple[str, str]] = field(default_factory=list)  # what may be misunderstood, and what to do
+    target: Block | None = None  # what reads the labels if these are masks; None: they are classes
+    shares: str = ""  # how much of the pixels each class has, if the labels are masks
 
     def add(self, labels: dict[Path, str | None], valid: bool | None = None) -> None:
         "Sort files into labeled and stray ones."
@@ -55,8 +58,8 @@ class Layout:
 def _no_layout(root: Path, why: str) -> ValueError:
     "The error for a folder that says nothing about its images."
     return ValueError(f"plan_data: {show_path(root)} {why}. coursekit understands these layouts: a folder for each class (cat/1.jpg); such folders inside "
-                      "train and valid (train/cat/1.jpg); the class in the file name (cat_1.jpg); a CSV file with a column of file names and "
-                      "a column of labels.")
+                      "train and valid (train/cat/1.jpg); the class in the file name (cat_1.jpg); a folder of images and one with a mask of the "
+                      "same name for each (images/1.jpg, masks/1.png); a CSV file with a column of file names and a column of labels.")
 
 
 def _images(root: Path) -> list[Path]:

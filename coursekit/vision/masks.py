@@ -87,6 +87,59 @@ def _beside(ax, shape: tuple[int, int]) -> tuple[float, ...]:  # (left, right, b
     ax.set(xlim=(-0.5, right + w - 0.5), ylim=(down + h - 0.5, -0.5))
     return place
 
+# %% ../../nbs/api/vision/13_masks.ipynb #c2b6209a
+def _draw_mask(ax, mask: np.ndarray, names: Sequence[str], ignored: int | None) -> None:
+    "Draw a mask over the image that is on the axes."
+    colors, hidden = class_colors(len(names)), mask == (-1 if ignored is None else ignored)
+    _overlay(ax, mask, colors, hidden)
+    _legend(ax, names, colors, np.unique(mask[~hidden]).tolist())
+    ax.axis("off")
+
+
+def _draw_both(ax, mask: np.ndarray, said: np.ndarray, names: Sequence[str], ignored: int | None) -> None:
+    "Draw a mask, and beside it or below it a prediction with wrong pixels hatched."
+    colors, hidden = class_colors(len(names)), mask == (-1 if ignored is None else ignored)
+    wrong, place = (mask != said) & ~hidden, _beside(ax, mask.shape)
+    _overlay(ax, mask, colors, hidden)
+    _overlay(ax, said, colors, np.full(mask.shape, False), place)
+    if wrong.any() and min(mask.shape) > 1:
+        at = np.arange(mask.shape[1]) + place[0] + 0.5, np.arange(mask.shape[0]) + place[3] + 0.5
+        ax.contourf(*at, wrong, levels=[0.5, 1.5], colors="none", hatches=["//////"])
+    _legend(ax, names, colors, np.union1d(mask[~hidden], said).tolist())
+    ax.set_title(f"{1 - wrong.sum() / max(1, (~hidden).sum()):.1%} right", fontsize=10)
+    ax.axis("off")
+
+# %% ../../nbs/api/vision/13_masks.ipynb #b5e6f415
+def _check_size(mask: Tensor, image: Tensor) -> None:
+    "Raise unless a mask (H, W) has the height and width of its image."
+    if mask.shape[-2:] != image.shape[-2:]:
+        (h, w), (rows, cols) = mask.shape[-2:], image.shape[-2:]
+        raise ValueError(f"MaskBlock: a mask of {w} x {h} pixels (width x height) does not fit its image of {cols} x {rows}; check get_y, or save "
+                         "the mask in the size of its image, without smoothing")
+
+
+def _found_codes(values: Sequence, ignored: int | None) -> list[str]:
+    "Class numbers as names, from at most 64 masks."
+    found = sorted({int(v) for i in range(0, len(values), len(values) // 64 + 1) for v in np.unique(read_mask(values[i]))} - {ignored})
+    if found == [0, 255]:
+        return ["0", "255"]
+    if not found or found[-1] > 2 * len(found) + 8:
+        raise ValueError(f"MaskBlock: the masks have the class numbers {found[:20]}, which are not 0, 1, 2, ...; pass codes=[...] with a name for each.")
+    return list(map(str, range(max(2, found[-1] + 1))))
+
+
+def _named_numbers(mask: np.ndarray, value: Any, n: int, ignored: int | None) -> np.ndarray:
+    "A mask whose numbers are all below n, or an error that lists the others; for two classes, 255 counts as 1."
+    if mask.max(initial=0) < n:
+        return mask
+    found = np.unique(mask).tolist()
+    if n == 2 and ignored != 255 and set(found) <= {0, 255}:
+        return mask // 255
+    if bad := [v for v in found if v >= n and v != ignored]:
+        raise ValueError(f"MaskBlock: {_name(value)} has the class numbers {bad[:20]}, but codes has {plural(n, 'name')}, for 0 to {n - 1}; add their "
+                         "names to codes, or pass void=... if those pixels have no label.")
+    return mask
+
 # %% ../../nbs/api/vision/13_masks.ipynb #a7f96e93
 @dataclass
 class MaskBlock(Block):
@@ -99,17 +152,13 @@ class MaskBlock(Block):
     meaning: ClassVar[tuple[str, ...]] = ("vocab", "void")
 
     def __post_init__(self) -> None:
-        self._set_codes(self.codes)
+        self.codes = self.vocab = None if self.codes is None else [str(c) for c in self.codes]
+        if self.codes is not None and not 2 <= len(set(self.codes)) == len(self.codes) <= 256:
+            raise ValueError(f"MaskBlock: codes={self.codes[:10]} must name 2 to 256 classes, each once.")
         if isinstance(self.void, str) and self.void not in (self.vocab or ()):
             raise ValueError(f"MaskBlock: void={self.void!r} is not in codes{suggest(self.void, self.vocab or []) or '.'} Pass the name of a class, "
                              "or the number that pixels without a label have in the files.")
-        self.void = str(self.void) if isinstance(self.void, str) else self.void if self.void is None else int(self.void)
-
-    def _set_codes(self, codes: Sequence[str] | None) -> None:
-        if codes is not None:
-            self.codes = self.vocab = [str(c) for c in codes]
-            if not 2 <= len(set(self.codes)) == len(self.codes) <= 256:
-                raise ValueError(f"MaskBlock: codes={self.codes[:10]} must name 2 to 256 classes, each once.")
+        self.void = self.void if self.void is None else str(self.void) if isinstance(self.void, str) else int(self.void)
 
     @property
     def ignored(self) -> int | None:
@@ -125,73 +174,29 @@ class MaskBlock(Block):
         return "cross_entropy", {"axis": 1} | ({} if self.ignored is None else {"ignore_index": self.ignored})
 
     def setup(self, values: Sequence) -> None:
-        if self.vocab is None:
-            found = sorted({int(v) for i in range(0, len(values), len(values) // 64 + 1) for v in np.unique(read_mask(values[i]))} - {self.ignored})
-            if not found or found[-1] > 2 * len(found) + 8:
-                raise ValueError(f"MaskBlock: the masks have the class numbers {found[:20]}, which are not 0, 1, 2, ...; {self._fix(found)}.")
-            self._set_codes(list(map(str, range(max(2, found[-1] + 1)))))
-
-    def note(self) -> str:
-        return "" if self.ignored is None else f"pixels of {self.void!r} don't count in the loss"
+        self.codes = self.vocab = _found_codes(values, self.ignored) if self.vocab is None else self.vocab
 
     def encode(self, value: Any) -> Tensor:  # (H, W) bytes
         if self.vocab is None:
             raise ValueError("MaskBlock: the classes are not known yet; pass codes=[...] or call setup with the training masks.")
-        mask = read_mask(value)
-        if mask.max(initial=0) >= len(self.vocab):
-            bad = [int(v) for v in np.unique(mask) if v >= len(self.vocab) and v != self.ignored]
-            if bad:
-                raise ValueError(f"MaskBlock: {_name(value)} has the class numbers {bad[:20]}, but codes has {plural(len(self.vocab), 'name')}, for 0 to "
-                                 f"{len(self.vocab) - 1}; {self._fix(bad)}.")
-        return torch.from_numpy(mask)
-
-    def _fix(self, numbers: Sequence[int]) -> str:
-        if numbers[-1] == 255 and set(numbers) <= {0, 255}:
-            return "if 255 marks one class, pass get_y=lambda f: np.array(PILMask.create(mask_file(f))) // 255; if it marks no class, pass void=255"
-        return "add their names to codes, or pass void=... if those pixels have no label" if self.codes else "pass codes=[...] with a name for each"
+        return torch.from_numpy(_named_numbers(read_mask(value), value, len(self.vocab), self.ignored))
 
     def check(self, value: Tensor, parts: Sequence, kinds: Sequence[str]) -> None:
-        shape = next((p.shape[-2:] for p, kind in zip(parts, kinds) if kind == "image"), value.shape)
-        if value.shape != shape:
-            (h, w), (rows, cols) = value.shape, shape
-            raise ValueError(f"MaskBlock: a mask of {w} x {h} pixels (width x height) does not fit its image of {cols} x {rows}; check get_y, or save "
-                             "the mask in the size of its image, without smoothing")
+        _check_size(value, next((p for p, kind in zip(parts, kinds) if kind == "image"), value))
 
     def collate(self, values: Sequence) -> Tensor:  # (N, H, W) int64
-        sizes = sorted({tuple(v.shape[::-1]) for v in values})
-        if len(sizes) > 1:
-            some = ", ".join(f"{w}x{h}" for w, h in sizes[:3]) + ", ..." * (len(sizes) > 3)
-            raise ValueError(f"MaskBlock: masks of {len(sizes)} sizes ({some}) cannot be stacked into one batch; give images and masks one size with "
-                             "item_tfms=Resize(224).")
+        if len(sizes := {f"{v.shape[1]}x{v.shape[0]}" for v in values}) > 1:
+            raise ValueError(f"MaskBlock: masks of {len(sizes)} sizes ({', '.join(sorted(sizes)[:3])}) cannot be stacked into one batch; give images and "
+                             "masks one size with item_tfms=Resize(224).")
         return torch.stack(list(values)).long()
 
     def decode(self, value: Tensor) -> Image.Image:  # its pixels are class numbers, its palette has the colors of the classes
-        img = Image.fromarray(value.detach().cpu().numpy().astype(np.uint8)).convert("L")
+        img = Image.fromarray(value.detach().cpu().numpy().astype(np.uint8))
         img.putpalette(class_colors(len(self.vocab)).tobytes())
         return img
 
-    def _drawable(self, value: Any) -> tuple[np.ndarray, np.ndarray]:
-        "The class numbers, and where they don't count."
-        mask = np.asarray(value)
-        return mask, np.full(mask.shape, False) if self.ignored is None else mask == self.ignored
-
     def show(self, value: Image.Image, ax) -> None:
-        mask, hidden = self._drawable(value)
-        colors = class_colors(len(self.vocab))
-        _overlay(ax, mask, colors, hidden)
-        _legend(ax, self.vocab, colors, np.unique(mask[~hidden]).tolist())
-        ax.axis("off")
+        _draw_mask(ax, np.asarray(value), self.vocab, self.ignored)
 
     def show_result(self, actual: Image.Image, predicted: Image.Image, ax) -> None:
-        "Draw the target, and beside it or below it the prediction with wrong pixels hatched."
-        (mask, hidden), said = self._drawable(actual), np.asarray(predicted)
-        colors, wrong = class_colors(len(self.vocab)), (mask != said) & ~hidden
-        place = _beside(ax, mask.shape)
-        _overlay(ax, mask, colors, hidden)
-        _overlay(ax, said, colors, np.full(mask.shape, False), place)
-        if wrong.any() and min(mask.shape) > 1:
-            at = np.arange(mask.shape[1]) + place[0] + 0.5, np.arange(mask.shape[0]) + place[3] + 0.5
-            ax.contourf(*at, wrong, levels=[0.5, 1.5], colors="none", hatches=["//////"])
-        _legend(ax, self.vocab, colors, np.union1d(mask[~hidden], said).tolist())
-        ax.set_title(f"{1 - wrong.sum() / max(1, (~hidden).sum()):.1%} right", fontsize=10)
-        ax.axis("off")
+        _draw_both(ax, np.asarray(actual), np.asarray(predicted), self.vocab, self.ignored)

@@ -29,6 +29,7 @@ from ..data.loader import DataLoaders
 from .block import ImageBlock, ImageOptions, ItemPart, find_scale, scale_text
 from .folders import Labelled, Layout, folder_layout, table_in_folder, table_layout
 from .images import check_images
+from .mask_folders import mask_layout
 from .resize import Resize
 
 # %% ../../nbs/api/vision/08_plan.ipynb #6e042d88
@@ -102,7 +103,8 @@ def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, 
     if is_dir or _is_archive(path):
         root = _with_archives(path) if is_dir else _with_archives(_unpacked(path), path.stat().st_size)
         if not columns:
-            return folder_layout(root, pat=pat, **folders)
+            asked = pat is not None or any(v is not None for v in folders.values())
+            return (None if asked else mask_layout(root)) or folder_layout(root, pat=pat, **folders)
         path = table_in_folder(root, ", ".join(f"{k}={v!r}" for k, v in columns.items()))
         images = path.parent
     elif not is_table:
@@ -210,20 +212,20 @@ class DataPlan:
 
     @property
     def classes(self) -> list[str]:
-        "The classes, sorted."
-        return sorted({*self.counts(False), *self.counts(True)})
+        "The classes, sorted; those of masks in the order of their numbers."
+        return list(self.layout.target.vocab or []) if self.layout.target else sorted({*self.counts(False), *self.counts(True)})
 
     def counts(self, valid: bool) -> Counter:
-        "Images per class on one side."
+        "Images per class on one side; per mask, if there are masks."
         labels = (i.label for i in self.items if i.valid is valid)
-        return Counter(label for one in labels for label in ((one,) if isinstance(one, str) else one))
+        return Counter(label for one in labels for label in (one if isinstance(one, tuple) else (one,)))
 
     def dblock(self) -> DataBlock:  # takes `self.items` as (file, label)
         "The data block that the loaders are made with."
         if problem := next((n for n in self.notes if n.level == "problem"), None):
             raise ValueError(f"DataPlan: {problem.text} in {printable(show_path(self.source))}; {problem.fix}.")
-        target = MultiCategoryBlock if self.layout.multi else CategoryBlock
-        return DataBlock(blocks=(ImageBlock, target(vocab=self.classes)), get_x=ItemPart(0), get_y=ItemPart(1),
+        target = self.layout.target or (MultiCategoryBlock if self.layout.multi else CategoryBlock)(vocab=self.classes)
+        return DataBlock(blocks=(ImageBlock, target), get_x=ItemPart(0), get_y=ItemPart(1),
                          splitter=IndexSplitter(k for k, i in enumerate(self.items) if i.valid))
 
     @takes_options
@@ -248,12 +250,16 @@ def _facts(plan: DataPlan) -> list[str]:
     "What was understood, in lines."
     n_valid = sum(bool(i.valid) for i in plan.items)
     split = plan.layout.split or f"{plan.valid_pct:.0%} of each class at random, seed {plan.seed}"
+    kind = "any number of classes per image" if plan.layout.multi else "one class per image"
+    start = [f"source    {printable(show_path(plan.source))}", f"layout    {plan.layout.title}"]
+    sides = f"{len(plan.items) - n_valid:,} for training, {n_valid:,} for validation"
+    if plan.layout.target:
+        how = plan.layout.split or f"{plan.valid_pct:.0%} at random, seed {plan.seed}"
+        return [*start, f"labels    {printable(plan.layout.labels)}; a class for each pixel", f"split     {how}: {sides}", f"classes   {plan.layout.shares}"]
     total = plan.counts(False) + plan.counts(True)
     sizes = [f"{printable(c)} {n:,}" for c, n in sorted(total.items(), key=lambda cn: (-cn[1], cn[0]))]
     more = f", and {len(sizes) - 12:,} more" if len(sizes) > 12 else ""
-    kind = "any number of classes per image" if plan.layout.multi else "one class per image"
-    return [f"source    {printable(show_path(plan.source))}", f"layout    {plan.layout.title}", f"labels    {plan.layout.labels}; {kind}",
-            f"split     {split}: {len(plan.items) - n_valid:,} for training, {n_valid:,} for validation",
+    return [*start, f"labels    {plan.layout.labels}; {kind}", f"split     {split}: {sides}",
             f"classes   {len(sizes):,}: {', '.join(sizes[:12])}{more}"]
 
 
@@ -327,15 +333,18 @@ def plan_data(
     layout.items = [i for i in layout.items if i.label != ""]
     bad = check_images([i.file for i in layout.items])
     unreadable = {f for f, _ in bad}
-    items, copies, clashes = _without_copies([i for i in layout.items if i.file not in unreadable])
+    items, copies, clashes = [i for i in layout.items if i.file not in unreadable], [], []
+    if not layout.target:
+        items, copies, clashes = _without_copies(items)
     if not layout.split:
         items = _with_split(items, valid_pct, seed)
     items = [replace(i, valid=bool(i.valid)) for i in items]
-    known = {i.file for i in layout.items} | {*layout.stray, *layout.clashes, *layout.tests}
+    known = {i.file for i in layout.items} | {*layout.stray, *layout.clashes, *layout.tests} | {i.label for i in layout.items if layout.target}
     others = [f for f in get_files(layout.root) if f not in known and f.suffix.lower() not in (".csv", ".tsv")]
     lost = [f for f in others if f.is_symlink() and not f.exists()]
     bad += [(f, "is a link to a file or folder that does not exist") for f in lost]
     others = [f for f in others if f not in lost]
     plan = DataPlan(source, layout, items, bad, copies, clashes, others, valid_pct=valid_pct, seed=seed)
-    plan.notes = _class_notes(plan.counts(False), plan.counts(True)) + _scale_notes(plan) + _source_notes(plan)
+    class_notes = [] if layout.target else _class_notes(plan.counts(False), plan.counts(True))
+    plan.notes = class_notes + _scale_notes(plan) + _source_notes(plan)
     return plan

@@ -67,6 +67,18 @@ def to_photo(
     across = torch.linalg.solve(torch.stack([right - corner, down - corner], 1), (points.double().cpu() - corner).T)  # in widths and heights
     return (across.T * across.new_tensor([w, h])).float()
 
+# %% ../../nbs/api/vision/16_points.ipynb #6781b09c
+def _check_inside(points: Tensor, size: tuple[int, int]) -> None:
+    "Refuse points (n, 2) outside an image of this (height, width); their item is named by whoever calls."
+    wide = points.new_tensor([size[1], size[0]])
+    outside = ((points < 0) | (points > wide)).any(1)
+    if not outside.any():
+        return
+    x, y = points[outside][0].tolist()
+    swapped = " With x and y exchanged, all of its points would lie inside." if bool(((points >= 0) & (points <= wide.flip(0))).all()) else ""
+    raise ValueError(f"PointBlock: the point ({x:g}, {y:g}) lies outside its image of {size[1]} x {size[0]} pixels (width x height).{swapped} "
+                     "get_y must return x first, both in pixels from the upper left corner; or drop the item")
+
 # %% ../../nbs/api/vision/16_points.ipynb #c9910a99
 @dataclass
 class PointBlock(Block):
@@ -100,15 +112,9 @@ class PointBlock(Block):
         return points
 
     def check(self, value: Tensor, parts: Sequence, kinds: Sequence[str]) -> None:
-        if (size := _image_size(parts, kinds)) is None:
-            return
-        wh = value.new_tensor([size[1], size[0]])
-        if not (outside := ((value < 0) | (value > wh)).any(1)).any():
-            return
-        x, y = value[outside][0].tolist()
-        swapped = " With x and y exchanged, all of its points would lie inside." if bool(((value >= 0) & (value <= wh.flip(0))).all()) else ""
-        raise ValueError(f"PointBlock: the point ({x:g}, {y:g}) lies outside its image of {size[1]} x {size[0]} pixels (width x height).{swapped} "
-                         "get_y must return x first, both in pixels from the upper left corner; or drop the item")
+        size = _image_size(parts, kinds)
+        if size is not None:
+            _check_inside(value, size)
 
     def decode(self, value: Tensor) -> Tensor:  # (n, 2)
         return value.detach().cpu().reshape(-1, 2)

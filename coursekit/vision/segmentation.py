@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['SegmentationDataLoaders', 'unet_learner', 'predict_mask']
 
-# %% ../../nbs/api/vision/15_segmentation.ipynb #f45d4ae4
+# %% ../../nbs/api/vision/15_segmentation.ipynb #fc8ca20e
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ def unet_learner(
     pretrained: bool = True,  # start from published weights, with all but the decoder frozen
     weights: str | os.PathLike | None = None,  # a file of weights (.safetensors, .pth); None: the published ones
     seed: int | None = None,  # of the initial weights; None draws one
-    widths: Sequence[int] = (32, 64, 96, 128, 256),  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
+    widths: Sequence[int] = (24, 48, 96, 128, 256),  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
     fixed_stats: bool | None = None,  # batch norms of the body keep their statistics in training; None: those of `KEEP_STATS` over their weights
     **options: Unpack[LearnerOptions],

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Encoder', 'UpBlock', 'Decoder', 'UNet', 'unet_groups', 'UNetModel']
 
-# %% ../../nbs/api/vision/14_unet.ipynb #beeebf89
+# %% ../../nbs/api/vision/14_unet.ipynb #7fb28590
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class Encoder(nn.Module):
         return shapes
 
     def _timm(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
-        net = self.body.net
+        net: Any = self.body.net
         if not hasattr(net, "forward_intermediates"):
             raise ValueError(f"unet_learner: timm's {type(net).__name__} does not hand out its features; use another architecture.")
         return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
@@ -93,14 +94,15 @@ def _conv_act(n_in: int, n_out: int, *, size: int = 3, stride: int = 1) -> nn.Se
 
 
 class UpBlock(nn.Module):
-    "Enlarge features to the size of those of the body, join both, and mix them by two convolutions."
+    "Two convolutions, and between them features are enlarged to the size of those of the body and joined with them."
 
     def __init__(self, n_in: int, n_skip: int, n_out: int):  # channels from below, from the body, and of the result
         super().__init__()
-        self.convs = nn.Sequential(_conv_act(n_in + n_skip, n_out), _conv_act(n_out, n_out))
+        self.before = _conv_act(n_in, n_out)  # at the smaller size, where it costs a quarter
+        self.after = _conv_act(n_out + n_skip, n_out)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:  # (N, n_in, h, w), (N, n_skip, H, W) -> (N, n_out, H, W)
-        return self.convs(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1))
+        return self.after(torch.cat([F.interpolate(self.before(x), size=skip.shape[-2:], mode="nearest"), skip], 1))
 
 # %% ../../nbs/api/vision/14_unet.ipynb #d8287d6d
 class Decoder(nn.Module):
@@ -159,7 +161,7 @@ class UNetModel(ModelSpec):
     "Recipe for a U-Net over a body of `create_body`; `build` makes it untrained."
     arch: str  # name of the architecture
     n_out: int  # classes or numbers to predict for each pixel
-    widths: Sequence[int] = (32, 64, 96, 128, 256)  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
+    widths: Sequence[int] = (24, 48, 96, 128, 256)  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
     y_range: Sequence[float] | None = None  # squash the output between these two numbers
     fixed_stats: bool = False  # the batch norms of the body keep their statistics in training
 
