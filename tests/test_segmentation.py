@@ -197,7 +197,7 @@ def test_weights_of_classes_and_other_losses_reach_the_training(disks: Path, lea
     for loss in (CrossEntropyLossFlat(axis=1, weight=[1.0, 5.0, 1.0], ignore_index=2), DiceLoss(ignore_index=2), nn.CrossEntropyLoss(ignore_index=2)):
         learn = Learner(learner.dls, learner.model, loss)
         learn.progress = False
-        x, y = learn.dls.valid.one_batch()
+        x, y = next(iter(learn.dls.valid))
         with torch.no_grad():
             preds = learn.model.eval()(x)
         assert learn.validate()[0] == pytest.approx(loss(preds, y).item(), rel=1e-3) and len(learn.dls.valid_ds) == len(y)
@@ -236,7 +236,7 @@ class Perfect(nn.Module):
 @pytest.mark.parametrize("size", [(140, 100), (100, 140), (97, 131)])
 def test_a_mask_fits_its_photo_pixel_for_pixel(tmp_path: Path, tfms: dict, size: tuple[int, int]) -> None:
     """Whatever the transforms cut off, the mask covers the whole photo, in its size."""
-    draw(tmp_path / "d", 4, size)
+    draw(tmp_path / "d", 5, size)
     block = DataBlock(blocks=(ImageBlock, MaskBlock(CODES, "?")), get_y=mask_file, **tfms)
     learn = Learner(block.dataloaders(get_image_files(tmp_path / "d/images"), bs=1, **OPTIONS), Perfect(), precision="fp32")
     file = learn.dls.train_ds.items[0]
@@ -263,7 +263,7 @@ def test_a_mask_of_another_size_names_both_files_and_sizes(tmp_path: Path) -> No
     for file in get_image_files(tmp_path / "d/masks"):
         Image.open(file).resize((50, 45), Image.Resampling.NEAREST).save(file)
     for options in ({}, {"item_tfms": Resize(32)}, {"item_tfms": Resize(32), "cache": "memory"}):
-        with raises(ValueError, "50 x 45", "100 x 90", ".jpg", ".png", "get_y"):
+        with raises(ValueError, "50 x 45", "100 x 90", "01.jpg", "01.png", "get_y"):
             first_batch(tmp_path / "d", mask_file, **options)
 
 
@@ -272,7 +272,7 @@ def test_a_painted_mask_says_which_colors_it_has(tmp_path: Path) -> None:
     colors = np.array([[0, 0, 0], [128, 64, 128], [255, 255, 255]], np.uint8)
     for file in get_image_files(tmp_path / "d/masks"):
         Image.fromarray(colors[read_mask(file)]).save(file)
-    with raises(ValueError, "3 colors", "(128, 64, 128)", ".png", "number of its class"):
+    with raises(ValueError, "3 colors", "(128, 64, 128)", "01.png", "number of its class"):
         first_batch(tmp_path / "d", mask_file)
     with raises(ValueError, "photo", "get_y"):
         first_batch(tmp_path / "d", lambda f: f)
@@ -280,9 +280,9 @@ def test_a_painted_mask_says_which_colors_it_has(tmp_path: Path) -> None:
 
 def test_class_numbers_without_a_name_are_listed_with_the_file(tmp_path: Path) -> None:
     draw(tmp_path / "d", 4, edge=30)
-    with raises(ValueError, ".png", "[30]", "3 names", "codes"):
+    with raises(ValueError, "01.png", "[30]", "3 names", "codes"):
         first_batch(tmp_path / "d", mask_file)
-    assert set(first_batch(tmp_path / "d", mask_file, ["ground", "disk"], void=30)[1].unique().tolist()) == {0, 1, 30}
+    assert set(first_batch(tmp_path / "d", mask_file, ["ground", "disk"], void=30).ys[0].unique().tolist()) == {0, 1, 30}
 
 
 def test_codes_and_void_are_checked() -> None:
@@ -335,7 +335,7 @@ def test_the_command_line_trains_on_masks_and_writes_them(tmp_path: Path, monkey
     (tmp_path / "streets/codes.txt").write_text("ground\ndisk\nVoid\n")
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(main, ["train", "streets", "--arch", "coursenet", "--epochs", "1", "--size", "64", "--out", "m.ck"])
-    assert done.exit_code == 0 and "a class for each pixel" in done.output and "pixel_accuracy" in done.output.lower().replace(" ", "_"), done.output
+    assert done.exit_code == 0 and "a class for each pixel" in done.output and "PixelAccuracy" in done.output, done.output
     done = CliRunner().invoke(main, ["predict", "m.ck", "streets/images", "--json", "--out", "made"])
     lines = [json.loads(line) for line in done.output.splitlines() if line.startswith("{")]
     assert done.exit_code == 0 and len(lines) == 16 and set(lines[0]["classes"]) <= {"ground", "disk", "Void"}

@@ -154,7 +154,7 @@ def open_url(url: str, headers: dict[str, str], timeout: float):
     except (urllib.error.URLError, OSError, http.client.HTTPException) as e:
         raise Broken(f"no connection ({getattr(e, 'reason', None) or e or type(e).__name__})") from e
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #51868389
 @dataclass
 class _Transfer:
     "The bytes of `url` on their way into `part`; `note` keeps the server's mark of their version"
@@ -187,34 +187,8 @@ class _Transfer:
                 etag = answer.headers.get("ETag", "")
                 self.note.write_text("" if etag.startswith("W/") else etag or answer.headers.get("Last-Modified", ""))
             if answer.status != 416:
-                self._receive(answer, seen)
+                _receive(self, answer, seen)
         return seen
-
-    def _receive(self, answer, seen: Digest) -> None:
-        "Read, check and write until the end"
-        length, check = answer.headers.get("Content-Length", ""), self.check
-        self.bar.total = total = int(length) + seen.size if length.isdigit() else None
-        if None not in (total, check.size) and total != check.size:
-            raise DownloadError(f"the server announced {total:,} bytes instead of {check.size:,}")
-        if None not in (total, check.max_bytes) and total > check.max_bytes:
-            raise DownloadError(f"the server announced {total:,} bytes, more than the {check.max_bytes:,} allowed")
-        with open(self.part, "ab" if self.resumed else "wb") as f:
-            while True:
-                self.bar.update(seen.size - self.bar.n)
-                try:
-                    data = answer.read1(1 << 18)
-                except (OSError, http.client.HTTPException) as e:
-                    raise Broken(f"the connection broke after {seen.size:,} bytes ({e or type(e).__name__})") from e
-                if not data:
-                    break
-                seen.update(data)
-                f.write(data)
-                if check.problem(seen, final=False):
-                    return
-            f.flush()
-            os.fsync(f.fileno())
-        if total is not None and seen.size < total:
-            raise Broken(f"the connection ended after {seen.size:,} of {total:,} bytes")
 
     def forget(self) -> None:
         "Start from nothing next time"
@@ -240,6 +214,33 @@ class _Transfer:
             self.forget()
             if not self.resumed:  # otherwise the old part may have been at fault
                 raise DownloadError(f"the downloaded file is not the expected one: {problem}")
+
+# %% ../../nbs/api/data/01_transfer.ipynb #5186838a
+def _receive(transfer: _Transfer, answer, seen: Digest) -> None:
+    "Read what the server sends, check it and write it to `transfer.part`"
+    length, check = answer.headers.get("Content-Length", ""), transfer.check
+    transfer.bar.total = total = int(length) + seen.size if length.isdigit() else None
+    if None not in (total, check.size) and total != check.size:
+        raise DownloadError(f"the server announced {total:,} bytes instead of {check.size:,}")
+    if None not in (total, check.max_bytes) and total > check.max_bytes:
+        raise DownloadError(f"the server announced {total:,} bytes, more than the {check.max_bytes:,} allowed")
+    with open(transfer.part, "ab" if transfer.resumed else "wb") as f:
+        while True:
+            transfer.bar.update(seen.size - transfer.bar.n)
+            try:
+                data = answer.read1(1 << 18)
+            except (OSError, http.client.HTTPException) as e:
+                raise Broken(f"the connection broke after {seen.size:,} bytes ({e or type(e).__name__})") from e
+            if not data:
+                break
+            seen.update(data)
+            f.write(data)
+            if check.problem(seen, final=False):
+                return
+        f.flush()
+        os.fsync(f.fileno())
+    if total is not None and seen.size < total:
+        raise Broken(f"the connection ended after {seen.size:,} of {total:,} bytes")
 
 # %% ../../nbs/api/data/01_transfer.ipynb #6df2ed20
 @contextmanager

@@ -80,7 +80,8 @@ def _legend(ax, names: Sequence[str], colors: np.ndarray, found: Sequence[int]) 
 def _beside(ax, shape: tuple[int, int]) -> tuple[float, ...]:  # (left, right, bottom, top)
     "Repeat the image that is on the axes beside itself, or below if it is wide, and return where the copy lies."
     h, w = shape
-    right, down = (w, 0) if w <= h else (0, h)
+    gap = max(1, min(h, w) // 25)
+    right, down = (w + gap, 0) if w <= h else (0, h + gap)
     place = right - 0.5, right + w - 0.5, down + h - 0.5, down - 0.5
     for img in ax.images[:1]:
         ax.imshow(img.get_array(), cmap=img.cmap, extent=place, interpolation=img.get_interpolation())
@@ -105,6 +106,8 @@ def _draw_both(ax, mask: np.ndarray, said: np.ndarray, names: Sequence[str], ign
     if wrong.any() and min(mask.shape) > 1:
         at = np.arange(mask.shape[1]) + place[0] + 0.5, np.arange(mask.shape[0]) + place[3] + 0.5
         ax.contourf(*at, wrong, levels=[0.5, 1.5], colors="none", hatches=["//////"])
+    for text, x, y in (("actual", -0.5, -0.5), ("predicted", place[0], place[3])):
+        ax.text(x, y, text, fontsize=6, va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     _legend(ax, names, colors, np.union1d(mask[~hidden], said).tolist())
     ax.set_title(f"{1 - wrong.sum() / max(1, (~hidden).sum()):.1%} right", fontsize=10)
     ax.axis("off")
