@@ -246,6 +246,42 @@ def of_masks(*, kind="mask", vocab=("ground", "cup"), losses=(1.0,), right=8, n=
     return SimpleNamespace(dls=SimpleNamespace(train=train), recorder=SimpleNamespace(losses=losses), get_preds=lambda: preds)
 
 
+def f_beta(said, there, beta, factor=None):
+    hits, alarms, misses = ((a & b).sum() for a, b in ((said, there), (said, ~there), (~said, there)))
+    if not hits:
+        return 0
+    precision, recall = hits / (hits + alarms), hits / (hits + misses)
+    return (1 + beta**2 if factor is None else factor) * precision * recall / (beta**2 * precision + recall)
+
+
+def shares(change):
+    "A wrong F-beta, made from precision and recall."
+    return lambda said, there, beta: change((said & there).sum() / said.sum(), (said & there).sum() / there.sum(), beta)
+
+
+def threshold_for(probs, there, recall, by=0):
+    "The threshold that finds a share of what's there, or some more."
+    yes = probs[there].sort(descending=True).values
+    return yes[max(0, min(math.ceil(recall * len(yes) - 1e-6) - 1 + by, len(yes) - 1))]
+
+
+def moved(change):
+    "Points changed by a function of x, y and the width."
+    return lambda points, width: torch.stack(change(*points.T, width), 1)
+
+
+def mirror_in_place(points, width):
+    points[:, 0] = width - points[:, 0]
+    return points
+
+
+def of_tags(*, kind="multicategory", vocab=("cup", "pen"), losses=(1.0,), right=True, n=24):
+    "What the judge of one's own tagger looks at; nbs/solutions runs the real thing."
+    targs = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]]).repeat(n, 1)[:n]
+    target, preds = SimpleNamespace(kind=kind, vocab=list(vocab), thresh=0.5), SimpleNamespace(preds=targs if right else 0 * targs, targs=targs)
+    return SimpleNamespace(dls=SimpleNamespace(targets=[target]), recorder=SimpleNamespace(losses=losses), get_preds=lambda: preds)
+
+
 little, much = [0.30, 0.31, 0.32], [0.33, 0.34, 0.35]
 
 ANY_CALLBACK = [("an object", SkipHard(1.0)), ("no class", 3), ("no callback", dict), ("no event", Idle)]
@@ -386,6 +422,28 @@ CASES = {
     "own table": ([of_table(), of_table(vocab=("a", "b", "c"), n=100, right=60)], [
         ("no learner", 3), ("no learner", of_table().dls), ("no table", of_table(kind="image")), ("lesson's own", of_table(names=["fnlwgt"])),
         ("no classes", of_table(vocab=None)), ("not trained", of_table(losses=())), ("few rows", of_table(n=10)), ("no better", of_table(right=40))]),
+    "F-beta by hand": ([f_beta, lambda s, t, b: (1 + b * b) * (s & t).sum() / ((1 + b * b) * (s & t).sum() + b * b * (~s & t).sum() + (s & ~t).sum()).clamp(min=1)], [
+        ("no hits", shares(lambda p, r, b: (1 + b**2) * p * r / (b**2 * p + r))), ("only f1", lambda s, t, b: f_beta(s, t, 1)),
+        ("not squared", shares(lambda p, r, b: (1 + b) * p * r / (b * p + r))), ("other way", lambda s, t, b: f_beta(t, s, b)), ("precision", shares(lambda p, r, b: p)),
+        ("recall", shares(lambda p, r, b: r)), ("mean", shares(lambda p, r, b: (p + r) / 2)), ("mean", shares(lambda p, r, b: (p + b * r) / (1 + b))),
+        ("accuracy", lambda s, t, b: (s == t).float().mean()), ("no factor", lambda s, t, b: f_beta(s, t, b, 1)), ("otherwise", lambda s, t, b: 0.01)]),
+    "threshold for a recall": ([threshold_for, lambda p, t, r: max(x for x in p if (p[t] >= x).float().mean() >= r)], [
+        ("the recall itself", lambda p, t, r: r), ("all images", lambda p, t, r: p.sort(descending=True).values[math.ceil(r * len(p)) - 1]),
+        ("one too high", lambda p, t, r: threshold_for(p, t, r, -1)), ("one too low", lambda p, t, r: threshold_for(p, t, r, 1)),
+        ("one too low", lambda p, t, r: p[t].quantile(1 - r)), ("finds all", lambda p, t, r: p[t].min()),
+        ("share of the range", lambda p, t, r: p[t].max() - r * (p[t].max() - p[t].min())), ("otherwise", lambda p, t, r: 0.99)]),
+    "points in the mirror": ([moved(lambda x, y, w: (w - x, y)), lambda p, w: torch.tensor([[w, 0.0]]) + p * torch.tensor([-1.0, 1.0])], [
+        ("shape", lambda p, w: w - p[:, 0]), ("shape", lambda p, w: [1, 2]), ("changed", mirror_in_place), ("upside down", moved(lambda x, y, w: (x, w - y))),
+        ("both", lambda p, w: w - p), ("centered", moved(lambda x, y, w: (-x, y))), ("one off", moved(lambda x, y, w: (w - 1 - x, y))),
+        ("swapped", moved(lambda x, y, w: (y, x))), ("swapped", moved(lambda x, y, w: (y, w - x))), ("unchanged", lambda p, w: p),
+        ("otherwise", moved(lambda x, y, w: (w / 2 - x, y)))]),
+    "squared or absolute": ([[much, little, "absolute"], (little, np.array(much), "squared"), [little, [0.29, 0.33, 0.34], "can't tell"]], [
+        ("three parts", "squared"), ("three parts", [little, much]), ("not an error", [[3.1, 3.2, 3.0], much, "squared"]), ("equal lists", [much, much, "squared"]),
+        ("verdict", [little, much, "both"]), ("verdict", [little, much, ...]), ("too sure", [little, [0.29, 0.33, 0.34], "squared"]),
+        ("too careful", [little, much, "can't tell"]), ("wrong side", [little, much, "absolute"])]),
+    "own tagger": ([of_tags(), of_tags(vocab=("cup", "pen", "pan"), n=100)], [
+        ("no learner", 3), ("no learner", of_tags().dls), ("one label", of_tags(kind="category")), ("lesson's own", of_tags(vocab=("bicycle", "pottedplant"))),
+        ("few labels", of_tags(vocab=("cup",))), ("not trained", of_tags(losses=())), ("few images", of_tags(n=7)), ("no better", of_tags(right=False))]),
     "own callback": ([trained(Mine()), trained(Counter(), Mine(), epochs=2)], [
         ("the callback", Mine), ("the callback", Mine()), ("no learner", 3), ("no learner", [trained(Mine())]), ("none of yours", trained()),
         ("the lesson's", trained(Counter())), ("idle", trained(Idle())), ("not trained", trained(Mine(), epochs=0))]),
@@ -442,6 +500,7 @@ SUMS = {
     "rates of a cycle": [one_cycle(0.02)[0](k / 400) for k in (0, 25, 100, 250)],
     "stars by hand": [2 * 1 + 0 * 3 - 1 * 0.5 + 0.5 - 1, 5 / (1 + math.exp(-1))], "rows of the table": [2_050_000 * 101, 64 * 2 * 101],
     "dice and jaccard of a car": [2 * 30 / (50 + 60), 30 / (50 + 60 - 30)], "into an up step": [256 + 112, 96 // 16, 160 // 16],
+    "three yes-or-no questions": -sum(math.log(p) for p in (0.9, 1 - 0.2, 0.5)) / 3,
     "size of a table net": [4 + 6 + 5, 9 * 4 + 16 * 6 + (4 + 6 + 5) * 100 + 100 + 100 * 2 + 2],
 }
 
@@ -467,6 +526,8 @@ SECRETS = {
     "importance by shuffling": ["clone", "x[order", "[:, ", "[order"],
     "dice and jaccard of a car": ["0.54", "0.55", ".375", "37.5", "6/11", "3/8"], "into an up step": ["368", "256 + 112", "6, 10", "6 × 10", "6 x 10"],
     "colors to class numbers": ["all(", "argmax", "where(", "[:, :, None"], "pixel accuracy by hand": ["argmax", "!=", ".mean", "[targs"],
+    "three yes-or-no questions": ["0.34", ".34", "0.8,", "0.8 "], "F-beta by hand": ["beta**2", "b**2", "1 + beta", "&", "~"],
+    "threshold for a recall": ["ceil", "quantile", "sort(", "descending", "probs[there]"], "points in the mirror": ["width - x", "width - p", "clone"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,

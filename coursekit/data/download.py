@@ -319,17 +319,35 @@ def stand_in_title(name: str) -> str:  # name: a key of `STAND_INS`
 # %% ../../nbs/api/data/02_download.ipynb #13a9cdb3
 def course_data(
     url: str,  # address of an archive, such as URLs.PETS
+    *,
+    needs: str | None = None,  # what the lesson reads inside: if the real archive lacks it or cannot be had, that is printed, and the stand-in is used
 ) -> Path:  # a folder with the archive's layout
     "The data of a lesson: a stand-in generated on this machine, or with `COURSEKIT_DATA=full` the real archive"
-    if data_mode() == "full":
-        return untar_data(url)
+    if data_mode() == "sample":
+        return _stand_in_data(url)
+    try:
+        path = untar_data(url)
+        if needs is None or (path / needs).exists():
+            return path
+        why = f"{show_path(path)} has no {needs}"
+    except DownloadError as e:
+        if needs is None:
+            raise
+        why = str(e).rstrip(".")
+    print(f"{why}. So this lesson uses its stand-in.")
+    return _stand_in_data(url)
+
+
+def _stand_in_data(url: str) -> Path:
+    "The stand-in of an archive, generated if it is not there yet"
     name = archive_name(url)
     if name not in STAND_INS:
         raise DownloadError(f"course_data: {name} has no stand-in; only {', '.join(STAND_INS)} have one. Set COURSEKIT_DATA=full "
                             "to get the real archive, or call untar_data.")
     module, function = _stand_in(name)
     dest = coursekit_home() / "samples" / f"{name}-v{getattr(module, 'VERSION', 1)}"
-    print(f"{stand_in_title(name)}, generated on this machine in place of {name} (COURSEKIT_DATA=full gets the real one): {show_path(dest)}")
+    more = " (COURSEKIT_DATA=full gets the real one)" if data_mode() == "sample" else ""
+    print(f"{stand_in_title(name)}, generated on this machine in place of {name}{more}: {show_path(dest)}")
     if dest.is_dir():
         return dest
     with locked(dest):
