@@ -49,7 +49,7 @@ WEATHERS = {w.light.name: w for w in (
 # %% ../../nbs/api/samples/08_perspective.ipynb #7cdf62ae
 SIDES = {"shops": (0.0, 4.2), "houses": (0.0, 3.0), "gardens": (4.5, 2.6), "park": (30.0, 3.2)}  # depth of what is before the houses, width of the pavement
 LEAVES = {"spring": ("#8fb86a", "#a9c46c", "#e3aebc", "#7da85e"), "summer": ("#5f8d4e", "#74994f", "#4f7f5a", "#86a04e"),
-          "fall": ("#c9793a", "#d8a443", "#b8593a", "#9a8a45"), "winter": ("#8e9b8c", "#a9b5ae", "#7b8f86", "#c5cfce")}
+          "fall": ("#c99a3a", "#d8b443", "#b8963a", "#9a8a45"), "winter": ("#8e9b8c", "#a9b5ae", "#7b8f86", "#c5cfce")}
 
 # %% ../../nbs/api/samples/08_perspective.ipynb #dc7b3b80
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def paint_post(view: View, t: Thing, s: float, d: float, lamps: bool) -> None:
     rng, side, scale = np.random.default_rng(t.seed), (1 if t.d > 0 else -1), view.scale(s)
     pole, wide = view.stand(s, d, POLE), max(0.36, 5.5 / scale)
     high = {"lamp": 5.2, "signals": 3.0}.get(t.kind, 2.6)
-    color = pick(rng, ("#5a5f66", "#4b5a55", "#6a5648"), 0.03)
+    color = pick(rng, ("#2f625c", "#2a5a60"), 0.03)
     pole.paint(ribbon([(0, 0), (0, -high)], (wide * 1.1, wide), n=1), color, shade=0.25, round_=wide / 2, shadow=0.2, lift=0.06)
     if t.kind == "lamp":
         pole.paint(ribbon([(0, -high), (-0.2 * side, -high - 0.5), (-1.1 * side, -high - 0.55)], wide * 0.9, n=4), color, shadow=0.2, lift=0.06)
@@ -244,5 +244,6 @@ def _figure(kind: str, seed: int, turn: float, left: bool, across: bool, season:
         draw_cyclist(pen.moved(flip=left, scale=1.3), who, color, view=seen, turn=turn)
     else:
         under = falls == "rain" and rng.random() < 0.6
-        draw_person(pen.moved(scale=1.35), make_person(rng), back=kind == "walker", swing=turn, umbrella=under)
+        who = replace(make_person(rng), top=pick(rng, ("#c8433c", "#8a4f9f", "#c2477a", "#d0523a")))  # coats in colors that no wall has
+        draw_person(pen.moved(scale=1.35), who, back=kind == "walker", swing=turn, umbrella=under)
     return cut.finished()
