@@ -122,7 +122,7 @@ def test_wheel_says_what_it_is(wheel: Path) -> None:
     assert about["Name"] == "coursekit"
     assert about["License-Expression"] == "Apache-2.0"
     assert about["Requires-Python"] == ">=3.10"
-    assert set(about.get_all("Provides-Extra")) == {"course", "dev", "onnx"}
+    assert set(about.get_all("Provides-Extra")) == {"course", "dev", "docs", "onnx"}
     readme = (ROOT / "README.md").read_text(encoding="utf-8").strip()
     assert readme in about.get_payload().replace("\r\n", "\n")
 
