@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from .common import require
+from ..course.exercises import COURSE, FOLDERS, read_yaml
 from .notebooks import NotebookFailed, execute_notebook, kernel_env, results
 from ..core import atomic_file, coursekit_home, plural, show_path, suggest
 
@@ -86,6 +87,15 @@ class Lesson:
             return f"failed {about['date']}" if about["failed"] else f"{about['date']}, {about['seconds']:.0f} s"
         except (ValueError, KeyError, TypeError):  # not written by `run_lesson`
             return "not known"
+
+    def progress(self, done: dict[str, dict[str, bool]]) -> list[str]:
+        "How many of its exercises are solved, and of its questions right at the first try, such as 3/7; `done` is `read_progress()`."
+        shown = []
+        for part, entries, key in (("exercises", "exercises", "name"), ("quiz", "questions", "ask")):
+            file = COURSE / FOLDERS[part] / f"{self.path.stem}.yaml"
+            names = [entry[key] for entry in read_yaml(file)[entries]] if file.is_file() else []
+            shown.append(f"{sum(done[part].get(name, False) for name in names)}/{len(names)}" if names else "")
+        return shown
 
 
 def run_folder(path: Path) -> Path:

@@ -107,18 +107,23 @@ def lab(folder: str | None, port: int | None, no_browser: bool) -> None:
 
 @main.command()
 def lessons() -> None:
-    """List the lessons, and how the last `coursekit run` of each ended.
+    """List the lessons with your progress, and how the last `coursekit run` of each ended.
 
-    Lessons that you run in JupyterLab are not recorded here.
+    Shows how many exercises you have solved, and how many questions you answered right at the first try. Only `coursekit run` counts as a run.
 
     Example: coursekit lessons
     """
     from coursekit.cli.lessons import lessons_folder, list_lessons
     from coursekit.core import show_path
+    from coursekit.course.progress import progress_file, read_progress
     from coursekit.display import text_table
 
-    click.echo(text_table([[x.number, x.title, x.last_run, x.path.name] for x in list_lessons()], ["n", "lesson", "last run", "file"]))
+    done = read_progress()
+    rows = [[x.number, x.title, *x.progress(done), x.last_run, x.path.name] for x in list_lessons()]
+    click.echo(text_table(rows, ["n", "lesson", "exercises", "quiz", "last run", "file"]))
     click.echo(f"They are in {show_path(lessons_folder())}. `coursekit run N` runs one here, and `coursekit lab` opens them.")
+    if any(done.values()):
+        click.echo(f"Your progress is in {show_path(progress_file())}. Delete this file to begin again.")
 
 # %% ../../nbs/api/cli/09_main.ipynb #ee73320f
 @main.command()
