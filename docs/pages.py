@@ -363,7 +363,7 @@ class Site:
         self.write("glossary.md", "\n".join(lines))
 
     def fastai(self) -> None:
-        entry = yaml.safe_load((NBS / "fastai.yaml").read_text(encoding="utf-8"))
+        entry = yaml.safe_load((ROOT / "coursekit" / "course" / "fastai.yaml").read_text(encoding="utf-8"))
         rows = [f"| `{row['name']}` | {row['write']} |" for row in entry["names"]]
         self.write("fastai.md", "\n".join([f"# {entry['title']}", "", entry["intro"], "", "| in fastai | here |", "|---|---|", *rows, ""]))
 

@@ -198,7 +198,7 @@ def update_copies(folder: str) -> str:  # what was done
     target = Path(folder).expanduser()
     return f"{plural(len(copy_lessons(target)), 'notebook')} copied to {show_path(target)}. Those that you have changed stay as they are."
 
-
+# %% ../../nbs/api/cli/03_lessons.ipynb #e69cf179
 def lab_folder(
     target: str | None,  # folder asked for; None: the checkout, else "coursekit-lessons" here
     say: Callable[[str], None],  # receives a line that says what was copied

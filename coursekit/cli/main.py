@@ -108,15 +108,12 @@ def lab(folder: str | None, port: int | None, no_browser: bool) -> None:
 @main.group(invoke_without_command=True)
 @click.pass_context
 def lessons(ctx: click.Context) -> None:
-    """List the lessons with your progress, and how the last `coursekit run` of each ended.
-
-    Progress is the exercises that you have solved, and the questions answered right at the first try. Lessons run in JupyterLab don't count as runs.
+    """List the lessons, the exercises solved and questions right at the first try, and how the last `coursekit run` of each ended.
 
     Example: coursekit lessons
     """
     if not ctx.invoked_subcommand:
         from coursekit.cli.lessons import overview
-
         click.echo(overview())
 
 
@@ -128,7 +125,6 @@ def lessons_copy(folder: str) -> None:
     Example: coursekit lessons copy clean-lessons
     """
     from coursekit.cli.lessons import update_copies
-
     click.echo(update_copies(folder))
 
 # %% ../../nbs/api/cli/09_main.ipynb #ee73320f
