@@ -38,6 +38,13 @@ TRY_IT = f"""<div class="try-it" data-page="{MODEL_PAGE}">
 and your photo stays on your device.</p>
 <p><button type="button">Load the network (MEGABYTES MB)</button></p>
 </div>"""
+COLAB = """# On Colab, this cell installs coursekit. Anywhere else it does nothing.
+import importlib.util
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("LIB_PATH") is None:
+    %pip install -q "LIB_NAME @ git+GIT_URL@BRANCH"
+"""
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3"},
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}  # fmt: skip
 NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "plateau"}  # bold for another reason
@@ -310,6 +317,8 @@ class Site:
         nb = {"nbformat": 4, "nbformat_minor": 4, "cells": cells, "metadata": METADATA}
         self.write(f"{page.docname}.ipynb", json.dumps(nb, ensure_ascii=False, indent=1))
         self.write(f"extra/notebooks/{page.path.relative_to(NBS).as_posix()}", page.path.read_bytes())
+        if page in self.lessons:
+            self.write(f"extra/colab/{page.path.name}", for_colab(page.path))
 
     def top_links(self, page: Page) -> str:
         up = "../" * page.docname.count("/")
@@ -318,6 +327,10 @@ class Site:
         answers = NBS / "solutions" / page.path.name
         if page in self.lessons and answers in self.by_path:
             links.append(f'<a href="{up}{self.by_path[answers].docname}.html">Worked answers</a>')
+        if page in self.lessons:
+            where = settings()["git_url"] % settings()
+            links.append(f'<a href="{where.replace("github.com", "colab.research.google.com/github")}/blob/colab/{page.path.name}">Open in Colab</a>')
+            links.append(f'<a href="{where.replace("github.com", "codespaces.new")}">Open in Codespaces</a>')
         links.append(f'<a href="{self.git}/nbs/{file}">Source</a>')
         return f'<p class="page-links">{" · ".join(links)}</p>'
 
@@ -375,6 +388,17 @@ class Site:
         for title, pages in sections.items():
             lines += [f"## {title}", "", *(f"- [{p.title}]({base}/{p.docname}.html): {p.summary}" for p in pages), ""]
         self.write("extra/llms.txt", "\n".join(lines))
+
+
+def for_colab(path: Path) -> str:
+    """A lesson with one more cell at its top, which installs what it needs on Colab, and without outputs."""
+    cfg, nb = settings(), json.loads(path.read_text(encoding="utf-8"))
+    source = COLAB
+    for mark, value in {"LIB_PATH": cfg["lib_path"], "LIB_NAME": cfg["lib_name"], "GIT_URL": cfg["git_url"] % cfg, "BRANCH": cfg["branch"]}.items():
+        source = source.replace(mark, value)
+    nb["cells"] = [{**c, "outputs": [], "execution_count": None} if c["cell_type"] == "code" else c for c in nb["cells"]]
+    first = {"cell_type": "code", "id": "install", "metadata": {}, "outputs": [], "execution_count": None, "source": source.rstrip()}
+    return json.dumps({**nb, "cells": [first, *nb["cells"]]}, ensure_ascii=False, indent=1)
 
 
 def site_pages() -> list[Page]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -44,3 +45,17 @@ def test_steps_are_targets() -> None:
         assert made and made <= make_targets(), f"{file}: no such targets: {sorted(made - make_targets())}"
         others = [s for s in steps if not s.startswith(("make ", "sudo rm -rf "))]
         assert not others, f"{file}: steps that are no Makefile target: {others}"
+
+
+def test_dockerfile() -> None:
+    """It copies what the wheel is built from, asks for the PyTorch that the package needs, and runs as nobody special; hadolint finds nothing."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")}
+    assert {"coursekit", "nbs/lessons", "nbs/solutions", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= kept
+    assert all((ROOT / name).exists() for name in kept)
+    asked = re.search(r"(?m)^requirements = torch>=(\S+) torchvision>=(\S+)", (ROOT / "settings.ini").read_text(encoding="utf-8"))
+    assert asked and f'"torch=={asked[1]}.*" "torchvision=={asked[2]}.*"' in text
+    assert re.search(r"(?m)^USER [1-9]", text) and ":latest" not in text
+    if hadolint := shutil.which("hadolint"):
+        done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
