@@ -19,6 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import architecture
 import reference
 import yaml
 
@@ -342,7 +343,7 @@ class Site:
 
         areas = [f"api/{name}/index" for name in self.areas if name]
         return "\n".join([tree("Lessons", [p.docname for p in self.lessons]),
-                          tree("More", ["solutions/index", "glossary", "fastai"]),
+                          tree("More", ["solutions/index", "glossary", "fastai", "architecture"]),
                           tree("Reference", ["api/index", *areas])])  # fmt: skip
 
     @cached_property
@@ -415,6 +416,7 @@ def write_pages(out: Path) -> None:
     site.index_pages()
     site.glossary()
     site.fastai()
+    site.write("architecture.md", architecture.page(ROOT, {m: p.docname for m, p in site.modules.items()}))
     site.llms()
     for path in sorted(out.rglob("*")):
         if path.is_file() and path not in site.written:

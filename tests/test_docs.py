@@ -78,7 +78,7 @@ def pages(site: Path) -> dict[Path, Read]:
 def test_every_notebook_is_a_page(site: Path, pages: dict[Path, Read]) -> None:
     assert len(pages) > len(notebooks("lessons", "solutions", "api"))
     names = {p.relative_to(site).as_posix() for p in pages}
-    assert {"index.html", "search.html", "glossary.html", "fastai.html", LESSON, MODULE} <= names
+    assert {"index.html", "search.html", "glossary.html", "fastai.html", "architecture.html", LESSON, MODULE} <= names
 
 
 def test_no_dead_link(site: Path, pages: dict[Path, Read]) -> None:
@@ -142,6 +142,25 @@ def test_lessons_for_colab() -> None:
         assert not any(c.get("outputs") for c in others)
         assert f'"{cfg["lib_name"]} @ git+{cfg["git_url"] % cfg}@{cfg["branch"]}"' in first["source"]
         exec(first["source"].replace("    %pip", "    raise AssertionError  #"), {})
+
+
+def test_architecture_is_the_real_one() -> None:
+    """Every layer and module is on the page, with its docstring, and no arrow leads upwards."""
+    pytest.importorskip("pages")
+    import architecture
+    from pages import Site, site_pages
+
+    modules = {m: p.docname for m, p in Site(Path("out"), site_pages()).modules.items()}
+    text = architecture.page(ROOT, modules)
+    stack = architecture.layers(ROOT)
+    level = {name: i for i, layer in enumerate(stack) for name in layer}
+    assert stack[0] == ["core"] and {m.split(".")[1] for m in modules} <= set(level)
+    arrows = re.findall(r"(?m)^  (\w+) --> (\w+)$", text)
+    assert ("data", "core") in arrows and all(level[a] >= level[b] for a, b in arrows)
+    assert all(f"](/{name}.ipynb) | " in text for name in modules.values())
+    assert "| [training.callback](/api/training/callback.ipynb) | " in text and not re.search(r"\.ipynb\) \|  \|", text)
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert architecture.reduced(graph) == [("a", "b"), ("b", "c")]
 
 
 def test_links_to_try_a_lesson(pages: dict[Path, Read]) -> None:
