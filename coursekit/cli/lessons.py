@@ -7,6 +7,7 @@ __all__ = ['PACKAGED', 'checkout', 'lessons_folder', 'Lesson', 'run_folder', 'li
            'overview', 'copy_lessons', 'update_copies', 'lab_folder', 'lab_command', 'replace_process']
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #7d6430c0
+import contextlib
 import hashlib
 import json
 import os
@@ -176,10 +177,8 @@ def copy_lessons(target: Path) -> list[Path]:
     (target / "solutions").mkdir(parents=True, exist_ok=True)
     sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
     known, was = target / ".coursekit-copies.json", {}  # path below target -> hash of what was copied there
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError):  # the first copy, or a damaged list: what is there stays
         was = dict(json.loads(known.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        pass  # it is the first copy, or nobody can tell: what is there stays
     copied = []
     for old, new in pairs:
         name = new.relative_to(target).as_posix()
