@@ -19,6 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import architecture
 import reference
 import yaml
 
@@ -38,6 +39,13 @@ TRY_IT = f"""<div class="try-it" data-page="{MODEL_PAGE}">
 and your photo stays on your device.</p>
 <p><button type="button">Load the network (MEGABYTES MB)</button></p>
 </div>"""
+COLAB = """# On Colab, this cell installs coursekit. Anywhere else it does nothing.
+import importlib.util
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("LIB_PATH") is None:
+    %pip install -q "LIB_NAME @ git+GIT_URL@BRANCH"
+"""
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3"},
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}  # fmt: skip
 NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "plateau"}  # bold for another reason
@@ -310,6 +318,8 @@ class Site:
         nb = {"nbformat": 4, "nbformat_minor": 4, "cells": cells, "metadata": METADATA}
         self.write(f"{page.docname}.ipynb", json.dumps(nb, ensure_ascii=False, indent=1))
         self.write(f"extra/notebooks/{page.path.relative_to(NBS).as_posix()}", page.path.read_bytes())
+        if page in self.lessons:
+            self.write(f"extra/colab/{page.path.name}", for_colab(page.path))
 
     def top_links(self, page: Page) -> str:
         up = "../" * page.docname.count("/")
@@ -318,6 +328,10 @@ class Site:
         answers = NBS / "solutions" / page.path.name
         if page in self.lessons and answers in self.by_path:
             links.append(f'<a href="{up}{self.by_path[answers].docname}.html">Worked answers</a>')
+        if page in self.lessons:
+            where = settings()["git_url"] % settings()
+            links.append(f'<a href="{where.replace("github.com", "colab.research.google.com/github")}/blob/colab/{page.path.name}">Open in Colab</a>')
+            links.append(f'<a href="{where.replace("github.com", "codespaces.new")}">Open in Codespaces</a>')
         links.append(f'<a href="{self.git}/nbs/{file}">Source</a>')
         return f'<p class="page-links">{" · ".join(links)}</p>'
 
@@ -329,7 +343,7 @@ class Site:
 
         areas = [f"api/{name}/index" for name in self.areas if name]
         return "\n".join([tree("Lessons", [p.docname for p in self.lessons]),
-                          tree("More", ["solutions/index", "glossary", "fastai"]),
+                          tree("More", ["solutions/index", "glossary", "fastai", "architecture"]),
                           tree("Reference", ["api/index", *areas])])  # fmt: skip
 
     @cached_property
@@ -363,7 +377,7 @@ class Site:
         self.write("glossary.md", "\n".join(lines))
 
     def fastai(self) -> None:
-        entry = yaml.safe_load((NBS / "fastai.yaml").read_text(encoding="utf-8"))
+        entry = yaml.safe_load((ROOT / "coursekit" / "course" / "fastai.yaml").read_text(encoding="utf-8"))
         rows = [f"| `{row['name']}` | {row['write']} |" for row in entry["names"]]
         self.write("fastai.md", "\n".join([f"# {entry['title']}", "", entry["intro"], "", "| in fastai | here |", "|---|---|", *rows, ""]))
 
@@ -375,6 +389,17 @@ class Site:
         for title, pages in sections.items():
             lines += [f"## {title}", "", *(f"- [{p.title}]({base}/{p.docname}.html): {p.summary}" for p in pages), ""]
         self.write("extra/llms.txt", "\n".join(lines))
+
+
+def for_colab(path: Path) -> str:
+    """A lesson with one more cell at its top, which installs what it needs on Colab, and without outputs."""
+    cfg, nb = settings(), json.loads(path.read_text(encoding="utf-8"))
+    source = COLAB
+    for mark, value in {"LIB_PATH": cfg["lib_path"], "LIB_NAME": cfg["lib_name"], "GIT_URL": cfg["git_url"] % cfg, "BRANCH": cfg["branch"]}.items():
+        source = source.replace(mark, value)
+    nb["cells"] = [{**c, "outputs": [], "execution_count": None} if c["cell_type"] == "code" else c for c in nb["cells"]]
+    first = {"cell_type": "code", "id": "install", "metadata": {}, "outputs": [], "execution_count": None, "source": source.rstrip()}
+    return json.dumps({**nb, "cells": [first, *nb["cells"]]}, ensure_ascii=False, indent=1)
 
 
 def site_pages() -> list[Page]:
@@ -391,6 +416,7 @@ def write_pages(out: Path) -> None:
     site.index_pages()
     site.glossary()
     site.fastai()
+    site.write("architecture.md", architecture.page(ROOT, {m: p.docname for m, p in site.modules.items()}))
     site.llms()
     for path in sorted(out.rglob("*")):
         if path.is_file() and path not in site.written:

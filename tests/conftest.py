@@ -26,6 +26,7 @@ os.environ["COURSEKIT_TEST_HOME"] = str(RUN_HOME)
 RUN_HOME.mkdir(parents=True, exist_ok=True)
 os.environ["COURSEKIT_HOME"] = str(RUN_HOME)
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["COURSEKIT_PROGRESS"] = "off"  # tests that answer exercises are nobody's progress
 os.environ.pop("COURSEKIT_DATA", None)
 os.environ.pop("COURSEKIT_MIRROR", None)
 os.environ.pop("COURSEKIT_DEVICE", None)

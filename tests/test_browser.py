@@ -107,6 +107,27 @@ def test_the_beginning_of_lesson_1_in_the_lab(tmp_path: Path, chromium: str) -> 
         nb.screenshot(tmp_path / "lesson.png")
 
 
+def test_a_quiz_in_the_lab_is_remembered(tmp_path: Path, chromium: str) -> None:
+    """Clicks reach the kernel: the first choice of each question counts, and a restarted kernel knows it."""
+    home = tmp_path / "home"
+    setup = f"import os\nos.environ |= {{'COURSEKIT_HOME': {str(home)!r}, 'COURSEKIT_PROGRESS': 'on'}}"
+    seen = "from coursekit.course.progress import read_progress\nprint('right:', sorted(read_progress()['quiz'].values()))"
+    write_notebook(tmp_path / "quiz.ipynb", setup, seen, "from coursekit.course import quiz\nquiz(1)")
+    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "quiz.ipynb") as page:
+        nb = LabNotebook(page)
+        nb.run_all(timeout=120)
+        assert "right: []" in nb.shown()
+        questions = page.locator(".ck-quiz ol > li")
+        for index, kind in ((0, "ck-right"), (1, "ck-wrong"), (1, "ck-right")):
+            questions.nth(index).locator(f"details.{kind} summary").first.click()
+        for _ in range(100):
+            if (home / "progress.json").exists() and (home / "progress.json").read_text(encoding="utf-8").count(": ") == 4:  # two parts, two questions
+                break
+            page.wait_for_timeout(100)
+        nb.restart_and_run_all(timeout=120)
+        nb.wait_shown("right: [False, True]")
+
+
 # A network with random weights and class names that would run a script where they are not escaped.
 TINY = """
 from coursekit.vision.all import *

@@ -93,7 +93,7 @@ def commands(group=main, above: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
 
 
 def test_the_commands_that_are_promised() -> None:
-    assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("run",), ("data",), ("data", "list"), ("data", "get"),
+    assert set(commands()) == {("doctor",), ("lab",), ("lessons",), ("lessons", "copy"), ("run",), ("data",), ("data", "list"), ("data", "get"),
                                ("data", "clear"), ("train",), ("predict",), ("app",), ("export",), ("clean",)}
 
 
@@ -238,6 +238,77 @@ def test_lessons_are_listed() -> None:
     assert done.exit_code == 0
     files = [line.split()[-1] for line in done.output.splitlines()[1:-1]]
     assert files == sorted(p.name for p in (ROOT / "nbs" / "lessons").glob("*.ipynb")) and files
+
+
+ANSWER = """
+from coursekit.course import check, quiz
+check("validation pictures", {answer}), quiz(1).answer(1, "{letter}")
+"""
+
+
+def test_progress_survives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process stands for a kernel. What is wrong, answered late, or run by a tool does not count, and a damaged file is said once."""
+    from coursekit.course.quiz import quiz
+
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    letters = ["abcde"[i] for right in (True, False) for i, c in enumerate(quiz(1).questions[0].choices) if c[2] is right][:2]
+    row = lambda: next(line for line in invoke("lessons").output.splitlines() if line.endswith("01_image_classification.ipynb"))
+    run = lambda answer, letter, kept="on": subprocess.run([sys.executable, "-c", ANSWER.format(answer=answer, letter=letter)], check=True,
+                                                           env={**os.environ, "COURSEKIT_PROGRESS": kept})
+    run(405, letters[0], kept="off")
+    assert not (tmp_path / "progress.json").exists() and " 0/" in row()
+    run(400, letters[1])
+    assert " 0/" in row() and " 1/" not in row()
+    run(405, letters[0])
+    assert row().count(" 1/") == 1 and row().count(" 0/") == 1, "the second answer to a question counts"
+    assert "progress.json" in invoke("lessons").output
+    (tmp_path / "progress.json").write_text('{"exercises": 3')
+    with pytest.warns(UserWarning, match=r"progress\.damaged\.json"):
+        assert " 0/" in row()
+    assert (tmp_path / "progress.damaged.json").exists()
+    run(405, letters[0])
+    assert row().count(" 1/") == 2
+
+
+def test_questions_have_different_texts() -> None:
+    """Progress is kept by them."""
+    from coursekit.course.exercises import content_files
+    from coursekit.course.quiz import quiz
+
+    asked = [q.ask for n in content_files("quiz") for q in quiz(n).questions]
+    assert len(asked) == len(set(asked))
+
+
+def test_clicks_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page sends is kept; what it cannot have sent is left alone."""
+    from coursekit.course.progress import read_progress
+    from coursekit.course.quiz import quiz, quiz_watcher
+
+    monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
+    monkeypatch.setenv("COURSEKIT_PROGRESS", "on")
+    asked, watcher = quiz(1), quiz_watcher(quiz(1))
+    for content in ({"question": 1, "right": True}, {"question": 1, "right": False}, {"question": 0, "right": 1}, {"question": 99}, {"question": "x"}, {}):
+        watcher.receive(watcher, content, [])
+    assert read_progress()["quiz"] == {asked.questions[1].ask: True, asked.questions[0].ask: False}
+
+
+def test_a_changed_lesson_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an update: what the reader has not touched is new, what was changed is as it was, and a clean copy can be had beside it."""
+    old, new = ({"03_a.ipynb": f"a{v}", "04_b.ipynb": f"b{v}", "05_gone.ipynb": "c1"} for v in (1, 2))
+    source, mine = tmp_path / "lessons", tmp_path / "mine"
+    source.mkdir()
+    monkeypatch.setattr(lessons, "lessons_folder", lambda: source)
+    for files in (old, new):
+        for name, text in files.items():
+            (source / name).write_text(text)
+        copied = lessons.copy_lessons(mine)
+        if files is old:
+            (mine / "03_a.ipynb").write_text("mine")
+            (mine / "05_gone.ipynb").unlink()
+    assert {p.name: p.read_text() for p in mine.glob("*.ipynb")} == {"03_a.ipynb": "mine", "04_b.ipynb": "b2", "05_gone.ipynb": "c1"}
+    assert [p.name for p in copied] == ["04_b.ipynb", "05_gone.ipynb"]
+    assert invoke("lessons", "copy", tmp_path / "clean").exit_code == 0
+    assert (tmp_path / "clean" / "03_a.ipynb").read_text() == "a2" and (mine / "03_a.ipynb").read_text() == "mine"
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from helpers import ROOT, notebooks, real_photo, run
 
 PHONE, DESKTOP = (375, 740), (1280, 900)
 LESSON, MODULE = "lessons/01_image_classification.html", "api/training/learner.html"
+sys.path.append(str(ROOT / "docs"))
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
 
 
@@ -77,7 +78,7 @@ def pages(site: Path) -> dict[Path, Read]:
 def test_every_notebook_is_a_page(site: Path, pages: dict[Path, Read]) -> None:
     assert len(pages) > len(notebooks("lessons", "solutions", "api"))
     names = {p.relative_to(site).as_posix() for p in pages}
-    assert {"index.html", "search.html", "glossary.html", "fastai.html", LESSON, MODULE} <= names
+    assert {"index.html", "search.html", "glossary.html", "fastai.html", "architecture.html", LESSON, MODULE} <= names
 
 
 def test_no_dead_link(site: Path, pages: dict[Path, Read]) -> None:
@@ -127,6 +128,47 @@ def test_reference_entries(site: Path) -> None:
     assert 'id="coursekit.training.learner.Learner.predict"' in text
     plain = " ".join(re.sub(r"<[^>]+>", "", text).split())
     assert "learning rate if a fit names none" in plain and "Used in" in plain
+
+
+def test_lessons_for_colab() -> None:
+    """A copy of each lesson begins with a cell that installs the package on Colab, and does nothing here; its page links to it."""
+    import json
+
+    pages = pytest.importorskip("pages")
+    cfg = pages.settings()
+    for lesson in notebooks("lessons"):
+        first, *others = json.loads(pages.for_colab(lesson))["cells"]
+        assert [c["source"] for c in others] == [c["source"] for c in json.loads(lesson.read_text(encoding="utf-8"))["cells"]]
+        assert not any(c.get("outputs") for c in others)
+        assert f'"{cfg["lib_name"]} @ git+{cfg["git_url"] % cfg}@{cfg["branch"]}"' in first["source"]
+        exec(first["source"].replace("    %pip", "    raise AssertionError  #"), {})
+
+
+def test_architecture_is_the_real_one() -> None:
+    """Every layer and module is on the page, with its docstring, and no arrow leads upwards."""
+    pytest.importorskip("pages")
+    import architecture
+    from pages import Site, site_pages
+
+    modules = {m: p.docname for m, p in Site(Path("out"), site_pages()).modules.items()}
+    text = architecture.page(ROOT, modules)
+    stack = architecture.layers(ROOT)
+    level = {name: i for i, layer in enumerate(stack) for name in layer}
+    assert stack[0] == ["core"] and {m.split(".")[1] for m in modules} <= set(level)
+    arrows = re.findall(r"(?m)^  (\w+) --> (\w+)$", text)
+    assert ("data", "core") in arrows and all(level[a] >= level[b] for a, b in arrows)
+    assert all(f"](/{name}.ipynb) | " in text for name in modules.values())
+    assert "| [training.callback](/api/training/callback.ipynb) | " in text and not re.search(r"\.ipynb\) \|  \|", text)
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert architecture.reduced(graph) == [("a", "b"), ("b", "c")]
+
+
+def test_links_to_try_a_lesson(pages: dict[Path, Read]) -> None:
+    lessons = {p.stem: page for p, page in pages.items() if p.parent.name == "lessons"}
+    assert len(lessons) == len(notebooks("lessons"))
+    for name, page in lessons.items():
+        assert any(x.startswith("https://colab.research.google.com/github/") and x.endswith(f"/blob/colab/{name}.ipynb") for x in page.links), name
+        assert any(x.startswith("https://codespaces.new/") for x in page.links), name
 
 
 def test_short_list_for_language_models(site: Path) -> None:

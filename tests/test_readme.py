@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,10 @@ def test_links_lead_somewhere() -> None:
     for target in re.findall(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)", README.read_text(encoding="utf-8")):
         if not re.match(r"[a-z]+:|#", target):
             assert (ROOT / target.partition("#")[0]).exists(), f"README links to {target}, which is missing"
+
+
+def test_contributing_adds_a_callback() -> None:
+    """Its worked example runs."""
+    fences = re.findall(r"(?ms)^ *```python\n(.*?)^ *```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(fences) == 2
+    assert "TimeLimit: seconds=0; pass" in run([sys.executable, "-c", "\n".join(map(textwrap.dedent, fences))], cwd=ROOT).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -53,3 +54,17 @@ def test_other_systems_get_commands_that_every_shell_reads() -> None:
     steps = [s["run"] for s in job["steps"] if "run" in s]
     assert {"macos-latest", "windows-latest"} == set(job["strategy"]["matrix"]["os"])
     assert steps and not [s for s in steps if re.search(r"[$`~*|;&<>\\'\"\n]", s)], steps
+
+
+def test_dockerfile() -> None:
+    """It copies what the wheel is built from, asks for the PyTorch that the package needs, and runs as nobody special; hadolint finds nothing."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line.startswith("!")}
+    assert {"coursekit", "nbs/lessons", "nbs/solutions", "settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE"} <= kept
+    assert all((ROOT / name).exists() for name in kept)
+    asked = re.search(r"(?m)^requirements = torch>=(\S+) torchvision>=(\S+)", (ROOT / "settings.ini").read_text(encoding="utf-8"))
+    assert asked and f'"torch=={asked[1]}.*" "torchvision=={asked[2]}.*"' in text
+    assert re.search(r"(?m)^USER [1-9]", text) and ":latest" not in text
+    if hadolint := shutil.which("hadolint"):
+        done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr

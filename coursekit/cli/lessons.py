@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PACKAGED', 'checkout', 'lessons_folder', 'Lesson', 'run_folder', 'list_lessons', 'find_lesson', 'run_lesson',
-           'copy_lessons', 'lab_folder', 'lab_command', 'replace_process']
+           'overview', 'copy_lessons', 'update_copies', 'lab_folder', 'lab_command', 'replace_process']
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #7d6430c0
+import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from .common import require
+from ..course.exercises import COURSE, FOLDERS, read_yaml
+from ..course.progress import progress_file, read_progress
+from ..display import text_table
 from .notebooks import NotebookFailed, execute_notebook, kernel_env, results
 from ..core import atomic_file, coursekit_home, plural, show_path, suggest
 
@@ -87,6 +90,15 @@ class Lesson:
         except (ValueError, KeyError, TypeError):  # not written by `run_lesson`
             return "not known"
 
+    def progress(self, done: dict[str, dict[str, bool]]) -> list[str]:
+        "How many of its exercises are solved, and of its questions right at the first try, such as 3/7; `done` is `read_progress()`."
+        shown = []
+        for part, entries, key in (("exercises", "exercises", "name"), ("quiz", "questions", "ask")):
+            file = COURSE / FOLDERS[part] / f"{self.path.stem}.yaml"
+            names = [entry[key] for entry in read_yaml(file)[entries]] if file.is_file() else []
+            shown.append(f"{sum(done[part].get(name, False) for name in names)}/{len(names)}" if names else "")
+        return shown
+
 
 def run_folder(path: Path) -> Path:
     "Where the executed copy of a notebook goes. Two notebooks of one name have different folders."
@@ -145,17 +157,47 @@ def run_lesson(
         say("".join(f"  {line}\n" for line in results(nb)))
         say(f"{'stopped after' if failed else 'done in'} {seconds:.0f} s; executed copy: {show_path(target)}\n")
 
+# %% ../../nbs/api/cli/03_lessons.ipynb #f3f6fa8b
+def overview() -> str:
+    "What `coursekit lessons` shows."
+    done = read_progress()
+    rows = [[x.number, x.title, *x.progress(done), x.last_run, x.path.name] for x in list_lessons()]
+    lines = [text_table(rows, ["n", "lesson", "exercises", "quiz", "last run", "file"]),
+             f"They are in {show_path(lessons_folder())}. `coursekit run N` runs one here, and `coursekit lab` opens them."]
+    kept = f"Your progress is in {show_path(progress_file())}. Delete this file to begin again."
+    return "\n".join([*lines, *([kept] if any(done.values()) else [])])
+
 # %% ../../nbs/api/cli/03_lessons.ipynb #adcdcc8c
 def copy_lessons(target: Path) -> list[Path]:
-    "Copy the lessons and their solutions to a folder; returns the copies. A file that is there stays as it is."
+    "Copy the lessons and their solutions to a folder; returns the copies. A file that is there stays as it is, unless it is still as it was copied."
     source = lessons_folder()
     solutions = source / "solutions" if (source / "solutions").is_dir() else source.parent / "solutions"
     pairs = [(p, target / p.name) for p in sorted(source.glob("*.ipynb"))]
     pairs += [(p, target / "solutions" / p.name) for p in sorted(solutions.glob("*.ipynb"))]
     (target / "solutions").mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copyfile(old, new)) for old, new in pairs if not new.exists()]
+    sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    known, was = target / ".coursekit-copies.json", {}  # path below target -> hash of what was copied there
+    with contextlib.suppress(OSError, ValueError, TypeError):  # the first copy, or a damaged list: what is there stays
+        was = dict(json.loads(known.read_bytes()))
+    copied = []
+    for old, new in pairs:
+        name = new.relative_to(target).as_posix()
+        if not new.exists() or (was.get(name) == sha256(new) != sha256(old)):
+            with atomic_file(new) as f:
+                f.write(old.read_bytes())
+            copied.append(new)
+            was[name] = sha256(old)
+    with atomic_file(known) as f:
+        f.write(json.dumps(was, indent=1).encode())
+    return copied
 
 
+def update_copies(folder: str) -> str:  # what was done
+    "What `coursekit lessons copy` does."
+    target = Path(folder).expanduser()
+    return f"{plural(len(copy_lessons(target)), 'notebook')} copied to {show_path(target)}. Those that you have changed stay as they are."
+
+# %% ../../nbs/api/cli/03_lessons.ipynb #e69cf179
 def lab_folder(
     target: str | None,  # folder asked for; None: the checkout, else "coursekit-lessons" here
     say: Callable[[str], None],  # receives a line that says what was copied

@@ -82,10 +82,10 @@ class NotebookFailed(RuntimeError):
 
 
 def kernel_env() -> dict[str, str]:
-    "The environment of a kernel: inline figures whatever the caller's backend, no color, and this environment's programs first."
+    "The environment of a kernel: inline figures whatever the caller's backend, no color, no answers recorded, this environment's programs first."
     env = {k: v for k, v in os.environ.items() if k not in ("MPLBACKEND", "PYTEST_CURRENT_TEST")}
     folders = [str(Path(sys.executable).parent), *env.get("PATH", "").split(os.pathsep)]
-    return {"PYTHONHASHSEED": "0", **env, "NO_COLOR": "1", "PATH": os.pathsep.join(dict.fromkeys(folders))}
+    return {"PYTHONHASHSEED": "0", **env, "COURSEKIT_PROGRESS": "off", "NO_COLOR": "1", "PATH": os.pathsep.join(dict.fromkeys(folders))}
 
 # %% ../../nbs/api/cli/02_notebooks.ipynb #6c70113d
 class CellLog:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..core import suggest
 from .judging import AnswerTable, Hint, shown
+from .progress import record
 
 # %% ../../nbs/api/course/08_exercises.ipynb #8c2fe2a8
 def text_to_html(text: str) -> str:  # escaped HTML with <code> tags
@@ -162,4 +163,6 @@ def check(
     if name not in exercises:
         near = suggest(name, exercises) or f"; there are {', '.join(map(repr, exercises))}."
         raise ValueError(f"check: this course has no exercise named {name!r}{near}")
-    return exercises[name].check(answer)
+    if result := exercises[name].check(answer):
+        record("exercises", name, True)
+    return result
