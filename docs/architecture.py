@@ -67,6 +67,6 @@ def page(root: Path, docnames: dict[str, str]) -> str:
         lines += ["", f"## {name}", "", "| Module | What it does | Imports from |", "|---|---|---|"]
         for m in (m for m in docnames if package(m) == name):
             said = reference.plain((ast.get_docstring(trees[m]) or "").partition("\n")[0])
-            others = ", ".join(sorted({package(o) for o in used[m]} - {name}))
-            lines.append(f"| [{m.partition('.')[2]}](/{docnames[m]}.ipynb) | {said} | {others} |")
+            below = ", ".join(sorted({package(o) for o in used[m]} - {name}))
+            lines.append(f"| [{m.partition('.')[2]}](/{docnames[m]}.ipynb) | {said} | {below} |")
     return "\n".join([*lines, ""])

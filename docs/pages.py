@@ -398,7 +398,7 @@ def for_colab(path: Path) -> str:
     for mark, value in {"LIB_PATH": cfg["lib_path"], "LIB_NAME": cfg["lib_name"], "GIT_URL": cfg["git_url"] % cfg, "BRANCH": cfg["branch"]}.items():
         source = source.replace(mark, value)
     nb["cells"] = [{**c, "outputs": [], "execution_count": None} if c["cell_type"] == "code" else c for c in nb["cells"]]
-    first = {"cell_type": "code", "id": "install", "metadata": {}, "outputs": [], "execution_count": None, "source": source.rstrip()}
+    first: dict = {"cell_type": "code", "id": "install", "metadata": {}, "outputs": [], "execution_count": None, "source": source.rstrip()}
     return json.dumps({**nb, "cells": [first, *nb["cells"]]}, ensure_ascii=False, indent=1)
 
 
