@@ -142,7 +142,7 @@ def _round_scale(low: float, high: float, *, whole: bool) -> tuple[float, float]
     top = power(high + 1 if whole else high / 1.02)
     white = top - (top > 64) if high > 0 or low >= 0 else 0.0
     span = high - low
-    if 0 < 8 * span < white - black:
+    if 1e-30 < 8 * span < white - black:  # closer values than that are rounding
         step = 4.0 ** math.ceil(math.log(span, 4)) / 4
         return max(black, (math.floor(low / step) - 1) * step), min(white, (math.ceil(high / step) + 1) * step)
     return black, white

@@ -87,7 +87,7 @@ def _usable_rows(df, get_x: ColReader, get_y: ColReader, y_block: Block | type[B
         if blank[0] or (blank[1] and not get_y.label_delim):
             left_out["without a file name" if blank[0] else "without a label"] += 1
             continue
-        file, label = os.path.abspath(get_x(row)), get_y(row)
+        file, label = os.path.abspath(os.path.expanduser(get_x(row))), get_y(row)
         kept.append((file, i))
         if classes:
             several = hasattr(label, "__iter__") and not isinstance(label, str)
