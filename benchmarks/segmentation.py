@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=3, help="over all layers")
     parser.add_argument("--freeze-epochs", type=int, default=2, help="before that, for the decoder alone")
-    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--lr-mult", type=float, default=10)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--steps", type=int, default=12)
