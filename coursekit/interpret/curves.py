@@ -67,7 +67,7 @@ def threshold_curve(
     if not beta > 0:
         raise ValueError(f"threshold_curve: beta={beta!r} is not above 0; pass e.g. 2.")
     if not (positive > 0).any():
-        raise ValueError(f"threshold_curve: no item is {name or 'positive'!r}, so there is no recall; pass a set that has some.")
+        raise ValueError(f"threshold_curve: no item is {name or 'positive'!r}, so recall cannot be computed; pass a set that has some.")
     if probs.ndim == 2:
         at = torch.arange(1, 100, dtype=torch.float64) / 100
         counts = torch.stack([_yes_counts(probs > t, positive > 0) for t in at], 1)  # as losses and metrics decide

@@ -113,7 +113,7 @@ def _report(interp: Interpretation) -> Table:
     if kind not in reports:
         own = {"category": "ClassificationInterpretation", "mask": "SegmentationInterpretation"}
         fix = f"use {own[kind]}" if kind in own else f"it knows {', '.join(reports)}"
-        raise ValueError(f"Interpretation.report: there is no report for targets of kind {kind!r}; {fix}.")
+        raise ValueError(f"Interpretation.report: cannot report on targets of kind {kind!r}; {fix}.")
     return reports[kind](interp)
 
 

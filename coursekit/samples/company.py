@@ -23,7 +23,7 @@ from .sprites import Affine, Canvas, Mark, Pen, develop, draw_many, empty_folder
 
 # %% ../../nbs/api/samples/11_company.ipynb #52fac703
 TITLE = "Pets in company"
-VERSION = 1  # of the files; files of another version are made anew, beside the old one
+VERSION = 1  # of the files; files of another version are drawn again, beside the old one
 LABELS = ("bicycle", "bird", "boat", "car", "cat", "chair", "dog", "person", "pottedplant", "sofa")
 SCENES: dict[str, tuple[float, dict[str, float]]] = {  # share of the images, and how likely each thing is there
     "room": (0.29, {"sofa": 0.5, "chair": 0.42, "pottedplant": 0.45, "cat": 0.5, "dog": 0.3, "person": 0.32}),
@@ -301,7 +301,7 @@ def _boxes(rows: list[dict]) -> dict:
 
 README = """Pets in company: drawn scenes with several labels each, a stand-in for PASCAL VOC 2007.
 
-These are no photographs: coursekit drew them on this machine, and the same seed gives the same scenes.
+These are not photographs: coursekit drew them on this machine, and the same seed gives the same scenes.
 Layout and names follow the archive of PASCAL VOC 2007 as fast.ai publishes it, with 10 of its 20 labels.
 train.csv: the images in train, their labels, whether they are for validation; test.csv: those in test.
 train.json, valid.json, test.json: boxes around what shows of each object, and which scene was drawn.

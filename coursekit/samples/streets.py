@@ -23,7 +23,7 @@ from .sprites import Affine, Canvas, Pen, develop, draw_many, empty_folder, mix,
 
 # %% ../../nbs/api/samples/10_streets.ipynb #447f90e9
 TITLE = "Paper Streets"
-VERSION = 1  # of the files; files of another version are made anew, beside the old one
+VERSION = 1  # of the files; files of another version are drawn again, beside the old one
 SIZE = (240, 180)  # width and height of a frame in pixels
 STREETS, FRAMES = 36, 17  # every sixth street is for validation
 NAMES = ("Acorn", "Bakers", "Cherry", "Dover", "Elm", "Fountain", "Garden", "Harbor", "Ivy", "Juniper", "King", "Linden", "Mill", "North", "Orchard",
@@ -272,7 +272,7 @@ def _draw_file(job: list) -> dict[str, object]:
 
 README = """Paper Streets: drawn street scenes, a stand-in for CamVid.
 
-These are no photographs: coursekit drew them on this machine, and the same seed gives the same frames.
+These are not photographs: coursekit drew them on this machine, and the same seed gives the same frames.
 Layout, names and codes follow the archive (Brostow, Fauqueur, Cipolla, 2009), with its 11 classes and Void.
 A mask has the index of each pixel's code in codes.txt and is exact: it comes from the program that drew the frame.
 The name of a frame is its street, then its time: 0004DR_001290.jpg is a second before 0004DR_001320.jpg.
