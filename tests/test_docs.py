@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -23,20 +24,33 @@ LESSON, MODULE = "lessons/01_image_classification.html", "api/training/learner.h
 sys.path.append(str(ROOT / "docs"))
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
 
+NO_NETWORK = """import socket
+
+def refused(*args, **options):
+    raise OSError("the test has cut the network")
+
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = refused
+"""
+
 
 @pytest.fixture(scope="session")
 def site(home: Path) -> Path:
-    """The built site; the first of several test processes builds it."""
+    """The site, built with the network cut after what it needs was fetched; the first of several test processes builds it."""
     pytest.importorskip("myst_nb")
     out = home / "site"
     with FileLock(home / "site.lock"):
         if not (out / "index.html").exists():
+            build = [sys.executable, str(ROOT / "docs" / "build.py")]
             try:
-                run([sys.executable, str(ROOT / "docs" / "build.py"), "--out", str(out), "--work", str(home / "site-work")], cwd=ROOT)
+                run([*build, "--fetch"], cwd=ROOT)  # as the installation does
             except AssertionError as e:
-                if "DownloadError" in str(e):
-                    missing("KaTeX and Mermaid cannot be had", must=CI)
+                if "could not be downloaded" in str(e):
+                    missing("the scripts of web pages cannot be had", must=CI)
                 raise
+            (cut := home / "no-network").mkdir(exist_ok=True)
+            (cut / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
+            run([*build, "--out", str(out), "--work", str(home / "site-work")], cwd=ROOT,
+                env={"PYTHONPATH": os.pathsep.join(filter(None, [str(cut), os.environ.get("PYTHONPATH", "")]))})  # fmt: skip
     return out
 
 
@@ -164,11 +178,42 @@ def test_architecture_is_the_real_one() -> None:
 
 
 def test_links_to_try_a_lesson(pages: dict[Path, Read]) -> None:
-    lessons = {p.stem: page for p, page in pages.items() if p.parent.name == "lessons"}
-    assert len(lessons) == len(notebooks("lessons"))
+    """Every lesson leads to Colab, Codespaces and Binder, and so does README, at the addresses of the repository in settings.ini."""
+    from pages import try_it
+
+    lessons = {p.name.replace(".html", ".ipynb"): page for p, page in pages.items() if p.parent.name == "lessons"}
+    assert set(lessons) == {p.name for p in notebooks("lessons")}
     for name, page in lessons.items():
-        assert any(x.startswith("https://colab.research.google.com/github/") and x.endswith(f"/blob/colab/{name}.ipynb") for x in page.links), name
-        assert any(x.startswith("https://codespaces.new/") for x in page.links), name
+        assert set(try_it(name)) == {"Colab", "Codespaces", "Binder"} and set(try_it(name).values()) <= set(page.links), name
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({address})" in readme for address in try_it("01_image_classification.ipynb").values())
+
+
+def test_first_use_of_a_term_leads_to_the_glossary(site: Path, pages: dict[Path, Read]) -> None:
+    """Once in a lesson at most, not from the place that explains the term, and each term leads back to that place."""
+    from pages import Site, site_pages
+
+    terms = Site(Path("out"), site_pages()).glossary.terms
+    assert len(terms) > 100
+    back = {urldefrag(link)[1] for link in pages[site / "glossary.html"].links if link.startswith("lessons/")}
+    assert back == {anchor for _, anchor, _ in terms.values()}
+    for lesson in notebooks("lessons"):
+        led = [link for link in pages[site / f"lessons/{lesson.stem}.html"].links if "glossary.html#term-" in link]
+        assert len(led) == len(set(led)) and (led or lesson.stem.startswith("00")), lesson.stem
+    text = (site / LESSON).read_text(encoding="utf-8")
+    assert re.search(r'"../glossary.html#term-weight-decay"', text)  # explained in lesson 4b, used here
+    assert not re.search(r'"../glossary.html#term-softmax"', text)  # explained here
+
+
+@pytest.mark.parametrize(("text", "linked"), [
+    ("The loss and the losses.", ["loss"]), ("`loss`, $loss$, [loss](x.md) and <i title=loss>", []), ("# Loss\n\n| loss |\n", []),
+    ("```\nloss\n```\nA glossary has no loss-free words, but learning rates.", ["learning rates"]), ("**weight decay**", ["weight decay"])])  # fmt: skip
+def test_where_a_term_can_be_a_link(text: str, linked: list[str]) -> None:
+    from pages import Site, site_pages
+
+    site = Site(Path("out"), site_pages())
+    welcome = site.lessons[0]
+    assert re.findall(r"\{term\}`([^<]+) <", site.glossary.link(welcome, text, set())) == linked
 
 
 def test_short_list_for_language_models(site: Path) -> None:
