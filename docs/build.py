@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pages import MODEL_PAGE, ROOT, write_pages
 
+HERE = Path(__file__).resolve().parent
 REGISTRY = "https://registry.npmjs.org"
 SCRIPTS = {  # archive -> (sha256, members by the start of their names, folder)
     f"{REGISTRY}/katex/-/katex-0.19.1.tgz": (
@@ -96,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     write_pages(work / "pages")
     built = work / "html"  # not `out` itself: MyST-NB puts the notebooks it has read into a folder beside it, and a failed build leaves `out` alone
     shutil.rmtree(built, ignore_errors=True)
-    status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
-                     "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'},{work / 'model'}",
+    status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(HERE), "-d", str(work / "doctrees"),
+                     "-D", f"html_static_path={HERE / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'},{work / 'model'}",
                      str(work / "pages"), str(built)])  # fmt: skip
     if not status:
         shutil.rmtree(args.out, ignore_errors=True)

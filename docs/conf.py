@@ -63,7 +63,8 @@ def readable(app, pagename, templatename, context, doctree) -> None:
         return text.replace("</dd>", "</span>")
 
     if "body" in context:
-        context["body"] = re.sub(r'(?s)<dt class="sig .*?</dt>', lines, context["body"])
+        body = re.sub(r'(?s)<dt class="sig .*?</dt>', lines, context["body"])
+        context["body"] = re.sub(r"<h1>[\w.]+<", lambda m: re.sub(r"([._])", r"\1<wbr>", m[0]), body)  # a name of a module, on a phone
 
 
 def setup(app) -> None:

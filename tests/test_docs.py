@@ -302,6 +302,92 @@ def drop(frame: Any, photo: Path) -> None:
     }""", [data, photo.name])
 
 
+STOPS = """() => {  // what can be used: of a label, the box it belongs to
+    const found = [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0'], iframe, label")];
+    const seen = found.filter((e) => e.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && e.getClientRects().length);
+    window.stops = [...new Set(seen.map((e) => e.control ?? e))];
+    return window.stops.map((e) => e.outerHTML.slice(0, 120));
+}"""
+FOCUSED = """() => {  // its number among the stops, and whether its outline, or that of its label, is in view
+    const e = document.activeElement, marked = [e, ...(e.labels ?? [])].some((x) => {
+        const style = getComputedStyle(x), at = x.getBoundingClientRect();
+        return x.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0
+            && at.width * at.height > 0 && at.bottom > 0 && at.top < innerHeight && at.right > 0 && at.left < innerWidth;
+    });
+    return { stop: window.stops.indexOf(e), marked, html: e.outerHTML.slice(0, 120), out: e === document.body };
+}"""
+
+
+@pytest.mark.parametrize(("name", "size"), [("index.html", DESKTOP), ("index.html", PHONE), (LESSON, DESKTOP), (MODULE, DESKTOP), (MODULE, PHONE)])
+def test_tab_reaches_everything(browser: Any, site: Path, name: str, size: tuple[int, int]) -> None:
+    """One Tab after another, forward to the end and a few steps back: everything that can be used has its turn, and one sees where one is."""
+    page = opened(browser, site, name, size)
+    page.add_style_tag(content="html { scroll-behavior: auto !important; }")  # or it's still on its way when one looks
+    stops, reached, unseen = page.evaluate(STOPS), [], []
+    while len(reached) <= len(stops) + 20:
+        page.keyboard.press("Tab")
+        now = page.evaluate(FOCUSED)
+        if now["out"]:
+            break
+        if not now["marked"]:
+            page.wait_for_timeout(400)  # a link that slides in
+            now = page.evaluate(FOCUSED)
+        reached.append(now["stop"])
+        unseen += [] if now["marked"] else [now["html"]]
+    assert now["out"], f"caught at {now['html']}"
+    left_out = [stops[i] for i in sorted(set(range(len(stops))) - set(reached))]
+    assert not left_out and not unseen, "\n".join(["not reached:", *left_out[:10], "focus not seen:", *unseen[:10]])
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(FOCUSED)["stop"] == reached[-2]
+    page.context.close()
+
+
+def test_sidebar_with_the_keyboard(browser: Any, site: Path) -> None:
+    """A part of the sidebar opens; on a phone, the whole sidebar does, and Escape closes it and goes back to its button."""
+    page = opened(browser, site, "index.html")
+    page.locator("#toctree-checkbox-1").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="Lesson 0: worked answers").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Lesson 0: worked answers"
+    page.context.close()
+    page = opened(browser, site, "index.html", PHONE)
+    link = page.locator(".sidebar-drawer").get_by_role("link", name="Glossary")
+    assert not link.is_visible()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "__navigation"
+    page.keyboard.press("Enter")
+    link.wait_for()
+    page.keyboard.press("Escape")
+    link.wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.id") == "__navigation"
+    page.context.close()
+
+
+def test_drop_zone_with_the_keyboard(browser: Any, site: Path, tmp_path: Path) -> None:
+    """The front page's network is loaded and given a photo without a mouse, and Tab leaves its frame again."""
+    page = opened(browser, site, "index.html")
+    page.locator(".try-it button").focus()
+    page.keyboard.press("Enter")
+    frame = page.frame_locator(".try-it iframe")
+    frame.locator("#choose").wait_for()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if frame.locator("#choose").evaluate("e => document.activeElement === e"):
+            break
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files(real_photo(tmp_path))
+    frame.locator("#answer").filter(has_text=re.compile(r"[a-z]{3}")).wait_for(timeout=60_000)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") != "IFRAME":
+            break
+    assert page.evaluate("document.activeElement.tagName") == "A"
+    page.context.close()
+
+
 def test_quiz_right_and_wrong(browser: Any, site: Path) -> None:
     """With the keyboard alone: a wrong choice and a right one say so, and the score counts the first try."""
     page = opened(browser, site, LESSON)
