@@ -144,6 +144,16 @@ def test_reference_entries(site: Path) -> None:
     assert "learning rate if a fit names none" in plain and "Used in" in plain
 
 
+def test_lessons_that_use_a_function() -> None:
+    """Whether it came from a hub, from its module by its name, or from its module with a star."""
+    from pages import Site, site_pages
+
+    users = {key: {p.path.stem[:2] for p in pages} for key, pages in Site(Path("out"), site_pages()).users.items()}
+    assert {"02", "05", "06"} <= users["coursekit.data.datablock", "DataBlock"]
+    assert users["coursekit.collab", "similar_items"] == {"08"} and "08" in users["coursekit.collab", "collab_learner"]
+    assert "06" in users["coursekit.training.losses", "DiceLoss"] and ("coursekit.training.loop", "run_epoch") not in users
+
+
 def test_lessons_for_colab() -> None:
     """A copy of each lesson begins with a cell that installs the package on Colab, and does nothing here; its page links to it."""
     import json
