@@ -62,7 +62,7 @@ class Glossary:
                 key = term.lower() if term[1:] == term[1:].lower() and re.search(rf"\b{term.lower()}\b", self.prose) else term
                 if key in self.terms or key in {*NO_TERMS, *SAME} or len(key.split()) > 3 or key.lower().startswith(("a ", "an ")) or f"**{term}**:" in paragraph:
                     continue
-                anchor = f"first-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
+                anchor = f"first-{re.sub(r'[^a-z0-9]+', '-', key.lower().replace('²', '2')).strip('-')}"
                 self.terms[key] = (page, anchor, sentence_about(term, paragraph))
                 paragraphs[i] = f"({anchor})=\n{'' if paragraphs[i].startswith('(') else chr(10)}{paragraphs[i]}"
         return "\n\n".join(paragraphs)

@@ -36,7 +36,7 @@ class Sidebar:
             return f'href="{f"{pagename}.html" if m[1] == "#" else posixpath.normpath(posixpath.join(posixpath.dirname(pagename), m[1]))}"'
 
         tree = re.sub(r' class="([^"]*)"', plain, tree.replace(' checked=""', "").replace(' class="current"', ""))
-        self.tree, stack = re.sub(r'href="([^"]*)"', from_root, tree), []
+        self.tree, stack = re.sub(r'href="(#|[^"#]+)"', from_root, tree), []
         for m in ENTRY.finditer(self.tree):
             if m[3]:
                 stack.append(m[3])

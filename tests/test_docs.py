@@ -81,6 +81,15 @@ class Read(HTMLParser):
 
 
 @pytest.fixture(scope="session")
+def catalog() -> Any:
+    """What the site's generator knows of all notebooks, without a build."""
+    pytest.importorskip("pages")
+    from pages import Site, site_pages
+
+    return Site(Path("out"), site_pages())
+
+
+@pytest.fixture(scope="session")
 def pages(site: Path) -> dict[Path, Read]:
     found = {}
     for path in sorted(set(site.rglob("*.html")) - {site / "what_is_in_your_photo.html"}):  # that one has tests of its own, in test_page.py
@@ -144,11 +153,9 @@ def test_reference_entries(site: Path) -> None:
     assert "learning rate if a fit names none" in plain and "Used in" in plain
 
 
-def test_lessons_that_use_a_function() -> None:
+def test_lessons_that_use_a_function(catalog: Any) -> None:
     """Whether it came from a hub, from its module by its name, or from its module with a star."""
-    from pages import Site, site_pages
-
-    users = {key: {p.path.stem[:2] for p in pages} for key, pages in Site(Path("out"), site_pages()).users.items()}
+    users = {key: {p.path.stem[:2] for p in pages} for key, pages in catalog.users.items()}
     assert {"02", "05", "06"} <= users["coursekit.data.datablock", "DataBlock"]
     assert users["coursekit.collab", "similar_items"] == {"08"} and "08" in users["coursekit.collab", "collab_learner"]
     assert "06" in users["coursekit.training.losses", "DiceLoss"] and ("coursekit.training.loop", "run_epoch") not in users
@@ -168,13 +175,11 @@ def test_lessons_for_colab() -> None:
         exec(first["source"].replace("    %pip", "    raise AssertionError  #"), {})
 
 
-def test_architecture_is_the_real_one() -> None:
+def test_architecture_is_the_real_one(catalog: Any) -> None:
     """Every layer and module is on the page, with its docstring, and no arrow leads upwards."""
-    pytest.importorskip("pages")
     import architecture
-    from pages import Site, site_pages
 
-    modules = {m: p.docname for m, p in Site(Path("out"), site_pages()).modules.items()}
+    modules = {m: p.docname for m, p in catalog.modules.items()}
     text = architecture.page(ROOT, modules)
     stack = architecture.layers(ROOT)
     level = {name: i for i, layer in enumerate(stack) for name in layer}
@@ -199,13 +204,11 @@ def test_links_to_try_a_lesson(pages: dict[Path, Read]) -> None:
     assert all(f"]({address})" in readme for address in try_it("01_image_classification.ipynb").values())
 
 
-def test_first_use_of_a_term_leads_to_the_glossary(site: Path, pages: dict[Path, Read]) -> None:
+def test_first_use_of_a_term_leads_to_the_glossary(site: Path, pages: dict[Path, Read], catalog: Any) -> None:
     """Once in a lesson at most, not from the place that explains the term, and each term leads back to that place."""
-    from pages import Site, site_pages
-
-    terms = Site(Path("out"), site_pages()).glossary.terms
+    terms = catalog.glossary.terms
     assert len(terms) > 100
-    back = {urldefrag(link)[1] for link in pages[site / "glossary.html"].links if link.startswith("lessons/")}
+    back = {urldefrag(link)[1] for link in pages[site / "glossary.html"].links if "#first-" in link}
     assert back == {anchor for _, anchor, _ in terms.values()}
     for lesson in notebooks("lessons"):
         led = [link for link in pages[site / f"lessons/{lesson.stem}.html"].links if "glossary.html#term-" in link]
@@ -218,12 +221,9 @@ def test_first_use_of_a_term_leads_to_the_glossary(site: Path, pages: dict[Path,
 @pytest.mark.parametrize(("text", "linked"), [
     ("The loss and the losses.", ["loss"]), ("`loss`, $loss$, [loss](x.md) and <i title=loss>", []), ("# Loss\n\n| loss |\n", []),
     ("```\nloss\n```\nA glossary has no loss-free words, but learning rates.", ["learning rates"]), ("**weight decay**", ["weight decay"])])  # fmt: skip
-def test_where_a_term_can_be_a_link(text: str, linked: list[str]) -> None:
-    from pages import Site, site_pages
-
-    site = Site(Path("out"), site_pages())
-    welcome = site.lessons[0]
-    assert re.findall(r"\{term\}`([^<]+) <", site.glossary.link(welcome, text, set())) == linked
+def test_where_a_term_can_be_a_link(catalog: Any, text: str, linked: list[str]) -> None:
+    welcome = catalog.lessons[0]
+    assert re.findall(r"\{term\}`([^<]+) <", catalog.glossary.link(welcome, text, set())) == linked
 
 
 def test_short_list_for_language_models(site: Path) -> None:
