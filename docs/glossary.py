@@ -84,5 +84,6 @@ class Glossary:
         """The glossary in Markdown."""
         lines = ["# Glossary", "", "What each term means, in the words of the lesson that explains it.", "", "``````{glossary}"]
         for term, (page, anchor, sentence) in sorted(self.terms.items(), key=lambda pair: pair[0].lower()):
-            lines += [term, f"  {sentence} [{page.title.partition(':')[0]}](#{anchor})", ""]
+            where = page.title.partition(":")[0].replace(" ", "\u00a0")
+            lines += [term, f"  {sentence} [{where}](#{anchor})", ""]
         return "\n".join([*lines, "``````", ""])

@@ -301,7 +301,7 @@ class Site:
         if page in self.lessons and answers in self.by_path:
             links.append(f'<a href="{up}{self.by_path[answers].docname}.html">Worked answers</a>')
         if page in self.lessons:
-            links += [f'<a class="badge" href="{address}">Open in {place}</a>' for place, address in try_it(page.path.name).items()]
+            links.append("Open in " + " ".join(f'<a class="badge" href="{address}">{place}</a>' for place, address in try_it(page.path.name).items()))
         links.append(f'<a href="{self.git}/nbs/{file}">Source</a>')
         return f'<p class="page-links">{" · ".join(links)}</p>'
 
