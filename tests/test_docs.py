@@ -382,6 +382,7 @@ def test_drop_zone_with_the_keyboard(browser: Any, site: Path, tmp_path: Path) -
     page.keyboard.press("Enter")
     frame = page.frame_locator(".try-it iframe")
     frame.locator("#choose").wait_for()
+    page.frames[-1].wait_for_load_state()  # its script comes after the 16 MB of the network
     for _ in range(12):
         page.keyboard.press("Tab")
         if frame.locator("#choose").evaluate("e => document.activeElement === e"):
