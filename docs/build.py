@@ -1,6 +1,7 @@
 """Build the site from the notebooks into _docs: `python docs/build.py`. Warnings are errors.
 
-KaTeX, Mermaid and reveal.js come from the npm registry the first time, at the versions and checksums below; they stay in coursekit's folder.
+KaTeX, Mermaid, reveal.js and ONNX Runtime Web come from the npm registry, at known versions and checksums, and stay in coursekit's folder.
+The installation gets them (`python docs/build.py --fetch`), so that the site can be built without a network.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from pages import MODEL_PAGE, ROOT, write_pages
 
+HERE = Path(__file__).resolve().parent
 REGISTRY = "https://registry.npmjs.org"
 SCRIPTS = {  # archive -> (sha256, members by the start of their names, folder)
     f"{REGISTRY}/katex/-/katex-0.19.1.tgz": (
@@ -28,15 +30,35 @@ SCRIPTS = {  # archive -> (sha256, members by the start of their names, folder)
 }  # fmt: skip
 
 
+def fetch_archive(url: str) -> Path:
+    """One of SCRIPTS, in coursekit's folder."""
+    from coursekit.data.download import fetch_file  # takes seconds, because it comes with PyTorch
+
+    return fetch_file(url, "runtime", sha256=SCRIPTS[url][0], max_bytes=1 << 25)
+
+
+def fetch_all() -> int:
+    """Get what `make docs`, `make slides` and an export as a page need from the network; 1 if that fails."""
+    from coursekit.data.download import DownloadError
+    from coursekit.deploy.page import fetch_runtime
+
+    try:
+        for url in SCRIPTS:
+            fetch_archive(url)
+        fetch_runtime()
+    except DownloadError as e:
+        print(e, file=sys.stderr)
+        return 1
+    return 0
+
+
 def fetch_scripts(out: Path, *names: str) -> None:
     """The files of these scripts that pages need, each in a folder of its own."""
     for url, (sha256, wanted, name) in SCRIPTS.items():
         done = out / name / sha256[:12]
         if done.exists() or name not in names:
             continue
-        from coursekit.data.download import fetch_file  # takes seconds, because it comes with PyTorch
-
-        with tarfile.open(fetch_file(url, "runtime", sha256=sha256, max_bytes=1 << 25)) as tar:
+        with tarfile.open(fetch_archive(url)) as tar:
             for member in tar:
                 inside = member.name.removeprefix("package/").removeprefix("dist/")
                 if member.isfile() and member.name.startswith(wanted) and not inside.endswith((".ttf", ".woff", ".mjs", ".map")):
@@ -63,7 +85,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "_docs", help="where the site goes")
     parser.add_argument("--work", type=Path, default=ROOT / "_proc", help="what is kept for the next build")
+    parser.add_argument("--fetch", action="store_true", help="only get what comes from the network, for later")
     args = parser.parse_args(argv)
+    if args.fetch:
+        return fetch_all()
     from sphinx.cmd.build import main as sphinx
 
     started, work = time.monotonic(), args.work.resolve()
@@ -72,8 +97,8 @@ def main(argv: list[str] | None = None) -> int:
     write_pages(work / "pages")
     built = work / "html"  # not `out` itself: MyST-NB puts the notebooks it has read into a folder beside it, and a failed build leaves `out` alone
     shutil.rmtree(built, ignore_errors=True)
-    status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(Path(__file__).parent), "-d", str(work / "doctrees"),
-                     "-D", f"html_static_path={Path(__file__).parent / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'},{work / 'model'}",
+    status = sphinx(["-a", "-W", "--keep-going", "-q", "-b", "html", "-c", str(HERE), "-d", str(work / "doctrees"),
+                     "-D", f"html_static_path={HERE / 'static'},{work / 'scripts'}", "-D", f"html_extra_path={work / 'pages' / 'extra'},{work / 'model'}",
                      str(work / "pages"), str(built)])  # fmt: skip
     if not status:
         shutil.rmtree(args.out, ignore_errors=True)

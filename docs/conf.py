@@ -7,6 +7,7 @@ from pathlib import Path
 from docutils import nodes
 from docutils.parsers.rst import Directive
 from pages import settings
+from sidebar import Sidebar
 
 cfg = settings()
 project, author, copyright, version = cfg["title"], cfg["author"], cfg["copyright"], cfg["version"]
@@ -63,12 +64,16 @@ def readable(app, pagename, templatename, context, doctree) -> None:
         return text.replace("</dd>", "</span>")
 
     if "body" in context:
-        context["body"] = re.sub(r'(?s)<dt class="sig .*?</dt>', lines, context["body"])
+        body = re.sub(r'(?s)<dt class="sig .*?</dt>', lines, context["body"])
+        context["body"] = re.sub(r"<h1>[\w.]+<", lambda m: re.sub(r"([._])", r"\1<wbr>", m[0]), body)  # a name of a module, on a phone
 
 
 def setup(app) -> None:
     app.add_directive("mermaid", Mermaid)
-    app.connect("html-page-context", readable, priority=900)  # after Furo's own
+    sidebar = Sidebar()
+    app.connect("html-page-context", sidebar.before, priority=400)  # Furo's own has 500
+    app.connect("html-page-context", sidebar.after, priority=800)
+    app.connect("html-page-context", readable, priority=900)
     code = b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py")))
     app.add_config_value("adaptor", hashlib.sha256(code).hexdigest(), "env")  # other code: every page is read again
     app.add_html_math_renderer("katex", (math, None), (math, None))

@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import architecture
 import reference
 import yaml
+from glossary import FENCED, Glossary
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 DIRECTIVE = re.compile(r"^[ \t]*#[ \t]*\|[ \t]*([\w-]+)[ \t]*:?[ \t]*(.*)\n?", re.M)
-FENCED = re.compile(r"(?ms)^(`{3,}).*?^\1`*[ \t]*$")
 PICTURES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 WIDGET = re.compile(r"^(<[\w.]+ object at 0x|\w+\(children=\()")
 NO_WIDGET = """```{admonition} Something to use
@@ -48,7 +49,6 @@ if "google.colab" in sys.modules and importlib.util.find_spec("LIB_PATH") is Non
 """
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3"},
             "language_info": {"name": "python", "pygments_lexer": "ipython3"}}  # fmt: skip
-NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "plateau"}  # bold for another reason
 AREAS = {"": "Core", "data": "Data", "training": "Training", "training/callbacks": "Callbacks", "vision": "Vision", "tabular": "Tables", "text": "Text",
          "interpret": "Interpretation", "deploy": "Deployment", "samples": "Stand-in datasets", "widgets": "Widgets", "course": "Exercises and quizzes",
          "cli": "Command line"}  # fmt: skip
@@ -88,20 +88,11 @@ def imported(cells: list[str]) -> dict[str, str]:
 
 @cache
 def handed_on(module: str) -> dict[str, str]:
-    """What a hub or a package imports from its modules."""
+    """Name -> module of what `from module import *` gives: what a hub or a package imports, and what any other module defines."""
     files = [ROOT / f"{module.replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
     file = next(f for f in files if f.exists())
-    return imported([file.read_text(encoding="utf-8")]) if file.name in ("all.py", "__init__.py") else {}
-
-
-def sentence_about(term: str, paragraph: str) -> str:
-    """The sentence with a bold term; with the one before it if that says what "this" is."""
-    lines = [re.sub(r"^\s*(?:[-*]|\d+\.) +", "", line) for line in re.split(r"\n(?=\s*(?:[-*]|\d+\.) )", paragraph)]
-    line = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(next(x for x in lines if f"**{term}**" in x).split()))
-    sentences = re.split(r"(?<=[.!?]) (?=[A-Z`*])", line)
-    at = next(i for i, s in enumerate(sentences) if f"**{term}**" in s)
-    before = re.match(r"(That|This|These|It|They|Those|Such|The mean)\b", sentences[at])
-    return " ".join(sentences[max(at - 1, 0) if before else at : at + 1])
+    text = file.read_text(encoding="utf-8")
+    return imported([text]) if file.name in ("all.py", "__init__.py") else {n.name: module for n in reference.public(text)}
 
 
 @dataclass
@@ -162,12 +153,12 @@ class Site:
     pages: list[Page]
     git: str = field(default_factory=lambda: f"{settings()['git_url'] % settings()}/blob/{settings()['branch']}")
     written: set[Path] = field(default_factory=set)
-    terms: dict[str, tuple[Page, str, str]] = field(default_factory=dict)  # term -> (lesson, anchor, sentence)
 
     def __post_init__(self) -> None:
         self.modules = {p.module: p for p in self.pages if p.module}
         self.by_path = {p.path: p for p in self.pages}
         self.lessons = [p for p in self.pages if p.docname.startswith("lessons/")]
+        self.glossary = Glossary(self.lessons)
         self.visible = {p.docname: self.names_on(p) for p in self.pages}
         self.users: dict[tuple[str, str], list[Page]] = defaultdict(list)  # (module, name) -> lessons whose code has the name
         for p in self.lessons:
@@ -228,27 +219,6 @@ class Site:
 
         return re.sub(r"(?<![`\[\w}])`([A-Za-z_]\w*(?:\.\w+)?)`(?![`\]])", linked_name, text)
 
-    def collect_terms(self, page: Page, text: str) -> str:
-        """Put a target before each paragraph that defines a term in bold, and remember the sentence for the glossary."""
-        paragraphs = re.split(r"\n\n+", text)
-        for i, paragraph in enumerate(paragraphs):
-            if paragraph.startswith(("|", "```", "#", "    ")):
-                continue
-            for term in re.findall(r"(?<![\w*])\*\*([A-Za-z][\w² -]+?)\*\*(?![\w*])", paragraph):
-                key = term.lower() if term[1:] == term[1:].lower() and re.search(rf"\b{term.lower()}\b", self.lesson_text) else term
-                if key in self.terms or key in NO_TERMS or len(key.split()) > 3 or key.startswith(("a ", "an ")) or f"**{term}**:" in paragraph:
-                    continue
-                anchor = f"term-{re.sub(r'[^a-z0-9]+', '-', key.lower())}"
-                self.terms[key] = (page, anchor, sentence_about(term, paragraph))
-                paragraphs[i] = f"({anchor})=\n{'' if paragraphs[i].startswith('(') else chr(10)}{paragraphs[i]}"
-        return "\n\n".join(paragraphs)
-
-    @cached_property
-    def lesson_text(self) -> str:
-        """The prose of all lessons."""
-        text = "\n".join(c["source"] for p in self.lessons for c in p.nb["cells"] if c["cell_type"] == "markdown")
-        return re.sub(r"`[^`\n]+`", "", FENCED.sub("", text))
-
     # ---- code cells
 
     def output(self, page: Page, output: dict[str, Any]) -> dict[str, Any]:
@@ -297,13 +267,15 @@ class Site:
     def page(self, page: Page) -> None:
         """Write the page of a notebook, and the notebook for the reader to download."""
         cells: list[dict[str, Any]] = []
-        linked = {page.title}
-        for cell in copy.deepcopy(page.nb["cells"]):
+        linked, used = {page.title}, set[str]()
+        for i, cell in enumerate(copy.deepcopy(page.nb["cells"])):
             if cell["cell_type"] == "code":
                 cells += self.shown(page, cell, linked)
             elif cell["source"].strip():
-                text = self.collect_terms(page, cell["source"]) if page in self.lessons else cell["source"]
-                cells.append({"cell_type": "markdown", "metadata": {}, "source": self.prose(page, text, linked)})
+                text = self.prose(page, self.glossary.marked.get((page.docname, i), cell["source"]), linked)
+                if page in self.lessons and i:  # the first cell is the title and the box
+                    text = self.glossary.link(page, text, used)
+                cells.append({"cell_type": "markdown", "metadata": {}, "source": text})
         if page.docname != "index":
             top, title = cells[0], f"# {page.title}"
             links = self.top_links(page)
@@ -329,9 +301,7 @@ class Site:
         if page in self.lessons and answers in self.by_path:
             links.append(f'<a href="{up}{self.by_path[answers].docname}.html">Worked answers</a>')
         if page in self.lessons:
-            where = settings()["git_url"] % settings()
-            links.append(f'<a href="{where.replace("github.com", "colab.research.google.com/github")}/blob/colab/{page.path.name}">Open in Colab</a>')
-            links.append(f'<a href="{where.replace("github.com", "codespaces.new")}">Open in Codespaces</a>')
+            links.append("Open in " + " ".join(f'<a class="badge" href="{address}">{place}</a>' for place, address in try_it(page.path.name).items()))
         links.append(f'<a href="{self.git}/nbs/{file}">Source</a>')
         return f'<p class="page-links">{" · ".join(links)}</p>'
 
@@ -370,12 +340,6 @@ class Site:
                 overview.append(f"| [{AREAS[name]}](/api/{name}/index.md) | {modules} |")
         self.list_page("api/index", "All modules", self.areas.get("", []), "\n".join(["| | |", "|---|---|", *overview, "", "## Core", ""]))
 
-    def glossary(self) -> None:
-        lines = ["# Glossary", "", "Each term leads to the place in the lessons that explains it.", ""]
-        for term, (page, anchor, sentence) in sorted(self.terms.items(), key=lambda pair: pair[0].lower()):
-            lines += [f"[{term}](#{anchor})", f": {sentence} *({page.title.partition(':')[0]})*", ""]
-        self.write("glossary.md", "\n".join(lines))
-
     def fastai(self) -> None:
         entry = yaml.safe_load((ROOT / "coursekit" / "course" / "fastai.yaml").read_text(encoding="utf-8"))
         rows = [f"| `{row['name']}` | {row['write']} |" for row in entry["names"]]
@@ -389,6 +353,15 @@ class Site:
         for title, pages in sections.items():
             lines += [f"## {title}", "", *(f"- [{p.title}]({base}/{p.docname}.html): {p.summary}" for p in pages), ""]
         self.write("extra/llms.txt", "\n".join(lines))
+
+
+def try_it(lesson: str) -> dict[str, str]:
+    """Where a lesson, by the name of its notebook, can be run without an installation: place -> address."""
+    cfg = settings()
+    where = cfg["git_url"] % cfg
+    binder = f"{where.replace('github.com', 'mybinder.org/v2/gh')}/{cfg['branch']}?urlpath={quote(f'lab/tree/nbs/lessons/{lesson}', safe='')}"
+    return {"Colab": f"{where.replace('github.com', 'colab.research.google.com/github')}/blob/colab/{lesson}",
+            "Codespaces": where.replace("github.com", "codespaces.new"), "Binder": binder}  # fmt: skip
 
 
 def for_colab(path: Path) -> str:
@@ -414,7 +387,7 @@ def write_pages(out: Path) -> None:
     for page in site.pages:
         site.page(page)
     site.index_pages()
-    site.glossary()
+    site.write("glossary.md", site.glossary.page())
     site.fastai()
     site.write("architecture.md", architecture.page(ROOT, {m: p.docname for m, p in site.modules.items()}))
     site.llms()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from build import fetch_scripts
+from glossary import FENCED
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pages import NBS, PICTURES, ROOT, Page, Site, site_pages
@@ -63,13 +64,25 @@ def output_html(output: dict[str, Any]) -> str:
     return f"<pre class=output>{html.escape(chr(10).join(lines[:12] + ['…'] * (len(lines) > 12)))}</pre>"
 
 
-def slide(page: Page, cell: dict[str, Any], md: MarkdownIt, site: Site) -> str:
+def headings(cells: list[dict[str, Any]]) -> list[str]:
+    """The heading above each cell; "" for one that begins with its own."""
+    above, now = [], ""
+    for cell in cells:
+        text = FENCED.sub("", cell["source"]) if cell["cell_type"] == "markdown" else ""
+        above.append("" if text.startswith("#") else now)
+        now = ([now] + re.findall(r"(?m)^#+ (.+)$", text))[-1]
+    return above
+
+
+def slide(page: Page, cell: dict[str, Any], above: str, md: MarkdownIt, site: Site) -> str:
+    """A cell; on a slide of its own, it needs the heading that stands above it in the notebook."""
+    heading = f"<h2 class=above>{md.renderInline(above)}</h2>" if above else ""
     if cell["cell_type"] == "markdown":
         linked = re.sub(r"(?<=\]\()(?![a-z]+:|#|/)([^)\s]+)(?=\))", lambda m: deck_link(site, page, m[1]), cell["source"])
         linked = re.sub(r"\n#+ [^\n]+\s*$", "", linked)  # a heading whose text is in the next cell
-        return f"<section>{md.render(linked)}</section>"
+        return f"<section>{heading}{md.render(linked)}</section>"
     outputs = "".join(map(output_html, cell["outputs"]))
-    return f"<section>{highlight(cell['source'], PythonLexer(), HtmlFormatter())}{outputs}</section>"
+    return f"<section>{heading}{highlight(cell['source'], PythonLexer(), HtmlFormatter())}<div class=out>{outputs}</div></section>"
 
 
 def deck_link(site: Site, page: Page, target: str) -> str:
@@ -80,10 +93,11 @@ def deck_link(site: Site, page: Page, target: str) -> str:
 
 def deck(page: Page, site: Site) -> tuple[str, int]:
     """A lesson's deck, and how many slides it has; a lesson without tags gives its title and its headings' cells."""
-    tagged = [c for c in page.nb["cells"] if c["metadata"].get("slideshow", {}).get("slide_type") in ("slide", "subslide")]
-    cells = tagged or [c for i, c in enumerate(page.nb["cells"]) if i == 0 or re.match("#+ ", c["source"]) and c["cell_type"] == "markdown"]
+    cells = list(zip(page.nb["cells"], headings(page.nb["cells"])))
+    tagged = [pair for pair in cells if pair[0]["metadata"].get("slideshow", {}).get("slide_type") in ("slide", "subslide")]
+    chosen = tagged or [(c, above) for i, (c, above) in enumerate(cells) if i == 0 or re.match("#+ ", c["source"]) and c["cell_type"] == "markdown"]
     md = markdown()
-    return DECK.format(title=html.escape(page.title), slides="\n".join(slide(page, c, md, site) for c in cells)), len(cells)
+    return DECK.format(title=html.escape(page.title), slides="\n".join(slide(page, c, above, md, site) for c, above in chosen)), len(chosen)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -23,20 +24,33 @@ LESSON, MODULE = "lessons/01_image_classification.html", "api/training/learner.h
 sys.path.append(str(ROOT / "docs"))
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "video": "src", "audio": "src", "embed": "src", "object": "data"}
 
+NO_NETWORK = """import socket
+
+def refused(*args, **options):
+    raise OSError("the test has cut the network")
+
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = refused
+"""
+
 
 @pytest.fixture(scope="session")
 def site(home: Path) -> Path:
-    """The built site; the first of several test processes builds it."""
+    """The site, built with the network cut after what it needs was fetched; the first of several test processes builds it."""
     pytest.importorskip("myst_nb")
     out = home / "site"
     with FileLock(home / "site.lock"):
         if not (out / "index.html").exists():
+            build = [sys.executable, str(ROOT / "docs" / "build.py")]
             try:
-                run([sys.executable, str(ROOT / "docs" / "build.py"), "--out", str(out), "--work", str(home / "site-work")], cwd=ROOT)
+                run([*build, "--fetch"], cwd=ROOT)  # as the installation does
             except AssertionError as e:
-                if "DownloadError" in str(e):
-                    missing("KaTeX and Mermaid cannot be had", must=CI)
+                if "could not be downloaded" in str(e):
+                    missing("the scripts of web pages cannot be had", must=CI)
                 raise
+            (cut := home / "no-network").mkdir(exist_ok=True)
+            (cut / "sitecustomize.py").write_text(NO_NETWORK, encoding="utf-8")
+            run([*build, "--out", str(out), "--work", str(home / "site-work")], cwd=ROOT,
+                env={"PYTHONPATH": os.pathsep.join(filter(None, [str(cut), os.environ.get("PYTHONPATH", "")]))})  # fmt: skip
     return out
 
 
@@ -64,6 +78,15 @@ class Read(HTMLParser):
         self.loads += re.findall(r"url\(([^)]+)\)", given.get("style") or "")
         if tag == "img" and not (given.get("alt") or "").strip():
             self.without_alt.append(given.get("src") or "")
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Any:
+    """What the site's generator knows of all notebooks, without a build."""
+    pytest.importorskip("pages")
+    from pages import Site, site_pages
+
+    return Site(Path("out"), site_pages())
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +153,14 @@ def test_reference_entries(site: Path) -> None:
     assert "learning rate if a fit names none" in plain and "Used in" in plain
 
 
+def test_lessons_that_use_a_function(catalog: Any) -> None:
+    """Whether it came from a hub, from its module by its name, or from its module with a star."""
+    users = {key: {p.path.stem[:2] for p in pages} for key, pages in catalog.users.items()}
+    assert {"02", "05", "06"} <= users["coursekit.data.datablock", "DataBlock"]
+    assert users["coursekit.collab", "similar_items"] == {"08"} and "08" in users["coursekit.collab", "collab_learner"]
+    assert "06" in users["coursekit.training.losses", "DiceLoss"] and ("coursekit.training.loop", "run_epoch") not in users
+
+
 def test_lessons_for_colab() -> None:
     """A copy of each lesson begins with a cell that installs the package on Colab, and does nothing here; its page links to it."""
     import json
@@ -144,13 +175,11 @@ def test_lessons_for_colab() -> None:
         exec(first["source"].replace("    %pip", "    raise AssertionError  #"), {})
 
 
-def test_architecture_is_the_real_one() -> None:
+def test_architecture_is_the_real_one(catalog: Any) -> None:
     """Every layer and module is on the page, with its docstring, and no arrow leads upwards."""
-    pytest.importorskip("pages")
     import architecture
-    from pages import Site, site_pages
 
-    modules = {m: p.docname for m, p in Site(Path("out"), site_pages()).modules.items()}
+    modules = {m: p.docname for m, p in catalog.modules.items()}
     text = architecture.page(ROOT, modules)
     stack = architecture.layers(ROOT)
     level = {name: i for i, layer in enumerate(stack) for name in layer}
@@ -164,11 +193,37 @@ def test_architecture_is_the_real_one() -> None:
 
 
 def test_links_to_try_a_lesson(pages: dict[Path, Read]) -> None:
-    lessons = {p.stem: page for p, page in pages.items() if p.parent.name == "lessons"}
-    assert len(lessons) == len(notebooks("lessons"))
+    """Every lesson leads to Colab, Codespaces and Binder, and so does README, at the addresses of the repository in settings.ini."""
+    from pages import try_it
+
+    lessons = {p.name.replace(".html", ".ipynb"): page for p, page in pages.items() if p.parent.name == "lessons"}
+    assert set(lessons) == {p.name for p in notebooks("lessons")}
     for name, page in lessons.items():
-        assert any(x.startswith("https://colab.research.google.com/github/") and x.endswith(f"/blob/colab/{name}.ipynb") for x in page.links), name
-        assert any(x.startswith("https://codespaces.new/") for x in page.links), name
+        assert set(try_it(name)) == {"Colab", "Codespaces", "Binder"} and set(try_it(name).values()) <= set(page.links), name
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"]({address})" in readme for address in try_it("01_image_classification.ipynb").values())
+
+
+def test_first_use_of_a_term_leads_to_the_glossary(site: Path, pages: dict[Path, Read], catalog: Any) -> None:
+    """Once in a lesson at most, not from the place that explains the term, and each term leads back to that place."""
+    terms = catalog.glossary.terms
+    assert len(terms) > 100
+    back = {urldefrag(link)[1] for link in pages[site / "glossary.html"].links if "#first-" in link}
+    assert back == {anchor for _, anchor, _ in terms.values()}
+    for lesson in notebooks("lessons"):
+        led = [link for link in pages[site / f"lessons/{lesson.stem}.html"].links if "glossary.html#term-" in link]
+        assert len(led) == len(set(led)) and (led or lesson.stem.startswith("00")), lesson.stem
+    text = (site / LESSON).read_text(encoding="utf-8")
+    assert re.search(r'"../glossary.html#term-weight-decay"', text)  # explained in lesson 4b, used here
+    assert not re.search(r'"../glossary.html#term-softmax"', text)  # explained here
+
+
+@pytest.mark.parametrize(("text", "linked"), [
+    ("The loss and the losses.", ["loss"]), ("`loss`, $loss$, [loss](x.md) and <i title=loss>", []), ("# Loss\n\n| loss |\n", []),
+    ("```\nloss\n```\nA glossary has no loss-free words, but learning rates.", ["learning rates"]), ("**weight decay**", ["weight decay"])])  # fmt: skip
+def test_where_a_term_can_be_a_link(catalog: Any, text: str, linked: list[str]) -> None:
+    welcome = catalog.lessons[0]
+    assert re.findall(r"\{term\}`([^<]+) <", catalog.glossary.link(welcome, text, set())) == linked
 
 
 def test_short_list_for_language_models(site: Path) -> None:
@@ -255,6 +310,96 @@ def drop(frame: Any, photo: Path) -> None:
         for (const kind of ["dragenter", "dragover", "drop"])
             body.dispatchEvent(new DragEvent(kind, { dataTransfer: transfer, bubbles: true, cancelable: true }));
     }""", [data, photo.name])
+
+
+STOPS = """() => {  // what can be used: of a label, the box it belongs to
+    const found = [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, textarea, summary, [tabindex='0'], iframe, label")];
+    const seen = found.filter((e) => e.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && e.getClientRects().length);
+    window.stops = [...new Set(seen.map((e) => e.control ?? e))];
+    return window.stops.map((e) => e.outerHTML.slice(0, 120));
+}"""
+FOCUSED = """() => {  // its number among the stops, and whether its outline, or that of its label, is in view
+    const e = document.activeElement, marked = [e, ...(e.labels ?? [])].some((x) => {
+        const style = getComputedStyle(x), at = x.getBoundingClientRect();
+        return x.checkVisibility({ visibilityProperty: true, opacityProperty: true }) && style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0
+            && at.width * at.height > 0 && at.bottom > 0 && at.top < innerHeight && at.right > 0 && at.left < innerWidth;
+    });
+    return { stop: window.stops.indexOf(e), marked, html: e.outerHTML.slice(0, 120), out: e === document.body };
+}"""
+
+
+@pytest.mark.parametrize(("name", "size"), [("index.html", DESKTOP), ("index.html", PHONE), (LESSON, DESKTOP), (MODULE, DESKTOP), (MODULE, PHONE)])
+def test_tab_reaches_everything(browser: Any, site: Path, name: str, size: tuple[int, int]) -> None:
+    """One Tab after another, forward to the end and a few steps back: everything that can be used has its turn, and one sees where one is."""
+    page = opened(browser, site, name, size)
+    page.add_style_tag(content="html { scroll-behavior: auto !important; }")  # or it's still on its way when one looks
+    stops, reached, unseen = page.evaluate(STOPS), [], []
+    while len(reached) <= len(stops) + 20:
+        page.keyboard.press("Tab")
+        now = page.evaluate(FOCUSED)
+        if now["out"]:
+            break
+        if not now["marked"]:
+            page.wait_for_timeout(400)  # a link that slides in
+            now = page.evaluate(FOCUSED)
+        reached.append(now["stop"])
+        unseen += [] if now["marked"] else [now["html"]]
+    assert now["out"], f"caught at {now['html']}"
+    left_out = [stops[i] for i in sorted(set(range(len(stops))) - set(reached))]
+    assert not left_out and not unseen, "\n".join(["not reached:", *left_out[:10], "focus not seen:", *unseen[:10]])
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(FOCUSED)["stop"] == reached[-2]
+    page.context.close()
+
+
+def test_sidebar_with_the_keyboard(browser: Any, site: Path) -> None:
+    """A part of the sidebar opens; on a phone, the whole sidebar does, and Escape closes it and goes back to its button."""
+    page = opened(browser, site, "index.html")
+    page.locator("#toctree-checkbox-1").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="Lesson 0: worked answers").wait_for()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Lesson 0: worked answers"
+    page.context.close()
+    page = opened(browser, site, "index.html", PHONE)
+    link = page.locator(".sidebar-drawer").get_by_role("link", name="Glossary")
+    assert not link.is_visible()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "__navigation"
+    page.keyboard.press("Enter")
+    link.wait_for()
+    page.keyboard.press("Escape")
+    link.wait_for(state="hidden")
+    assert page.evaluate("document.activeElement.id") == "__navigation"
+    page.context.close()
+
+
+def test_drop_zone_with_the_keyboard(browser: Any, site: Path, tmp_path: Path) -> None:
+    """The front page's network is loaded and given a photo without a mouse, and Tab leaves its frame again."""
+    page = opened(browser, site, "index.html")
+    page.locator(".try-it button").focus()
+    page.keyboard.press("Enter")
+    frame = page.frame_locator(".try-it iframe")
+    frame.locator("#choose").wait_for()
+    frame.locator("#count").filter(has_text="1000").wait_for()  # by its script, which comes after the 16 MB of the network
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        if frame.locator("#choose").evaluate("e => document.activeElement === e"):
+            break
+    else:
+        pytest.fail("Tab does not reach the button that chooses an image")
+    frame.locator("#file").evaluate("e => e.addEventListener('click', (event) => { event.preventDefault(); e.dataset.asked = 'yes'; })")  # no dialog
+    page.keyboard.press("Enter")
+    frame.locator("#file[data-asked=yes]").wait_for(state="attached")
+    frame.locator("#file").set_input_files(real_photo(tmp_path))
+    frame.locator("#answer").filter(has_text=re.compile(r"[a-z]{3}")).wait_for(timeout=60_000)
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") != "IFRAME":
+            break
+    assert page.evaluate("document.activeElement.tagName") == "A"
+    page.context.close()
 
 
 def test_quiz_right_and_wrong(browser: Any, site: Path) -> None:

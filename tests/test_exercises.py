@@ -833,6 +833,9 @@ def test_names_of_fastai_have_a_hint(hub):
         with pytest.raises(ImportError) as e:
             exec(f"from coursekit.{hub}.all import {name}")
         assert name in str(e.value) and write in str(e.value)
+        with pytest.raises(AttributeError) as a:
+            getattr(module, name)
+        assert str(a.value) == str(e.value) and not hasattr(module, name)
     assert not hasattr(module, "nothing_of_the_kind") and not hasattr(module, "__path__")
     with pytest.raises(AttributeError, match="Learner"):
         _ = module.Lerner

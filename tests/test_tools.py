@@ -195,6 +195,15 @@ def test_pip_installs_what_uv_cannot(works: str, asked: list[str], monkeypatch: 
     assert install.main() == (0 if works else 1) and calls == asked
 
 
+def test_installing_gets_the_scripts_of_pages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """After the package; without a network, the installation succeeds all the same and says what is missing."""
+    calls = []
+    monkeypatch.setattr(install, "succeeds", lambda command, **env: calls.append(command) or command != install.FETCH)
+    assert install.main() == 0 and calls[-1] == install.FETCH
+    said = capsys.readouterr().out
+    assert "network" in said and "make docs" in said
+
+
 # -------------------------------------------------------------------------------------------------------- README
 
 

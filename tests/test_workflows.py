@@ -68,3 +68,13 @@ def test_dockerfile() -> None:
     if hadolint := shutil.which("hadolint"):
         done = subprocess.run([hadolint, str(ROOT / "Dockerfile")], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_binder() -> None:
+    """The PyTorch that the package needs, for CPUs, and a Python that it runs on."""
+    lines = (ROOT / ".binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    text = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    asked = re.search(r"(?m)^requirements = torch>=(\S+) torchvision>=(\S+)", text)
+    assert asked and {f"torch=={asked[1]}.*", f"torchvision=={asked[2]}.*", "-e .[course]", "--index-url https://download.pytorch.org/whl/cpu"} <= set(lines)
+    assert (ROOT / ".binder" / "runtime.txt").read_text(encoding="utf-8").strip().removeprefix("python-") in re.findall(
+        r"3\.\d+", (ROOT / "setup.py").read_text(encoding="utf-8"))  # fmt: skip

@@ -2,7 +2,8 @@
 """Install coursekit for development into the environment of the Python that runs this: `python tools/install.py`.
 
 uv does it several times as fast as pip, so pip installs uv first. uv gets what pip's own configuration says (indexes,
-folders of wheels, constraints, certificates); if it cannot be installed or fails, pip does the work.
+folders of wheels, constraints, certificates); if it cannot be installed or fails, pip does the work. At the end, the scripts
+of web pages are downloaded, so that `make docs`, `make slides` and an export as a page need no network later.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ["-e", ".[dev]"]
+FETCH = [sys.executable, "docs/build.py", "--fetch"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 # An option of pip -> the same for uv. uv separates several folders of wheels by commas, everything else by spaces.
 SAME = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS", "constraint": "UV_CONSTRAINT",
@@ -45,11 +47,20 @@ def with_uv() -> bool:
     return succeeds([str(uv), "pip", "install", "-q", "--python", sys.executable, *WHAT], **as_uv(config))
 
 
+def fetch_scripts() -> None:
+    """What web pages need beside the package; without it, everything else works."""
+    if not succeeds(FETCH):
+        print("The scripts for web pages could not be downloaded; the message above says why. Lessons and tests work without them. "
+              "`make docs`, `make slides` and learn.export(\"page.html\") will try again and need a network then.", flush=True)
+
+
 def main() -> int:
-    if with_uv():
-        return 0
-    print("uv could not do it; installing with pip", flush=True)
-    return 0 if succeeds([*PIP, "install", "-qq", *WHAT]) else 1
+    if not with_uv():
+        print("uv could not do it; installing with pip", flush=True)
+        if not succeeds([*PIP, "install", "-qq", *WHAT]):
+            return 1
+    fetch_scripts()
+    return 0
 
 
 if __name__ == "__main__":

@@ -67,6 +67,11 @@
     }
   };
 
+  // Lines of text are wrapped; rows of numbers would lose their columns.
+  const grids = () => {
+    for (const text of document.querySelectorAll(".cell_output .output.stream pre")) text.classList.toggle("grid", /^ *\[+ *-?[\d.]+ +-?[\d.]+ /m.test(text.textContent));
+  };
+
   // What scrolls sideways can be scrolled with the keyboard, too.
   const scrollable = () => {
     const boxes = document.querySelectorAll(".cell_output, .highlight pre, .output, .table-wrapper, article pre, div.math, .mermaid");
@@ -75,9 +80,15 @@
     }
   };
 
+  // Enter opens and closes parts of the sidebar, as Space does, and Escape closes what lies over the page.
+  const keys = () => addEventListener("keydown", ({ key, target }) => {
+    if (key === "Enter" && target.matches?.(".toctree-checkbox, .sidebar-toggle")) target.click();
+    if (key === "Escape") document.querySelectorAll(".sidebar-toggle:checked").forEach((box) => { box.click(); box.focus(); });
+  });
+
   // The heading of a folded cell says what is in it; a label would hide that from screen readers.
   const labels = () => document.querySelectorAll("details.hide > summary").forEach((summary) => summary.removeAttribute("aria-label"));
 
-  const ready = () => { labels(); quizzes(); tryIt(); Promise.allSettled([mathematics(), diagrams()]).then(() => { scrollable(); document.body.dataset.drawn = "yes"; dispatchEvent(new Event("drawn")); }); };
+  const ready = () => { labels(); grids(); keys(); quizzes(); tryIt(); Promise.allSettled([mathematics(), diagrams()]).then(() => { scrollable(); document.body.dataset.drawn = "yes"; dispatchEvent(new Event("drawn")); }); };
   document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", ready) : ready();
 })();
