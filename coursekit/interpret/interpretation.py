@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ..core import plural
 from ..data.loader import ordered
@@ -44,11 +45,16 @@ class Interpretation:
         dl: Any = None,  # another loader with labels
         *,
         target: int = 0,  # which one, if items have several targets
-    ) -> "Interpretation":
+    ) -> Self:
         "Predict a set once and keep what interpretation needs."
         dl = learn.eval_dl(ds_idx) if dl is None else ordered(dl)
+        return cls(learn, dl, *cls._predicted(learn, dl, target), target=target)
+
+    @classmethod
+    def _predicted(cls, learn: Learner, dl: Any, target: int) -> Sequence[Tensor]:
+        "Predictions, targets, decoded predictions and losses of a loader."
         found = learn.get_preds(dl, with_loss=True, with_decoded=True)
-        return cls(learn, dl, *(part[target] if isinstance(part, tuple) else part for part in found), target=target)
+        return [part[target] if isinstance(part, tuple) else part for part in found]
 
     def top_losses(self, k: int | None = None) -> tuple[Tensor, Tensor]:
         "Losses and positions of the k items (None: of all) that the model got most wrong, worst first."
