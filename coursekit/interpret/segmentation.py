@@ -24,8 +24,8 @@ from ..vision.masks import MaskBlock
 class SegmentationInterpretation(Interpretation):
     "Interpretation of masks: images with the highest losses, and how well each class is found. Probabilities are not kept."
 
-    @classmethod
-    def _predicted(cls, learn: Learner, dl: Any, target: int) -> Sequence[Tensor]:
+    @staticmethod
+    def _predicted(learn: Learner, dl: Any, target: int) -> Sequence[Tensor]:
         "Batch by batch, so that only classes and losses are kept."
         if not dl.targets or not isinstance(dl.targets[target], MaskBlock):
             raise ValueError("SegmentationInterpretation: the targets are not masks of a MaskBlock; use Interpretation.")

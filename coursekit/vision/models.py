@@ -215,7 +215,7 @@ class Views(nn.Sequential):
                 looks.append(super().forward(v))
         return torch.stack(looks).mean(0)
 
-
+# %% ../../nbs/api/vision/11_models.ipynb #30131dd6
 def body_of(
     model: nn.Module,  # made by the recipe of a learner of images
 ) -> Body:
