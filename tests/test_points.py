@@ -19,15 +19,19 @@ from torch import Tensor, nn
 
 from coursekit.cli.predict import predict_files
 from coursekit.data.batch import Batch
+from coursekit.data.block import CategoryBlock
 from coursekit.data.datablock import DataBlock
 from coursekit.data.items import IndexSplitter
 from coursekit.data.loader import DataLoaders
 from coursekit.deploy.hub import load_learner
+from coursekit.deploy.page import page_spec
 from coursekit.interpret.interpretation import Interpretation
 from coursekit.training.learner import Learner
 from coursekit.vision.augment import Augment, Normalize, aug_transforms, imagenet_stats
 from coursekit.vision.block import ImageBlock
 from coursekit.vision.learner import vision_learner
+from coursekit.vision.models import VisionModel
+from coursekit.vision.point_head import mean_place
 from coursekit.vision.points import PointBlock, PointScaler, point_error, to_photo
 from coursekit.vision.resize import RandomResizedCrop, Resize
 
@@ -198,7 +202,7 @@ def test_results_are_shown_in_pixels_of_the_image(dots: Path) -> None:
 
 
 def test_points_are_learned_saved_and_found_by_another_process(dots: Path, tmp_path: Path) -> None:
-    learn = vision_learner(loaders(dots), "coursenet", y_range=(-1, 1), metrics=point_error, lin_ftrs=[16], seed=1, precision="fp32")
+    learn = vision_learner(loaders(dots), "coursenet", metrics=point_error, seed=1, precision="fp32")
     assert learn.dls.n_out == 2 and "MSELossFlat" in repr(learn.loss_func)
     with learn.no_bar():
         learn.fit_one_cycle(2, 1e-2)
@@ -214,6 +218,39 @@ print(learn.predict({str(photo)!r}).label.tolist()[0])"""
     again = loaded.validate(loaded.dls.test_dl([(f, place(f)) for f in learn.dls.valid_ds.items], with_labels=True))
     assert again[0] == pytest.approx(before[0], rel=1e-4)
     assert torch.allclose(loaded.predict(io.BytesIO(photo.read_bytes())).label, torch.tensor([want]), atol=0.01)
+
+
+def test_points_get_a_head_that_keeps_places(dots: Path) -> None:
+    """A few steps find the dots, which the pooled head doesn't; points and a class together get the pooled head."""
+    off = {}
+    for head in (None, False):
+        learn = vision_learner(loaders(dots), "coursenet", metrics=point_error, seed=1, precision="fp32", point_head=head)
+        with learn.no_bar():
+            learn.fine_tune(5, 1e-2, lr_mult=5)
+            off[head] = learn.validate()[1]
+    assert off[None] < 0.05 < 0.2 < off[False], off
+    block = DataBlock(blocks=(ImageBlock, PointBlock, CategoryBlock), n_inp=1, get_y=[place, lambda f: int(f.stem.split('_')[2]) % 2], item_tfms=Resize(64))
+    both = block.dataloaders(sorted(dots.iterdir()), bs=4, **OPTIONS)
+    assert isinstance(vision_learner(both, "coursenet", n_out=3).model.spec, VisionModel)
+    with raises(ValueError, "vision_learner", "3 outputs", "point_head=False"):
+        vision_learner(both, "coursenet", n_out=3, point_head=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
+def test_a_place_is_the_mean_of_the_cells(h: int, w: int, seed: int) -> None:
+    shares = torch.rand(2, 3, h, w, generator=torch.Generator().manual_seed(seed)).double()
+    shares /= shares.sum((2, 3), keepdim=True)
+    wanted = [sum(shares[..., y, x] * ((2 * k + 1) / n - 1) for y in range(h) for x in range(w) for k, n in [(x, w) if axis == 0 else (y, h)]) for axis in (0, 1)]
+    found = mean_place(shares)
+    assert torch.allclose(found, torch.stack(wanted, -1), atol=1e-6) and found.abs().max() <= 1
+    assert torch.allclose(mean_place(shares.flip(3)), found * torch.tensor([-1.0, 1.0]), atol=1e-6)
+
+
+def test_a_graph_and_a_page_predict_points(dots: Path, tmp_path: Path) -> None:
+    learn = vision_learner(loaders(dots, batch_tfms=[]), "coursenet", seed=1, precision="fp32")
+    assert learn.export(tmp_path / "dot.onnx").stat().st_size > 1e5  # the export compares the predictions of both
+    assert page_spec(learn)["kind"] == "points"
 
 
 # -------------------------------------------------------------------------------------------------- bad input

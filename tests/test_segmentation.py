@@ -34,6 +34,8 @@ from coursekit.vision.augment import aug_transforms
 from coursekit.vision.block import ImageBlock
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.masks import MaskBlock, read_mask
+from coursekit.vision.models import body_of
+from coursekit.vision.points import PointBlock
 from coursekit.vision.models import vision_groups
 from coursekit.vision.plan import plan_data
 from coursekit.vision.resize import Resize
@@ -79,24 +81,29 @@ def class_loaders(path: Path, size: int) -> DataLoaders:
     return block.dataloaders(get_image_files(path / "images"), bs=4, **OPTIONS)
 
 
+def point_loaders(path: Path, size: int) -> DataLoaders:
+    block = DataBlock(blocks=(ImageBlock, PointBlock), get_y=lambda f: np.argwhere(read_mask(mask_file(f)) == 1).mean(0)[::-1].tolist(), item_tfms=Resize(size))
+    return block.dataloaders(get_image_files(path / "images"), bs=4, **OPTIONS)
+
+
 # ---- one contract for learners of images, over twelve families ----
 
 FAMILIES = ["resnet18", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf", "swin_t",
             "coursenet", "timm/convnext_atto", "efficientnet_lite0"]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["classes", "masks"])
+@pytest.mark.parametrize("kind", ["classes", "masks", "points"])
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_learners_keep_one_contract_over_every_family(disks: Path, tmp_path: Path, arch: str, kind: str) -> None:
     whole_weights(arch, tmp_path / "w.safetensors")
     masks = kind == "masks"
-    dls = mask_loaders(disks, 64) if masks else class_loaders(disks, 64)
+    dls = {"classes": class_loaders, "masks": mask_loaders, "points": point_loaders}[kind](disks, 64)
     make, groups = (unet_learner, unet_groups) if masks else (vision_learner, vision_groups)
     learn = make(dls, arch, weights=tmp_path / "w.safetensors", seed=0)
     learn.progress = False
     twin = make(dls, arch, weights=tmp_path / "w.safetensors", seed=0)
     assert all(torch.equal(a, b) for a, b in zip(learn.model.state_dict().values(), twin.model.state_dict().values()))
-    body = learn.model.encoder.body if masks else learn.model[0]
+    body = body_of(learn.model)
     parts = [list(g.parameters()) if isinstance(g, nn.Module) else list(g) for g in groups(learn.model)]
     assert len(parts) == 3 and all(parts)
     assert sorted(id(p) for g in parts for p in g) == sorted(id(p) for p in learn.model.parameters())
@@ -111,12 +118,23 @@ def test_learners_keep_one_contract_over_every_family(disks: Path, tmp_path: Pat
     file = dls.valid_ds.items[0]
     said = learn.predict(file)
     assert list(said.probabilities.shape) == ([3, 64, 64] if masks else [2])
-    assert torch.allclose(said.probabilities.sum(0), torch.ones(()), atol=1e-5)
+    assert torch.allclose(said.probabilities.sum(0), torch.ones(()), atol=1e-5) or (kind == "points" and said.probabilities.abs().max() < 1)
     again = load_learner(learn.export(tmp_path / "m.ck"), device="cpu")
     assert torch.allclose(again.predict(file).probabilities, said.probabilities, atol=1e-5)
     assert np.array_equal(np.asarray(again.predict(file).label), np.asarray(said.label))
     with raises(ValueError, make.__name__, "weights", "pretrained=False"):
         make(dls, arch, weights=tmp_path / "w.safetensors", pretrained=False)
+
+
+@pytest.mark.parametrize("make", [unet_learner, vision_learner])
+def test_errors_begin_with_the_function_that_was_called(disks: Path, tmp_path: Path, make) -> None:
+    dls, name = mask_loaders(disks, 64), make.__name__
+    (tmp_path / "bad.pth").write_bytes(b"no weights")
+    for facts, options in ((["resnet81"], {"arch": "resnet81", "pretrained": False}), (["none.pth", "does not exist"], {"weights": "none.pth"}),
+                           (["bad.pth", "cannot be read"], {"weights": tmp_path / "bad.pth"}), (["maxvit_t", "another"], {"arch": "maxvit_t", "pretrained": False})):
+        with pytest.raises((ValueError, OSError), match=f"^{name}: ") as e:
+            make(dls, **{"arch": "coursenet"} | options)
+        assert all(fact in str(e.value) for fact in facts), e.value
 
 
 @settings(deadline=None, max_examples=8)

@@ -237,8 +237,8 @@ def _train_table(file: Any, ctx: click.Context) -> None:
               help="Passes over all images. With pretrained weights, there is one more at the start, for the new head.  [default: 3, more for a small set]")
 @click.option("--size", type=click.IntRange(16, 2048), help="Resize images to this many pixels per side.  [default: 128, or 96 for coursenet]")
 @click.option("--out", default="model.ck", show_default=True, help="File to write the model to.")
-@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: depends on the network]")
-@click.option("--bs", type=click.IntRange(2, 4096), help="Images per batch.  [default: 32, or 16 for fewer than 500 images]")
+@click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: depends on network and target]")
+@click.option("--bs", type=click.IntRange(2, 4096), help="Images per batch.  [default: 32, 16 for fewer than 500 images, 8 for masks]")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=42, show_default=True, help="Random seed of the split and the training.")
 @click.option("--valid-pct", type=click.FloatRange(0, 0.9, min_open=True), default=0.2, show_default=True,
               help="Share of the images to validate on, drawn at random. Not used if SOURCE says which images are for validation.")
@@ -284,7 +284,7 @@ def train(source: str, target: str | None, arch: str, epochs: int | None, size: 
     plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col or None, label_delim=label_delim, valid_col=valid_col,
                      train=train_in or None, valid=valid_in or None, depth=depth, valid_pct=valid_pct, seed=seed)
     click.echo(str(plan))
-    plan.dblock()  # what makes training impossible is an error here
+    recipe.suit(plan.dblock().blocks[1].kind == "mask")  # what makes training impossible is an error here
     click.echo(f"training  {recipe}")
     if not dry_run:
         train_model(plan, recipe, file, size=size, bs=bs, cache=None if cache == "none" else cache, say=click.echo)

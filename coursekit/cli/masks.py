@@ -11,13 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from ..core import printable
 from ..training.learner import Learner
 from ..vision.images import ImageError, load_image
-from ..vision.masks import class_colors
+from ..vision.masks import class_shares, paint_mask
 from ..vision.segmentation import predict_mask
 
 # %% ../../nbs/api/cli/12_masks.ipynb #3932356d
@@ -45,12 +42,10 @@ def write_masks(
         out.mkdir(parents=True, exist_ok=True)
         name = _free(file.stem, names)
         target, overlay = out / f"{name}.png", out / f"{name}_overlay.jpg"
-        numbers, vocab = np.asarray(mask), learn.dls.targets[0].vocab
         mask.save(target)
-        Image.blend(img, Image.fromarray(class_colors(len(vocab))[numbers]), 0.5).save(overlay, quality=90)
-        shares = np.bincount(numbers.ravel(), minlength=len(vocab)) / numbers.size
-        best = sorted(zip(shares.tolist(), vocab), reverse=True)
-        yield {"file": str(file), "mask": str(target), "overlay": str(overlay), "classes": {name: round(share, 6) for share, name in best if share}}
+        paint_mask(img, mask).save(overlay, quality=90)
+        vocab = learn.dls.targets[0].vocab
+        yield {"file": str(file), "mask": str(target), "overlay": str(overlay), "classes": {vocab[k]: round(p, 6) for k, p in class_shares(mask, vocab)}}
 
 # %% ../../nbs/api/cli/12_masks.ipynb #9afc4588
 def mask_line(p: dict[str, Any], *, top: int, as_json: bool) -> str:

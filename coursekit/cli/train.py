@@ -51,11 +51,18 @@ class Recipe:
     pretrained: bool = True  # start from pretrained weights
     epochs: int | None = None  # passes over all layers, at least 1; None: 3, and more if that is fewer than 60 batches
     lr: float | None = None  # highest learning rate of the head; None: one that works for this kind of network
+    masks: bool = False  # whether masks are predicted: a decoder has far more to learn than a head
 
     def __post_init__(self):
         self.arch = arch_name(self.arch)
-        if self.lr is None:
-            self.lr = 5e-3 if not self.pretrained else 8e-3 if self.arch == "coursenet" else 2e-3
+        self.own_lr = self.lr is not None
+        self.suit(self.masks)
+
+    def suit(self, masks: bool) -> None:
+        "Choose the learning rate by what is predicted, if nobody chose it."
+        self.masks, small = masks, self.arch == "coursenet"
+        if not self.own_lr:
+            self.lr = 5e-3 if not self.pretrained else (1e-2 if small else 5e-3) if masks else 8e-3 if small else 2e-3
 
     def set_epochs(self, batches: int) -> None:
         "Settle the number of epochs, if nobody chose it; `batches` are those of one."
@@ -66,7 +73,7 @@ class Recipe:
         self.set_epochs(len(learn.dls.train))
         if self.pretrained:
             # coursenet is small, so its first layers must move further than those of a network with ImageNet weights; for masks, all layers must
-            far = 5 if self.arch == "coursenet" else 10 if isinstance(learn.dls.targets[0], MaskBlock) else 100
+            far = 5 if self.arch == "coursenet" else 10 if self.masks else 100
             learn.fine_tune(self.epochs, self.lr, lr_mult=far)
         else:
             learn.fit_one_cycle(self.epochs, self.lr)
@@ -124,12 +131,12 @@ def train_model(
     out: Path,  # from `check_out`
     *,
     size: int | None = None,  # pixels per side; None: 128, or 96 for coursenet
-    bs: int | None = None,  # images per batch; None: 32, or 16 if there are fewer than 500
+    bs: int | None = None,  # images per batch; None: 32, or 16 if there are fewer than 500; 8 for masks
     cache: str | None = "memory",  # "memory", "device", None
     say: Callable[[str], None] = print,  # receives line by line
 ) -> Learner:
     "Train, write the model, say how good it is. After Ctrl-C the model is written too, if a step was done before."
-    bs = bs or (16 if len(plan.items) < 500 else 32)  # a small set needs the steps
+    bs = bs or (8 if recipe.masks else 16 if len(plan.items) < 500 else 32)  # a small set needs the steps, and an image of a mask teaches much at once
     size = size or (96 if recipe.arch == "coursenet" else 128)
     learn = make_learner(plan, recipe, size=size, bs=bs, cache=cache)
     name = printable(as_typed(out))

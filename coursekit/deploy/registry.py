@@ -38,6 +38,7 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "wrapped": "coursekit.training.loss_wrappers:WrappedLoss",
     "multi_target": "coursekit.training.losses:MultiTargetLoss",
     "vision_model": "coursekit.vision.models:VisionModel",
+    "point_model": "coursekit.vision.point_head:PointModel",
     "unet_model": "coursekit.vision.unet:UNetModel",
     "rating_pair": "coursekit.collab:PairBlock",
     "collab_model": "coursekit.collab:CollabModel",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from ..core import plural
 from ..data.loader import ordered
@@ -18,9 +19,16 @@ from ..display import Table, as_label, figure_grid, finish
 from .heatmaps import heat_maps, vocab_of
 from ..training.learner import Learner
 
+# %% ../../nbs/api/interpret/01_interpretation.ipynb #643f6ce6
+def _predictions(learn: Learner, dl: Any, target: int) -> Sequence[Tensor]:
+    "Predictions, targets, decoded predictions and losses of a loader."
+    found = learn.get_preds(dl, with_loss=True, with_decoded=True)
+    return [part[target] if isinstance(part, tuple) else part for part in found]
+
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #e81baf0a
 class Interpretation:
     "Predictions, targets and losses of a set, and the items they belong to. They may be classes, several labels, numbers, points or masks."
+    _predicted = staticmethod(_predictions)  # what `from_learner` keeps
 
     def __init__(
         self,
@@ -33,8 +41,8 @@ class Interpretation:
         *,
         target: int = 0,  # which one, if items have several targets
     ):
-        self.learn, self.dl, self.preds, self.targs, self.decoded, self.losses = learn, dl, preds, targs, decoded, losses
-        self.target, self.vocab = target, vocab_of(learn, target)
+        self.learn, self.dl, self.target, self.vocab = learn, dl, target, vocab_of(learn, target)
+        self.preds, self.targs, self.decoded, self.losses = preds, targs, decoded, losses
 
     @classmethod
     def from_learner(
@@ -44,11 +52,10 @@ class Interpretation:
         dl: Any = None,  # another loader with labels
         *,
         target: int = 0,  # which one, if items have several targets
-    ) -> "Interpretation":
+    ) -> Self:
         "Predict a set once and keep what interpretation needs."
         dl = learn.eval_dl(ds_idx) if dl is None else ordered(dl)
-        found = learn.get_preds(dl, with_loss=True, with_decoded=True)
-        return cls(learn, dl, *(part[target] if isinstance(part, tuple) else part for part in found), target=target)
+        return cls(learn, dl, *cls._predicted(learn, dl, target), target=target)
 
     def top_losses(self, k: int | None = None) -> tuple[Tensor, Tensor]:
         "Losses and positions of the k items (None: of all) that the model got most wrong, worst first."
@@ -57,8 +64,7 @@ class Interpretation:
 
     def item(self, i: int) -> Any:
         "Item i of the set, as get_items gave it."
-        items = getattr(getattr(self.dl, "dataset", None), "items", None)
-        if items is None:
+        if (items := getattr(getattr(self.dl, "dataset", None), "items", None)) is None:
             raise ValueError("Interpretation.item: plain loaders do not name their items; look them up in your own dataset.")
         return items[int(i)]
 

@@ -6,13 +6,13 @@
 __all__ = ['SegmentationInterpretation']
 
 # %% ../../nbs/api/interpret/05_segmentation.ipynb #cb7c0342
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.loader import ordered
 from ..display import Table, as_label, progress_bar
 from .interpretation import Interpretation, _draw_confusion
 from ..training.learner import Learner
@@ -24,17 +24,9 @@ from ..vision.masks import MaskBlock
 class SegmentationInterpretation(Interpretation):
     "Interpretation of masks: images with the highest losses, and how well each class is found. Probabilities are not kept."
 
-    @classmethod
-    def from_learner(
-        cls,
-        learn: Learner,  # trained on masks
-        ds_idx: int = 1,  # 0: training items (not augmented), 1: validation items
-        dl: Any = None,  # another loader with labels
-        *,
-        target: int = 0,  # which one, if items have several targets
-    ) -> "SegmentationInterpretation":
-        "Predict a set once, batch by batch, and keep classes and losses."
-        dl = learn.eval_dl(ds_idx) if dl is None else ordered(dl)
+    @staticmethod
+    def _predicted(learn: Learner, dl: Any, target: int) -> Sequence[Tensor]:
+        "Batch by batch, so that only classes and losses are kept."
         if not dl.targets or not isinstance(dl.targets[target], MaskBlock):
             raise ValueError("SegmentationInterpretation: the targets are not masks of a MaskBlock; use Interpretation.")
         rows, loss = [], learn.loss_func
@@ -44,8 +36,7 @@ class SegmentationInterpretation(Interpretation):
                 decoded = loss.decode(raw)
                 decoded = decoded[target] if isinstance(decoded, tuple) else decoded
                 rows.append((batch.ys[target].byte().cpu(), decoded.byte().cpu(), loss.per_item(raw, *batch.ys).cpu()))
-        targs, said, losses = (torch.cat(parts) for parts in zip(*rows))
-        return cls(learn, dl, torch.empty(0), targs, said, losses, target=target)
+        return [torch.empty(0), *(torch.cat(parts) for parts in zip(*rows))]
 
     def confusion_matrix(self) -> Tensor:  # (C, C) counts: row = actual class, column = predicted class
         "How many pixels of each class were predicted as each class. Pixels that don't count are left out."

@@ -7,7 +7,6 @@ __all__ = ['TITLE', 'VERSION', 'LABELS', 'SCENES', 'MOST', 'PLACES', 'THINGS', '
            'draw_plant', 'draw_bird', 'draw_boat', 'Company', 'draw_company', 'make_pets_in_company']
 
 # %% ../../nbs/api/samples/11_company.ipynb #784199f6
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from .animals import BREEDS, INK, draw_pet_on, foot_of, make_pet
 from .pets import BACKGROUNDS, LIGHTS
 from .scenery import CLOTHS, PAINTS, box, draw_bicycle, draw_car, draw_cyclist, draw_person, make_person, pick
-from .sprites import Affine, Canvas, Mark, Pen, develop, draw_many, empty_folder, mix, oval, ribbon, smooth
+from .sprites import Affine, Canvas, Mark, Pen, csv_text, develop, draw_many, empty_folder, mix, oval, ribbon, smooth, write_texts
 
 # %% ../../nbs/api/samples/11_company.ipynb #52fac703
 TITLE = "Pets in company"
@@ -270,14 +269,13 @@ def make_pets_in_company(
     parts = np.select([order < n_train // 5, order < n_train], ["valid", "train"], "test").tolist()
     jobs = [[str(dest.absolute()), k + 1, part, seed, list(size)] for k, part in enumerate(parts)]
     rows = draw_many(_draw_file, jobs, n_workers=n_workers)
+    texts = {"README.txt": README}
     for name, head, picked in (("train", ["fname", "labels", "is_valid"], ("train", "valid")), ("test", ["fname", "labels"], ("test",))):
-        with open(dest / f"{name}.csv", "w", encoding="utf-8", newline="") as f:
-            lines = [[r["fname"], r["labels"], str(part == "valid")][: len(head)] for r, part in zip(rows, parts) if part in picked]
-            csv.writer(f, lineterminator="\n").writerows([head, *lines])
+        lines = [[r["fname"], r["labels"], str(part == "valid")][: len(head)] for r, part in zip(rows, parts) if part in picked]
+        texts[f"{name}.csv"] = csv_text([head, *lines])
     for name in ("train", "valid", "test"):
-        text = json.dumps(_boxes([r for r, part in zip(rows, parts) if part == name]), separators=(",", ":"))
-        (dest / f"{name}.json").write_text(text + "\n", encoding="utf-8", newline="\n")
-    (dest / "README.txt").write_text(README, encoding="utf-8", newline="\n")
+        texts[f"{name}.json"] = json.dumps(_boxes([r for r, part in zip(rows, parts) if part == name]), separators=(",", ":")) + "\n"
+    write_texts(dest, texts)
     return dest
 
 

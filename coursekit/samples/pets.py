@@ -6,7 +6,6 @@
 __all__ = ['BACKGROUNDS', 'LIGHTS', 'SQUARE', 'POSES', 'LIST_HEAD', 'README', 'Picture', 'Frame', 'draw_pet', 'make_paper_pets']
 
 # %% ../../nbs/api/samples/02_pets.ipynb #098ad7a9
-import csv
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.random import Generator
 from PIL import Image, ImageFilter
 
 from .animals import BREEDS, INK, Pet, draw_pet_on, foot_of, make_pet
-from .sprites import Affine, Canvas, Light, Mark, Pen, develop, draw_many, empty_folder, fringed, mix, oval, rgb, ribbon, smooth
+from .sprites import Affine, Canvas, Light, Mark, Pen, csv_text, develop, draw_many, empty_folder, fringed, mix, oval, rgb, ribbon, smooth, write_texts
 
 # %% ../../nbs/api/samples/02_pets.ipynb #4ab345a4
 def _ground(pen: Pen, y: float, color, rng: Generator, *, wave: float = 0.0, marks=()) -> None:
@@ -302,12 +301,8 @@ def _write_lists(folder: Path, rows: list[dict]) -> None:
     halves = [(v[: (len(v) + 1) // 2], v[(len(v) + 1) // 2 :]) for v in lines.values()]
     head = LIST_HEAD.format(n=len(names), cats=len(cats), dogs=len(dogs))
     parts = {"list": [[head], *lines.values()], "trainval": [a for a, _ in halves], "test": [b for _, b in halves]}
-    for name, some in parts.items():
-        (folder / f"{name}.txt").write_text("".join(line for lines in some for line in lines), encoding="utf-8", newline="\n")
-    with open(folder / "attributes.csv", "w", encoding="utf-8", newline="") as f:
-        table = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    texts = {f"{name}.txt": "".join(line for lines in some for line in lines) for name, some in parts.items()}
+    write_texts(folder, texts | {"attributes.csv": csv_text([rows[0], *(row.values() for row in rows)])})
 
 
 README = """Paper Pets: drawn cats and dogs of 12 breeds, a stand-in for the Oxford-IIIT Pets archive.

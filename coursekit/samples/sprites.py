@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['Box', 'Extent', 'Affine', 'smooth', 'mirrored', 'oval', 'ribbon', 'fringed', 'rgb', 'mix', 'noise', 'Mark', 'pieces',
-           'Canvas', 'Pen', 'Light', 'develop', 'empty_folder', 'draw_many', 'draw']
+           'Canvas', 'Pen', 'Light', 'develop', 'empty_folder', 'csv_text', 'write_texts', 'draw_many', 'draw']
 
 # %% ../../nbs/api/samples/00_sprites.ipynb #b3f447e5
 import contextlib
+import csv
+import io
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
@@ -316,6 +318,19 @@ def empty_folder(who: str, dest: str | os.PathLike) -> Path:
         raise FileExistsError(f"{who}: {dest} is not an empty folder; pass a new folder or remove that one.")
     dest.mkdir(parents=True, exist_ok=True)
     return dest
+
+# %% ../../nbs/api/samples/00_sprites.ipynb #bd3adfe7
+def csv_text(rows: Iterable[Iterable]) -> str:  # the first row has the names of the columns
+    "Rows as the text of a CSV file."
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def write_texts(dest: Path, texts: Mapping[str, str]) -> None:  # name of a file -> its text
+    "Write text files, with the same bytes on every system."
+    for name, text in texts.items():
+        (dest / name).write_text(text, encoding="utf-8", newline="\n")
 
 # %% ../../nbs/api/samples/00_sprites.ipynb #f361dc6b
 def draw_many(function: Callable, jobs: Sequence, *, n_workers: int | None = None) -> list:  # results in the order of the jobs

@@ -7,7 +7,6 @@ __all__ = ['TITLE', 'VERSION', 'SIZE', 'STREETS', 'FRAMES', 'NAMES', 'README', '
            'make_paper_streets']
 
 # %% ../../nbs/api/samples/10_streets.ipynb #e14200fb
-import csv
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from .perspective import CODES, EYE, FAR, SIDES, SKY, VOID, WEATHERS, Street, Thing, View, Weather, paint_backdrop, paint_ground
 from .roadside import paint_car, paint_figure, paint_green, paint_house, paint_post
 from .scenery import PAINTS, pick
-from .sprites import Affine, Canvas, Pen, develop, draw_many, empty_folder, mix, oval, ribbon, smooth
+from .sprites import Affine, Canvas, Pen, csv_text, develop, draw_many, empty_folder, mix, oval, ribbon, smooth, write_texts
 
 # %% ../../nbs/api/samples/10_streets.ipynb #447f90e9
 TITLE = "Paper Streets"
@@ -241,13 +240,9 @@ def make_paper_streets(
     jobs = [[str(dest.absolute()), number, frame, seed, list(size)] for number in range(streets) for frame in range(frames)]
     rows = draw_many(_draw_file, jobs, n_workers=n_workers)
     texts = {"codes.txt": "".join(f"{code}\n" for code in CODES), "README.txt": README,
-             "valid.txt": "".join(f"{row['file']}\n" for row, job in zip(rows, jobs) if _for_validation(job[1], str(row["weather"])))}
-    for name, text in texts.items():
-        (dest / name).write_text(text, encoding="utf-8", newline="\n")
-    with open(dest / "streets.csv", "w", encoding="utf-8", newline="") as f:
-        table = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+             "valid.txt": "".join(f"{row['file']}\n" for row, job in zip(rows, jobs) if _for_validation(job[1], str(row["weather"]))),
+             "streets.csv": csv_text([rows[0], *(row.values() for row in rows)])}
+    write_texts(dest, texts)
     return dest
 
 

@@ -6,8 +6,9 @@
 __all__ = ['cnn_learner', 'SEEN_SIZE', 'LOOKED_AT', 'HEADS_OF_COURSENET', 'vision_learner', 'pretrained']
 
 # %% ../../nbs/api/vision/12_learner.ipynb #55f4716f
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torchvision import models as tv_models
@@ -16,10 +17,12 @@ from typing_extensions import Unpack
 from ..core import printable, seeded, takes_options
 from ..data.block import CategoryBlock
 from ..data.loader import DataLoaders
+from ..training.layers import ModelSpec
 from ..training.learner import Learner, LearnerOptions, serving_learner
 from .augment import Normalize
 from .block import ImageBlock
-from .models import KEEP_STATS, VisionModel, arch_name, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
+from .models import KEEP_STATS, VisionModel, arch_name, body_of, fetch_weights, load_body_weights, norm_stats, read_state, vision_groups
+from .point_head import PointModel
 from .resize import Resize
 
 # %% ../../nbs/api/vision/12_learner.ipynb #8b457fd5
@@ -33,47 +36,86 @@ def vision_learner(
     pretrained: bool = True,  # start from published weights, with all but the head frozen
     weights: str | os.PathLike | None = None,  # a file of weights (.safetensors, .pth); None: the published ones
     seed: int | None = None,  # of the initial weights and dropout; None draws one
-    lin_ftrs: Sequence[int] = (512,),  # hidden widths of the head
+    lin_ftrs: Sequence[int] = (512,),  # hidden widths of the head; this and the next three mean the head that pools
     ps: float | None = None,  # dropout of the head, 0..1; None: 0.5 over published weights, 0.1 from scratch
     concat_pool: bool = True,  # pool mean and maximum; False: the mean only
     y_range: tuple[float, float] | None = None,  # squash outputs between these, for regression
+    point_head: bool | None = None,  # a `PointHead`, which keeps places and answers from -1 to 1; None: where points are the only target
     fixed_stats: bool | None = None,  # batch norms of the body keep their statistics in training; None: those of `KEEP_STATS` over their weights
     **options: Unpack[LearnerOptions],
 ) -> Learner:
     "A learner for images by transfer learning, or from scratch with pretrained=False."
-    name = arch_name(arch)
-    _check_input(dls)
-    n_out = dls.n_out if n_out is None else n_out
-    if n_out is None:
-        raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
-    if weights is not None and not pretrained:
-        raise ValueError(f"vision_learner: weights={weights!r} with pretrained=False; leave one of them out.")
-    file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
+    point_head = [b.kind for b in dls.targets] == ["points"] if point_head is None else point_head
     ps = (0.5 if pretrained else 0.1) if ps is None else ps  # a body that still has to learn needs the whole gradient
-    with seeded(seed):
-        model = VisionModel(name, n_out, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range),
-                            fixed_stats=pretrained and name in KEEP_STATS if fixed_stats is None else fixed_stats).build()
-    if file is not None:
-        load_body_weights(model[0], arch, file)
-    _check_size(model, dls, name)
-    if normalize:
-        dls = _add_normalize(dls, name)
-    learn = Learner(dls, model, seed=seed, **{"splitter": vision_groups, **options})
-    if pretrained:
-        learn.freeze()
-    return learn
+
+    def recipe(name: str, n: int, fixed: bool) -> ModelSpec:
+        if point_head and n % 2:
+            raise ValueError(f"vision_learner: {n} outputs are not x and y of points; pass point_head=False.")
+        if point_head:
+            return PointModel(name, n, fixed_stats=fixed)
+        return VisionModel(name, n, tuple(lin_ftrs), ps, concat_pool, y_range and tuple(y_range), fixed_stats=fixed)
+
+    return _image_learner("vision_learner", dls, arch, recipe, vision_groups, normalize=normalize, n_out=n_out, pretrained=pretrained, weights=weights,
+                          seed=seed, fixed_stats=fixed_stats, options=options)
 
 
 cnn_learner = vision_learner  # its name in the first edition of the book
 
+# %% ../../nbs/api/vision/12_learner.ipynb #9a5f357b
+@contextlib.contextmanager
+def _called(who: str) -> Iterator[None]:
+    "Inside, errors that begin with `vision_learner` begin with the function that the reader called."
+    try:
+        yield
+    except (ValueError, OSError) as e:
+        if len(e.args) == 1 and str(e).startswith("vision_learner: "):
+            e.args = (str(e).replace("vision_learner", who, 1),)
+        raise
+
+
+def _image_learner(
+    who: str,  # the function that the reader called
+    dls: DataLoaders,
+    arch: str | Callable,
+    recipe: Callable[[str, int, bool], ModelSpec],  # of the architecture's name, the number of outputs and `fixed_stats`
+    groups: Callable,  # model -> parameter groups
+    *,
+    normalize: bool,
+    n_out: int | None,
+    pretrained: bool,
+    weights: str | os.PathLike | None,
+    seed: int | None,
+    fixed_stats: bool | None,
+    options: LearnerOptions,
+) -> Learner:
+    "What `vision_learner` and `unet_learner` share: checks, weights, normalization, parameter groups, freezing."
+    with _called(who):
+        name = arch_name(arch)
+        _check_input(dls)
+        n_out = dls.n_out if n_out is None else n_out
+        if n_out is None:
+            raise ValueError("vision_learner: the data do not say how many outputs the model needs; pass n_out.")
+        if weights is not None and not pretrained:
+            raise ValueError(f"vision_learner: weights={weights!r} with pretrained=False; leave one of them out.")
+        file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
+        with seeded(seed):
+            model = recipe(name, n_out, pretrained and name in KEEP_STATS if fixed_stats is None else fixed_stats).build()
+        if file is not None:
+            load_body_weights(body_of(model), arch, file)
+        _check_size(model, dls, name)
+    learn = Learner(_add_normalize(dls, name) if normalize else dls, model, seed=seed, **{"splitter": groups, **options})
+    if pretrained:
+        learn.freeze()
+    return learn
+
 # %% ../../nbs/api/vision/12_learner.ipynb #662f7f1d
-def _check_input(dls: DataLoaders, who: str = "vision_learner") -> None:
+def _check_input(dls: DataLoaders) -> None:
     "Refuse data whose input is not an image."
     if dls.train.blocks and (kind := dls.train.kinds[0]) != "image":
-        raise ValueError(f"{who}: the input of these data is of kind {kind!r}, not 'image'; make it with ImageBlock.")
+        raise ValueError(f"vision_learner: the input of these data is of kind {kind!r}, not 'image'; make it with ImageBlock.")
 
 
-def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str, who: str = "vision_learner") -> None:
+def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str) -> None:
     "Refuse the image size of the data where the network cannot take it: a black image of that size shows it."
     tfms = [*dls.train.dataset.item_tfms, *dls.batch_tfms] if dls.train.blocks else []
     size = next((t.size for t in reversed(tfms) if getattr(t, "size", None) is not None), None)
@@ -85,7 +127,7 @@ def _check_size(model: torch.nn.Module, dls: DataLoaders, arch: str, who: str = 
             model.eval()(torch.zeros(1, 3, h, w))
     except (RuntimeError, AssertionError) as e:
         said = printable((str(e) or type(e).__name__).splitlines()[0])
-        raise ValueError(f"{who}: {arch} cannot take images of {h} x {w} pixels ({said}); bring them to another "
+        raise ValueError(f"vision_learner: {arch} cannot take images of {h} x {w} pixels ({said}); bring them to another "
                          "size, such as item_tfms=Resize(224).") from e
     finally:
         model.train()

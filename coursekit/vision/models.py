@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN_ARCHS', 'KEEP_STATS', 'HEADS', 'OWN_WEIGHTS', 'ResBlock', 'coursenet', 'efficientnet_lite0', 'arch_name',
-           'whole_net', 'Body', 'TimmBody', 'create_body', 'VisionModel', 'Views', 'vision_groups', 'WeightsError',
-           'norm_stats', 'fetch_weights', 'timm_file', 'read_state', 'load_body_weights', 'course_arch']
+           'whole_net', 'Body', 'TimmBody', 'create_body', 'VisionModel', 'Views', 'body_of', 'vision_groups',
+           'WeightsError', 'norm_stats', 'fetch_weights', 'timm_file', 'read_state', 'load_body_weights', 'course_arch']
 
 # %% ../../nbs/api/vision/11_models.ipynb #de1eb4c5
 import importlib.resources
@@ -215,13 +215,20 @@ class Views(nn.Sequential):
                 looks.append(super().forward(v))
         return torch.stack(looks).mean(0)
 
+# %% ../../nbs/api/vision/11_models.ipynb #30131dd6
+def body_of(
+    model: nn.Module,  # made by the recipe of a learner of images
+) -> Body:
+    "The body inside a model."
+    return next(m for m in model.modules() if isinstance(m, Body))
+
 
 def vision_groups(
-    model: nn.Sequential,  # made by `VisionModel.build`
+    model: nn.Sequential,  # made by `VisionModel.build` or `PointModel.build`
 ) -> list:  # early layers, late layers, head
     "The three parameter groups of a vision model."
-    body, head = model
-    return [*(body.groups() if isinstance(body, TimmBody) else body), head]
+    body = body_of(model)
+    return [*(body.groups() if isinstance(body, TimmBody) else body), model[1]]
 
 # %% ../../nbs/api/vision/11_models.ipynb #53486e1c
 class WeightsError(OSError):

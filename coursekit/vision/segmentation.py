@@ -15,16 +15,15 @@ import torch.nn.functional as F
 from PIL import Image
 from typing_extensions import Unpack
 
-from ..core import seeded, takes_options
+from ..core import takes_options
 from ..data.items import RandomSplitter
 from ..data.loader import DataLoaders
 from ..training.learner import Learner, LearnerOptions
 from .block import ImageBlock, ImageOptions
 from .data import ImageDataLoaders, _with_size
 from .images import load_image
-from .learner import _add_normalize, _check_input, _check_size
+from .learner import _image_learner
 from .masks import MaskBlock
-from .models import KEEP_STATS, arch_name, fetch_weights, load_body_weights
 from .resize import Resize
 from .unet import UNetModel, unet_groups
 
@@ -67,24 +66,12 @@ def unet_learner(
     **options: Unpack[LearnerOptions],
 ) -> Learner:
     "A learner for masks: a U-Net by transfer learning, or from scratch with pretrained=False."
-    name = arch_name(arch)
-    _check_input(dls, "unet_learner")
-    n_out = dls.n_out if n_out is None else n_out
-    if n_out is None:
-        raise ValueError("unet_learner: the data do not say how many outputs the model needs; pass n_out.")
-    if weights is not None and not pretrained:
-        raise ValueError(f"unet_learner: weights={weights!r} with pretrained=False; leave one of them out.")
-    file = fetch_weights(arch, weights) if pretrained else None  # before building: nothing is lost where it fails
-    fixed_stats = pretrained and name in KEEP_STATS if fixed_stats is None else fixed_stats
-    with seeded(seed):
-        model = UNetModel(name, n_out, tuple(widths), y_range and tuple(y_range), fixed_stats).build()
-    if file is not None:
-        load_body_weights(model.encoder.body, arch, file)
-    _check_size(model, dls, name, "unet_learner")
-    learn = Learner(_add_normalize(dls, name) if normalize else dls, model, seed=seed, **{"splitter": unet_groups, **options})
-    if pretrained:
-        learn.freeze()
-    return learn
+
+    def recipe(name: str, n: int, fixed: bool) -> UNetModel:
+        return UNetModel(name, n, tuple(widths), y_range and tuple(y_range), fixed)
+
+    return _image_learner("unet_learner", dls, arch, recipe, unet_groups, normalize=normalize, n_out=n_out, pretrained=pretrained, weights=weights,
+                          seed=seed, fixed_stats=fixed_stats, options=options)
 
 # %% ../../nbs/api/vision/15_segmentation.ipynb #f3ef5c31
 def _whole_view(dl: Any, size: tuple[int, int]) -> Any:

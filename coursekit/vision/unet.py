@@ -56,7 +56,7 @@ class Encoder(nn.Module):
         body.train()
         self.at = _last_of_each([_size(s) for s in shapes], size[0])
         if not self.at:
-            raise ValueError(f"unet_learner: {type(getattr(body, 'net', body)).__name__} has no features with a height and a width; use another "
+            raise ValueError(f"vision_learner: {type(getattr(body, 'net', body)).__name__} has no features with a height and a width; use another "
                              "architecture, such as 'efficientnet_lite0'.")
         self.by_pixel = [shapes[i][2] != shapes[i][3] for i in self.at]  # (N, h, w, C)
         self.channels = [shapes[i][3 if last else 1] for i, last in zip(self.at, self.by_pixel)]
@@ -75,7 +75,7 @@ class Encoder(nn.Module):
     def _timm(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
         net: Any = self.body.net
         if not hasattr(net, "forward_intermediates"):
-            raise ValueError(f"unet_learner: timm's {type(net).__name__} does not hand out its features; use another architecture.")
+            raise ValueError(f"vision_learner: timm's {type(net).__name__} does not hand out its features; use another architecture.")
         return net.forward_intermediates(x, indices=indices, output_fmt="NCHW", intermediates_only=True)
 
     def forward(self, x: Tensor) -> list[Tensor]:  # (N, 3, H, W) -> [(N, C, h, w), ...], large ones first

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['static_text', 'style_sheet', 'Shown', 'jpeg', 'img_tag', 'message_html', 'status_html', 'thumbnail', 'other_widgets',
-           'voice_class', 'voice', 'percent', 'bars_html', 'prediction_html']
+           'voice_class', 'voice', 'percent', 'bars_html', 'answer_text', 'prediction_html']
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #38a6829e
 import base64
@@ -127,22 +127,31 @@ def percent(p: float) -> str:  # with one digit; never 100.0% or 0.0% unless it 
     return "<0.1%" if 0 < p < 0.0005 else f"{p:.1%}"
 
 
-def bars_html(rows: Sequence[tuple[Any, float]], *, caption: str) -> str:  # HTML
-    "A horizontal bar chart of (name, share 0..1) that is a table. Screen readers read the caption, which is not shown."
-    def row(name: Any, p: float) -> str:
+def bars_html(rows: Sequence[tuple], *, caption: str) -> str:  # HTML
+    """A horizontal bar chart of (name, share 0..1) that is a table; a third part of a row is the color of its bar, as #rrggbb. Screen readers read the
+    caption, which is not shown."""
+    def row(name: Any, p: float, color: str = "") -> str:
+        own = f";background:{html.escape(color)}" if color else ""
         width = 100 * min(max(p, 0.0), 1.0) if math.isfinite(p) else 0.0
         return (f'<tr><th scope="row">{html.escape(printable(name))}</th><td class="ck-track" aria-hidden="true">'
-                f'<span style="width:{width:.2f}%"></span></td><td class="ck-number">{html.escape(percent(p))}</td></tr>')
+                f'<span style="width:{width:.2f}%{own}"></span></td><td class="ck-number">{html.escape(percent(p))}</td></tr>')
 
     return (f'<table class="ck-bars"><caption>{html.escape(caption)}</caption><tbody>'
-            f'{"".join(row(name, p) for name, p in rows)}</tbody></table>')
+            f'{"".join(row(*r) for r in rows)}</tbody></table>')
 
 # %% ../../nbs/api/widgets/00_parts.ipynb #3ca34fe4
+def answer_text(label: Any) -> str:
+    "A label as people read it; of points, x and y."
+    if isinstance(label, torch.Tensor) and label.ndim == 2:
+        return ", ".join(f"({', '.join(f'{v:.0f}' for v in point)})" for point in label.tolist())
+    return printable(label)
+
+
 def prediction_html(result: Any, vocab: Sequence | None, top: int) -> str:  # HTML
     "A `Prediction`: bars if there is a probability for each class in `vocab`, otherwise the answer as text."
     p = result.probabilities
     if vocab is None or p.ndim != 1 or len(p) != len(vocab):
-        text = "".join(str(result.label).splitlines())
+        text = "".join(answer_text(result.label).splitlines())
         return f'<p class="ck-answer">{html.escape(text[:300])}</p>'
     order = torch.argsort(p, descending=True, stable=True)[:top].tolist()
     n = len(order)
