@@ -20,7 +20,7 @@ from torch import Tensor
 from ..core import check_whole
 from ..data.block import Block
 from ..data.dataset import Dataset
-from .corpus import Corpus, read_document, tokenize_texts
+from .corpus import Corpus, cached_texts, read_document
 from .padding import TextDataset, pad_texts
 from .stream import StreamDataset
 from .tokens import Tokenizer
@@ -94,8 +94,8 @@ class TextBlock(Block):
     def setup(self, values: Sequence) -> None:
         sources = [self.source(v) for v in values]
         self.tokenizer.setup(map(read_document, sources))
-        self.corpus = tokenize_texts(sources, self.tokenizer)
-        self.fit(self.corpus, np.arange(len(self.corpus)))
+        self.read = cached_texts(sources, self.tokenizer)
+        self.fit(*self.read)
 
     def fit(self, corpus: Corpus, docs: np.ndarray) -> None:
         "Make the vocabulary of these texts of a corpus, unless there is one."
@@ -105,9 +105,9 @@ class TextBlock(Block):
             freq = getattr(self.tokenizer.tok, "min_freq", 3) if self.min_freq is None else self.min_freq
             self.vocab = make_vocab(corpus.counts(docs), min_freq=freq, max_vocab=self.max_vocab)
 
-    def tokenized(self, plain: Dataset) -> Corpus:
-        "The texts of a dataset as tokens."
-        return tokenize_texts([self.source(plain.value(i, 0)) for i in range(len(plain))], self.tokenizer)
+    def tokenized(self, plain: Dataset) -> tuple[Corpus, np.ndarray]:
+        "The texts of a dataset as tokens: a corpus, and the position of each text in it."
+        return cached_texts([self.source(plain.value(i, 0)) for i in range(len(plain))], self.tokenizer)
 
     def numbers_of(self, tokens: Sequence[str]) -> np.ndarray:  # (n,) int64
         "The number of each token; 0 for those that are not in the vocabulary."

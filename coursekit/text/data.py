@@ -24,7 +24,7 @@ from ..data.loader import DataLoader, DataLoaders, LoaderOptions
 from ..data.tables import find_column, is_missing, row_sides
 from ..display import display_table
 from .block import TextBlock, as_tokenizer
-from .corpus import read_document, tokenize_texts
+from .corpus import cached_texts, read_document
 from .stream import Tokens
 
 # %% ../../nbs/api/text/06_data.ipynb #b9750feb
@@ -64,7 +64,7 @@ class TextDataLoaders(DataLoaders):
         "Loaders of two datasets."
         if isinstance(train, Dataset):  # of a `DataBlock`, which has read the training texts
             block = train.blocks[0]
-            train, valid = block.dataset(train, corpus=block.corpus), block.dataset(valid)
+            train, valid = (block.dataset(ds, corpus=corpus, docs=docs) for ds, (corpus, docs) in ((train, block.read), (valid, block.tokenized(valid))))
         return super().from_dsets(train, valid, path=path, batch_tfms=batch_tfms, seed=seed, **options)
 
     @classmethod
@@ -77,13 +77,13 @@ class TextDataLoaders(DataLoaders):
                 raise ValueError(f"TextDataLoaders: none of the {plural(len(sources), 'text')} is in the {name} set; change the share or the column of the split.")
         blocks = [block, *(b() if isinstance(b, type) else b for b in targets)]
         block.tokenizer.setup(read_document(sources[i]) for i in train)
-        corpus = tokenize_texts(sources, block.tokenizer)
-        block.fit(corpus, train)
+        corpus, docs = cached_texts(sources, block.tokenizer)
+        block.fit(corpus, docs[train])
         for b, values in zip(blocks[1:], labels):
             b.setup([values[i] for i in train])
         plain = [Dataset([sources[i] for i in side], blocks, getters, train=k == 0, values=[None, *([v[i] for i in side] for v in labels)])
                  for k, side in enumerate((train, valid))]
-        sets = [block.dataset(p, corpus=corpus, docs=side) for p, side in zip(plain, (train, valid))]
+        sets = [block.dataset(p, corpus=corpus, docs=docs[side]) for p, side in zip(plain, (train, valid))]
         return cls.from_dsets(*sets, path=path, seed=seed, **options)
 
     @classmethod

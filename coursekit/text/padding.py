@@ -59,7 +59,7 @@ class LengthSampler:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         mixed = torch.randperm(len(self.lengths), generator=generator)[:len(self) * self.bs]
         batches = [b for chunk in mixed.split(50 * self.bs) for b in self._mixed(chunk, generator)]
-        return iter(batches)
+        return iter(batches[:len(self)])
 
     def _mixed(self, chunk: Tensor, generator: torch.Generator) -> list[Tensor]:
         "The batches of a chunk, in random order."

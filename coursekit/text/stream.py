@@ -104,11 +104,10 @@ class TextItems:
         plain: Dataset,  # items, blocks (a `TextBlock` first) and how to read them
         *,
         corpus: Corpus | None = None,  # the texts as tokens; None: they are cut now
-        docs: np.ndarray | None = None,  # (n,) which texts of the corpus belong to the items; None: all
+        docs: np.ndarray | None = None,  # (n,) which texts of the corpus belong to the items
     ):
         self.plain, self.blocks, self.train = plain, list(plain.blocks), plain.train
-        self.corpus = self.blocks[0].tokenized(plain) if corpus is None else corpus
-        self.docs = np.arange(len(self.corpus)) if docs is None else np.asarray(docs, np.int64)
+        self.corpus, self.docs = self.blocks[0].tokenized(plain) if corpus is None else (corpus, docs)
         self.starts, self.lengths = self.corpus.starts[self.docs], self.corpus.lengths[self.docs]
         self.numbers = self.blocks[0].numbers_of(self.corpus.pieces)  # number in the vocabulary of every token of the corpus
 

@@ -98,7 +98,7 @@ def _patterns() -> tuple[re.Pattern, re.Pattern]:
     "What finds a letter that comes three times or more, and what finds flags and other symbols, with all that belongs to them."
     marks = word_marks()
     return (re.compile(rf"([^\W\d_])\1{{2,}}(?![_{marks}])"),
-            re.compile(rf"[\U0001f1e6-\U0001f1ff]{{2}}|.(?:[{marks}\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff]|\u200d[^\w\s])*"))
+            re.compile(rf"[\U0001f1e6-\U0001f1ff]{{2}}|.(?:\u200d[^\w\s]|[{marks}\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff])*"))
 
 
 class _Known(dict):
