@@ -92,7 +92,8 @@ class TextClassifier(nn.Module):
             inside = pool.add(out, start)
             if self.training and far < n:
                 kept.append((out[far:], out[far:], inside[far:]))
-        self.activations = kept
+        if self.training:
+            self.activations = kept
         return self.head(pool.result()[order.argsort()])
 
     def read(
