@@ -218,6 +218,8 @@ def _train_table(file: Any, ctx: click.Context) -> None:
     from coursekit.tabular.plan import plan_table
     from coursekit.text.plan import plan_texts
     given = [n for n in ctx.params if ctx.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE and n not in FOR_TABLES]
+    if ctx.params["target"] is None:
+        raise click.UsageError("--text names the column of the texts; pass --target COLUMN, too, to say what to predict.")
     if given:
         raise click.UsageError(f"--{given[0].replace('_', '-')} is for images, and --target is for tables; leave one of them out.")
     options, text, how = ctx.params, ctx.params["text"], {name: ctx.params[name] for name in ("valid_pct", "seed")}
@@ -233,8 +235,7 @@ def _train_table(file: Any, ctx: click.Context) -> None:
 @click.option("--text", metavar="COLUMN", help="Column of a CSV with texts, to predict --target from them alone.")
 @click.option("--arch", default="efficientnet_lite0", show_default=True,
               help="Network: efficientnet_lite0 for photos, coursenet for small drawings, or any model of torchvision or timm.")
-@click.option("--epochs", type=click.IntRange(1, 10_000),
-              help="Passes over all images. With pretrained weights, there is one more at the start, for the new head.  [default: 3, more for a small set]")
+@click.option("--epochs", type=click.IntRange(1, 10_000), help="Passes over the data; pretrained weights take one more, at the start.  [default: 3, more for a small set]")
 @click.option("--size", type=click.IntRange(16, 2048), help="Resize images to this many pixels per side.  [default: 128, or 96 for coursenet]")
 @click.option("--out", default="model.ck", show_default=True, help="File to write the model to.")
 @click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: depends on the network]")
@@ -270,18 +271,15 @@ def train(source: str, target: str | None, text: str | None, arch: str, epochs: 
     \b
     Examples:
       coursekit train photos/
-      coursekit train pets.zip --epochs 5 --size 128 --out pets.ck
-      coursekit train labels.csv --arch resnet34 --dry-run
+      coursekit train pets.zip --epochs 5 --arch resnet34 --dry-run
       coursekit train tags.csv --label-col tags --label-delim ";"
       coursekit train houses.csv --target price
       coursekit train reviews.csv --text review --target stars
     """
     from coursekit.cli.train import Recipe, check_out, train_model
     from coursekit.vision.plan import plan_data
-    if text is not None and target is None:
-        raise click.UsageError("--text names the column of the texts; pass --target COLUMN, too, to say what to predict.")
     file = check_out(out, overwrite=overwrite or dry_run)
-    if target is not None:
+    if target is not None or text is not None:
         return _train_table(file, click.get_current_context())
     recipe = Recipe(arch, pretrained=pretrained, epochs=epochs, lr=lr)
     plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col or None, label_delim=label_delim, valid_col=valid_col,

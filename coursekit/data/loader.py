@@ -59,10 +59,6 @@ class Loader:
         "A loader of all items in order, not augmented: what predictions must be made from, so that row i belongs to item i."
         return self
 
-    def restored(self, rows: Any) -> Any:
-        "What a model returned for all batches, joined: of a loader in order as it is, so that row i belongs to item i."
-        return rows
-
     def first_batch(self) -> Batch:
         "The first batch of a new pass."
         return next(iter(self))
@@ -195,10 +191,6 @@ class DataLoader(Loader):
             return self
         dataset = self.dataset.with_train(False) if self.blocks else self.dataset
         return self.new(dataset=dataset, shuffle=False, drop_last=False)
-
-    def restored(self, rows: Any) -> Any:
-        order = getattr(self.keys.batches, "order", None)  # a dataset may put items of one size together, in the same order each time
-        return rows if order is None else map_tensors(lambda t: t[order.argsort()], rows)
 
     def new(self, **changes: Any) -> "DataLoader":
         "The same loader with some arguments changed (None: not); a `batch_sampler` is kept unless bs, shuffle or drop_last is given."

@@ -106,7 +106,8 @@ class TextItems:
         corpus: Corpus | None = None,  # the texts as tokens; None: they are cut now
         docs: np.ndarray | None = None,  # (n,) which texts of the corpus belong to the items
     ):
-        self.plain, self.blocks, self.train = plain, list(plain.blocks), plain.train
+        self.plain, self.train = plain, plain.train
+        self.blocks: list[Any] = list(plain.blocks)
         self.corpus, self.docs = self.blocks[0].tokenized(plain) if corpus is None else (corpus, docs)
         self.starts, self.lengths = self.corpus.starts[self.docs], self.corpus.lengths[self.docs]
         self.numbers = self.blocks[0].numbers_of(self.corpus.pieces)  # number in the vocabulary of every token of the corpus
@@ -149,25 +150,25 @@ class StreamDataset(TextItems):
 
     def __init__(self, plain: Dataset, *, corpus: Corpus | None = None, docs: np.ndarray | None = None):
         super().__init__(plain, corpus=corpus, docs=docs)
-        self.blocks = [self.blocks[0], NextTokens(self.blocks[0].vocab)]
+        self.blocks, self.seq_len, self.ids = [self.blocks[0], NextTokens(self.blocks[0].vocab)], self.blocks[0].seq_len, self.corpus.ids
 
     def __len__(self) -> int:
         return int(self.lengths.sum())
 
     def batches(self, *, bs: int, shuffle: bool, drop_last: bool, seed: int) -> TokenStream:
         "What belongs into each batch."
-        return TokenStream(self.starts, self.lengths, bs=bs, seq_len=self.blocks[0].seq_len, shuffle=shuffle, seed=seed)
+        return TokenStream(self.starts, self.lengths, bs=bs, seq_len=self.seq_len, shuffle=shuffle, seed=seed)
 
     def __getitems__(self, places: Tensor) -> Batch:  # (bs, T + 1) from a `TokenStream`, or (n,) the numbers of texts
         places = (places if places.ndim == 2 else self._beginnings(places)).numpy()
-        ids = torch.from_numpy(np.where(places < 0, -100, self.numbers[self.corpus.ids[np.maximum(places, 0)]]))
-        x = ids[:, :-1].clone()
-        return Batch((x.masked_fill_(x < 0, 1),), (ids[:, 1:].contiguous(),))
+        ids = self.ids[np.maximum(places, 0)]
+        ids = torch.from_numpy(np.where(places < 0, -100, ids if self.numbers is None else self.numbers[ids]))
+        return Batch((torch.where(ids < 0, 1, ids)[:, :-1].contiguous(),), (ids[:, 1:].contiguous(),))
 
     def _beginnings(self, texts: Tensor) -> Tensor:
         "The places of the first tokens of some texts."
         texts = texts.numpy() % len(self.docs)
-        columns = np.arange(self.blocks[0].seq_len + 1)
+        columns = np.arange(self.seq_len + 1)
         return torch.from_numpy(np.where(columns < self.lengths[texts][:, None], self.starts[texts][:, None] + columns, -1))
 
 # %% ../../nbs/api/text/03_stream.ipynb #abd15f6b
@@ -177,15 +178,8 @@ class _Numbered(StreamDataset):
     def __init__(self, texts: Sequence, seq_len: int):
         parts = [np.asarray(t, dtype=np.int64).reshape(-1) for t in texts]
         self.lengths = np.array([len(p) for p in parts], dtype=np.int64)
-        self.starts, self.seq_len, self.train = np.cumsum(self.lengths) - self.lengths, seq_len, False
-        self.ids, self.blocks, self.docs = np.concatenate(parts), [], np.arange(len(parts))
-
-    def batches(self, *, bs: int, shuffle: bool, drop_last: bool, seed: int) -> TokenStream:
-        return TokenStream(self.starts, self.lengths, bs=bs, seq_len=self.seq_len, shuffle=shuffle, seed=seed)
-
-    def __getitems__(self, places: Tensor) -> Batch:
-        ids = torch.from_numpy(np.where(places.numpy() < 0, -100, self.ids[np.maximum(places.numpy(), 0)]))
-        return Batch((torch.where(ids < 0, 1, ids)[:, :-1],), (ids[:, 1:].contiguous(),))
+        self.starts, self.ids, self.docs = np.cumsum(self.lengths) - self.lengths, np.concatenate(parts), np.arange(len(parts))
+        self.seq_len, self.train, self.blocks, self.numbers = seq_len, False, [], None
 
 
 class LMDataLoader(DataLoader):

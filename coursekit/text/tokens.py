@@ -142,7 +142,7 @@ def _cased(word: str) -> list[str]:
         return [MAJ, lower]
     return _word_tokens(lower) if lower != word else [word]  # aBc: how it was written is lost
 
-
+# %% ../../nbs/api/text/00_tokens.ipynb #ad6ee992
 def _symbol_tokens(text: str) -> list[str]:
     "Punctuation and emoji one by one, or counted where one is repeated three times or more."
     tokens: list[str] = []
