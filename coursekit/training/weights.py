@@ -149,7 +149,7 @@ def check_meaning(
 
 def _difference(part: str, name: str, old: Any, new: Any, fix: str) -> str:
     "What differs in one fact of a block, and what to do."
-    if name != "vocab":
+    if name != "vocab" or part == "inputs":  # of a text, these are its words
         return f"the weights were trained on {part} with {name} {printable(old)}, and the data have {name} {printable(new)}. {fix}"
     if sorted(map(str, old)) == sorted(map(str, new)):
         return (f"the weights know the classes in the order {printable(old)}, and the data have the same in the order {printable(new)}, so every "
