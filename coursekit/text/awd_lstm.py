@@ -78,7 +78,7 @@ class AWD_LSTM(nn.Module):
         weight_p: float = 0.2,  # dropout of recurrent weights, 0..1
     ):
         super().__init__()
-        for name, value, low, high in (("vocab_sz", vocab_sz, 2, 1 << 24), ("n_layers", n_layers, 1, 100), ("emb_sz", emb_sz, 1, 1 << 16)):
+        for name, value, low, high in (("vocab_sz", vocab_sz, 2, 1 << 24), ("n_layers", n_layers, 1, 100), ("emb_sz", emb_sz, 1, 1 << 16), ("n_hid", n_hid, 1, 1 << 16)):
             check_whole("AWD_LSTM", name, value, low, high=high)
         self.n_out = emb_sz
         emb = nn.Embedding(vocab_sz, emb_sz, padding_idx=PAD)

@@ -9,7 +9,6 @@ __all__ = ['ModelResetter', 'activation_penalty', 'RNNRegularizer']
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from ..core import check_range
@@ -77,9 +76,10 @@ class RNNRegularizer(Callback):
 
     def after_loss(self, learn: LearnerLike) -> None:
         s = learn.state
-        if s.training and (self.alpha or self.beta):
-            self.plain, s.loss = s.loss, s.loss + activation_penalty(learn.model.activations, self.alpha, self.beta)  # type: ignore
-        learn.model.activations = []  # type: ignore[assignment]
+        found: Any = getattr(learn.model, "activations", None)
+        if s.training and found:
+            self.plain, s.loss = s.loss, s.loss + activation_penalty(found, self.alpha, self.beta)
+            found.clear()  # they are large
 
     def after_backward(self, learn: LearnerLike) -> None:
         if self.plain is not None:

@@ -6,7 +6,6 @@
 __all__ = ['dropout_mask', 'RNNDropout', 'WeightDropout', 'EmbeddingDropout']
 
 # %% ../../nbs/api/text/10_dropouts.ipynb #de549b5a
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

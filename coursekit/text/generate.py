@@ -43,11 +43,12 @@ def generate(
     temperature: float = 1.0,  # see `word_probs`
     top_k: int | None = None,
     banned: Sequence[int] = (),
-    seed: int | None = None,  # of the draws; None draws one
+    seed: int | None = None,  # of the draws; None: other draws each time
 ) -> Tensor:  # (n_words,) int64
     "Go on with a text."
     check_whole("generate", "n_words", n_words, 0)
-    rng = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
+    rng = torch.Generator()  # not the global one, whose numbers a training may be drawing
+    rng.manual_seed(rng.seed() if seed is None else seed)
     state, found, new = None, [], words[None].to(model.bias.device)
     for _ in range(n_words):
         out, state = model.encoder(new, state)
