@@ -45,6 +45,7 @@ from coursekit.data.block import Block, CategoryBlock
 from coursekit.data.datablock import DataBlock
 from coursekit.data.transforms import BatchTransform, ItemTransform
 from coursekit.data.items import IndexSplitter
+from coursekit.text.stream import NextTokens
 from coursekit.training.layers import ModelSpec
 from coursekit.training.loss_wrappers import as_loss
 from coursekit.training.losses import Loss
@@ -271,8 +272,10 @@ VALUES = {  # kind -> values of training items, a value that cannot be encoded
     "numbers": ([{"age": 39.0, "hours": 40.5}, {"age": 50.0, "hours": 13.0}, {"age": 28.0, "hours": 38.25}], None),
     "pair": ([("Ann", "Up"), ("Bo", "Alien"), ("Ann", "Alien")], None),
     "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
+    "text": (["The cat sat.", "A dog!"], 5),
+    "tokens": ([["the", "cat"], ["cat", "the"]], ["dog"]),
 }
-BLOCKS = made(Block, {"PairBlock": [lambda: PairBlock(["Ann", "Bo"], ["Alien", "Up"])]})
+BLOCKS = made(Block, {"PairBlock": [lambda: PairBlock(["Ann", "Bo"], ["Alien", "Up"])], "NextTokens": [lambda: NextTokens(["the", "cat"])]})
 
 
 @pytest.mark.parametrize(("name", "make"), BLOCKS)

@@ -437,7 +437,7 @@ def test_empty_texts_are_texts() -> None:
 def test_a_column_with_gaps() -> None:
     df = reviews(40)
     df.loc[[5, 9], "text"] = None
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="gaps") as said:
         dls = TextDataLoaders.from_df(df, bs=4, seed=0, device="cpu")
     assert len(said) == 1 and len(dls.train_ds) + len(dls.valid_ds) == 40
     says(said[0].message, "'text'", "2 gaps", "row 5", "dropna")
@@ -520,3 +520,34 @@ def test_a_split_depends_on_its_seed_alone() -> None:
     for x, y in zip(a.train, b.train):
         assert torch.equal(x.x, y.x)
     assert ColReader("text")(reviews().iloc[3]) == reviews().text[3]
+
+
+# ----------------------------------------------------------------------------------------------------- command line
+
+
+def test_train_and_predict_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from coursekit.cli.main import main
+
+    def run(*args: str) -> tuple[int, str]:
+        done = CliRunner().invoke(main, list(args))
+        return done.exit_code, done.output
+
+    monkeypatch.chdir(tmp_path)
+    reviews().rename(columns={"text": "review"}).to_csv("reviews.csv", index=False)
+    how = ("train", "reviews.csv", "--text", "review", "--target", "label")
+    code, said = run(*how, "--dry-run")
+    assert code == 0 and "200 rows" in said and not Path("model.ck").exists()
+    code, said = run(*how, "--epochs", "2")
+    assert code == 0 and "160 training texts, 40 for validation" in said and "wrote model.ck" in said, said
+    Path("new.txt").write_text("a good film")
+    code, said = run("predict", "model.ck", "reviews.csv", "new.txt", "--json")
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert code == 0 and len(rows) == 201 and {r["prediction"] for r in rows} <= {"neg", "pos"} and rows[-1]["file"] == "new.txt" and len(rows[0]["top"]) == 2
+    for args, facts in ((how[:4], ("--target",)), ((*how, "--size", "64", "--overwrite"), ("--size",)), (("train", "reviews.csv", "--text", "reviw", "--target", "label", "--overwrite"), ("reviw", "'review'"))):
+        code, said = run(*args)
+        assert code and all(f in said for f in facts), said
+    Path("other.csv").write_text("text,label\na,b\n")
+    code, said = run("predict", "model.ck", "other.csv")
+    assert code == 1 and "'review' does not exist" in said

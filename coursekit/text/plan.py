@@ -10,7 +10,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from statistics import mean, median, pstdev
-from typing import Any
 
 from typing_extensions import Unpack
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TokenStream', 'Tokens', 'NextTokens', 'TextItems', 'StreamDataset', 'LMDataLoader']
 
-# %% ../../nbs/api/text/03_stream.ipynb #9abf9621
+# %% ../../nbs/api/text/03_stream.ipynb #2038c288
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -39,14 +40,14 @@ class TokenStream:
     ):
         self.starts, self.lengths, self.bs, self.seq_len, self.shuffle, self.seed = starts, lengths, bs, seq_len, shuffle, seed
         self.n, self.epoch = int(lengths.sum()), 0
-        self.row = -(-self.n // bs)  # tokens in a row
+        self.row = math.ceil(self.n / bs)  # tokens in a row
 
     def set_epoch(self, epoch: int) -> None:
         "Say which epoch the next pass belongs to."
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.row // self.seq_len)
+        return math.ceil(self.row / self.seq_len)
 
     def __iter__(self) -> Iterator[Tensor]:  # (bs, T + 1) int64
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
