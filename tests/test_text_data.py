@@ -545,7 +545,7 @@ def test_train_and_predict_on_the_command_line(tmp_path: Path, monkeypatch: pyte
     code, said = run("predict", "model.ck", "reviews.csv", "new.txt", "--json")
     rows = [json.loads(line) for line in said.splitlines()]
     assert code == 0 and len(rows) == 201 and {r["prediction"] for r in rows} <= {"neg", "pos"} and rows[-1]["file"] == "new.txt" and len(rows[0]["top"]) == 2
-    for args, facts in ((how[:4], ("--target",)), ((*how, "--size", "64", "--overwrite"), ("--size",)), (("train", "reviews.csv", "--text", "reviw", "--target", "label", "--overwrite"), ("reviw", "'review'"))):
+    for args, facts in (((*how[:4], "--overwrite"), ("--target",)), ((*how, "--size", "64", "--overwrite"), ("--size",)), (("train", "reviews.csv", "--text", "reviw", "--target", "label", "--overwrite"), ("reviw", "'review'"))):
         code, said = run(*args)
         assert code and all(f in said for f in facts), said
     Path("other.csv").write_text("text,label\na,b\n")

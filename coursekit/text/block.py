@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TextBlock', 'as_tokenizer']
 
-# %% ../../nbs/api/text/05_block.ipynb #43a674ca
+# %% ../../nbs/api/text/05_block.ipynb #36c442b9
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
-import os
 
 import numpy as np
 import torch
