@@ -3,8 +3,9 @@
     python -m venv /tmp/peer && /tmp/peer/bin/pip install fastai torchvision       # fastai lives in an environment of its own
     python benchmarks/vs_fastai.py --data ../shared/data --peer /tmp/peer/bin/python
     python benchmarks/vs_fastai.py --cases tabular collab --rounds 3 --out benchmarks/vs_fastai_tables.md
+    python benchmarks/vs_fastai.py --cases text --rounds 3 --out benchmarks/vs_fastai_text.md
 
-DATA holds dogscats.tgz, adult_sample.tgz and movie_lens_sample.tgz (or what they hold, extracted). fastai's side is `../shared/peer/fastai_baseline.py`; each side runs in a process
+DATA holds dogscats.tgz, adult_sample.tgz, movie_lens_sample.tgz and imdb.tgz (or what they hold, extracted). fastai's side is `../shared/peer/fastai_baseline.py`; each side runs in a process
 of its own, so that its peak memory can be told. --rounds takes turns several times and reports the medians. Nothing else should run meanwhile.
 """
 import argparse
@@ -20,8 +21,8 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = ("pipeline", "train", "tabular", "collab")
-ARCHIVES = {"pipeline": "dogscats", "train": "dogscats", "tabular": "adult_sample", "collab": "movie_lens_sample"}  # what each case reads
+CASES = ("pipeline", "train", "tabular", "collab", "text")
+ARCHIVES = {"pipeline": "dogscats", "train": "dogscats", "tabular": "adult_sample", "collab": "movie_lens_sample", "text": "imdb"}  # what each case reads
 
 
 def say(case, figure, value, unit):
@@ -78,6 +79,39 @@ def collab(data: Path) -> None:
     say("collab", "valid_mse", learn.recorder.final_record[1], "")
 
 
+def text(data: Path) -> None:
+    "Training batches of the language model that fastai_baseline.py trains, in the precision that the processor is fast in; then in float32."
+    from collections import Counter
+
+    import torch
+
+    from coursekit.core import precision_dtype, reuse_memory
+    from coursekit.text.awd_lstm import AWD_LSTM, LanguageModel
+    from coursekit.text.callbacks import activation_penalty
+    from coursekit.text.next_word import next_word_loss
+    from coursekit.text.stream import LMDataLoader
+    from coursekit.training.optimizers import Adam
+
+    words = [f.read_text(encoding="utf-8", errors="replace").lower().split() for f in sorted((data / "imdb").rglob("*.txt"))[:2000]]
+    ids = {w: i for i, (w, _) in enumerate(Counter(w for d in words for w in d).most_common(20_000), start=1)}
+    few = [b for _, b in zip(range(5), LMDataLoader([[ids.get(w, 0) for w in d] for d in words], bs=64, seq_len=72, device="cpu"))]
+    reuse_memory()  # as a fit does
+    for name, dtype in (("rate", precision_dtype(torch.device("cpu"))), ("rate, float32", None)):
+        model = LanguageModel(AWD_LSTM(20_001)).train()
+        opt = Adam(model.parameters())
+
+        def step(x, y, model=model, opt=opt, dtype=dtype) -> None:
+            with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                scores = model(x)
+            (next_word_loss(scores, y) + activation_penalty(model.activations, 2, 1)).backward()
+            opt.step()
+            opt.zero_grad()
+
+        step(*few[0])
+        s, _ = timed(lambda step=step: [step(*b) for b in few[1:]])
+        say("text", name, sum(b.x.numel() for b in few[1:]) / s, "tokens/s")
+
+
 def torch_range(n: int):
     import torch
 
@@ -94,9 +128,9 @@ def ours(data: Path, case: str) -> None:
     "coursekit's side of one case; the same work as the function of this name in fastai_baseline.py."
     import torch
 
-    if case in ("tabular", "collab"):
+    if case in ("tabular", "collab", "text"):
         torch.set_num_threads(2)
-        {"tabular": tabular, "collab": collab}[case](data)
+        {"tabular": tabular, "collab": collab, "text": text}[case](data)
         say(case, "peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KB, "MB")
         return
 
@@ -162,6 +196,9 @@ TABLE = [  # what, fastai's figure, ours, unit, larger is better, asked for
     ("tables: accuracy after them", ("tabular", "accuracy"), ("tabular", "accuracy"), "", True, None),
     ("ratings: MovieLens-small, five epochs, batches of 64", ("collab", "rate"), ("collab", "rate"), "rows/s", True, 8),
     ("ratings: mean squared error after them", ("collab", "valid_mse"), ("collab", "valid_mse"), "", False, None),
+    ("AWD-LSTM 400/1152/3, 20,001 words, batches of 64 x 72 tokens, training", ("text", "rate"), ("text", "rate"), "tokens/s", True, 1.5),
+    ("the same, both in float32", ("text", "rate"), ("text", "rate, float32"), "tokens/s", True, None),
+    ("peak memory, text", ("text", "peak memory"), ("text", "peak memory"), "MB", False, 1),
     ("peak memory, tables", ("tabular", "peak memory"), ("tabular", "peak memory"), "MB", False, 1),
     ("peak memory, batches", ("pipeline", "peak memory"), ("pipeline", "peak memory"), "MB", False, 1),
     ("peak memory, training", ("train", "peak memory"), ("train", "peak memory"), "MB", False, 1),

@@ -45,6 +45,7 @@ from coursekit.data.block import Block, CategoryBlock
 from coursekit.data.datablock import DataBlock
 from coursekit.data.transforms import BatchTransform, ItemTransform
 from coursekit.data.items import IndexSplitter
+from coursekit.text.stream import NextTokens
 from coursekit.training.layers import ModelSpec
 from coursekit.training.loss_wrappers import as_loss
 from coursekit.training.losses import Loss
@@ -271,8 +272,10 @@ VALUES = {  # kind -> values of training items, a value that cannot be encoded
     "numbers": ([{"age": 39.0, "hours": 40.5}, {"age": 50.0, "hours": 13.0}, {"age": 28.0, "hours": 38.25}], None),
     "pair": ([("Ann", "Up"), ("Bo", "Alien"), ("Ann", "Alien")], None),
     "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
+    "text": (["The cat sat.", "A dog!"], 5),
+    "tokens": ([["the", "cat"], ["cat", "the"]], ["dog"]),
 }
-BLOCKS = made(Block, {"PairBlock": [lambda: PairBlock(["Ann", "Bo"], ["Alien", "Up"])]})
+BLOCKS = made(Block, {"PairBlock": [lambda: PairBlock(["Ann", "Bo"], ["Alien", "Up"])], "NextTokens": [lambda: NextTokens(["the", "cat"])]})
 
 
 @pytest.mark.parametrize(("name", "make"), BLOCKS)
@@ -360,7 +363,9 @@ def test_batch_transform(name, make):
 SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")],
                          "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")],
                          "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])],
-                         "UNetModel": [lambda: _unet_model("resnet18"), lambda: _unet_model("coursenet")]})
+                         "UNetModel": [lambda: _unet_model("resnet18"), lambda: _unet_model("coursenet")],
+                         "LanguageModelSpec": [lambda a=arch: _text_model("LanguageModelSpec", a) for arch in ("awd_lstm", "transformer")],
+                         "TextClassifierSpec": [lambda a=arch: _text_model("TextClassifierSpec", a, 3) for arch in ("awd_lstm", "transformer")]})
 
 
 def _vision_model(arch: str) -> ModelSpec:
@@ -381,7 +386,14 @@ def _tabular_model(join: str) -> ModelSpec:
     return TabularModel([(4, 3), (9, 5)], 2, 3, [12, 8], [0.1, 0.2], y_range=[0, 5], join=join)
 
 
-INPUTS = {"VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG)),
+def _text_model(name: str, arch: str, *n_out: int) -> ModelSpec:
+    import coursekit.text.learner as recipes
+
+    return getattr(recipes, name)(arch, 20, *n_out, {"emb_sz": 8, "n_layers": 2, **({"n_hid": 6} if arch == "awd_lstm" else {"n_heads": 2})})
+
+
+INPUTS = {"LanguageModelSpec": (torch.randint(20, (2, 7), generator=RNG),), "TextClassifierSpec": (torch.randint(20, (2, 7), generator=RNG),),
+          "VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG)),
           "CollabModel": (torch.tensor([[3, 6], [0, 1]]),), "UNetModel": (torch.rand(2, 3, 48, 64, generator=RNG),)}
 
 

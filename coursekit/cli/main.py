@@ -29,7 +29,7 @@ def one_line(error: BaseException) -> str:
         return printable(f"{error.filename}: {error.strerror}", width=4096)
     text = printable(" ".join(str(error).split()), width=4096) or type(error).__name__
     if isinstance(error, EXPECTED):
-        return re.sub(r"^(plan_data|DataPlan|vision_learner|load|export): ", "", text)  # a command's user never called these
+        return re.sub(r"^(plan_data|plan_texts|DataPlan|vision_learner|load|export): ", "", text)  # a command's user never called these
     return f"unexpected {type(error).__name__}: {text} (`coursekit --debug ...` shows where it comes from)"
 
 
@@ -81,7 +81,6 @@ def doctor() -> None:
     Example: coursekit doctor
     """
     from coursekit.cli.doctor import report
-
     click.echo("\n".join(report()))
 
 # %% ../../nbs/api/cli/09_main.ipynb #3bdfa5d7
@@ -186,7 +185,6 @@ def data_get(name: str, real: bool) -> None:
     Example: coursekit data get PETS
     """
     from coursekit.cli.data import get_data
-
     click.echo(str(get_data(name, real=real)))
 
 # %% ../../nbs/api/cli/09_main.ipynb #7c5d17fc
@@ -210,31 +208,34 @@ def data_clear(name: str | None, yes: bool) -> None:
     click.echo(f"removed, {size_text(clear_data(paths)) or '0 MB'} freed" if paths else "nothing to remove")
 
 # %% ../../nbs/api/cli/09_main.ipynb #b7d1aa01
-FOR_TABLES = ("source", "target", "epochs", "out", "lr", "bs", "seed", "valid_pct", "overwrite", "dry_run")
+FOR_TABLES = ("source", "target", "text", "epochs", "out", "lr", "bs", "seed", "valid_pct", "overwrite", "dry_run")
 
 
 def _train_table(file: Any, ctx: click.Context) -> None:
     "What `train` does with a table, given its options. Those that say something about images are refused."
     from coursekit.cli.tables import train_table
+    from coursekit.cli.texts import train_texts
     from coursekit.tabular.plan import plan_table
-
+    from coursekit.text.plan import plan_texts
     given = [n for n in ctx.params if ctx.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE and n not in FOR_TABLES]
+    if ctx.params["target"] is None:
+        raise click.UsageError("--text names the column of the texts; pass --target COLUMN, too, to say what to predict.")
     if given:
         raise click.UsageError(f"--{given[0].replace('_', '-')} is for images, and --target is for tables; leave one of them out.")
-    options = ctx.params
-    plan = plan_table(options["source"], options["target"], valid_pct=options["valid_pct"], seed=options["seed"])
+    options, text, how = ctx.params, ctx.params["text"], {name: ctx.params[name] for name in ("valid_pct", "seed")}
+    plan = plan_table(options["source"], options["target"], **how) if text is None else plan_texts(options["source"], text, options["target"], **how)
     click.echo(str(plan))
     if not options["dry_run"]:
-        train_table(plan, file, epochs=options["epochs"], lr=options["lr"], bs=options["bs"], say=click.echo)
+        (train_table if text is None else train_texts)(plan, file, epochs=options["epochs"], lr=options["lr"], bs=options["bs"], say=click.echo)
 
 # %% ../../nbs/api/cli/09_main.ipynb #2171eec4
 @main.command()
 @click.argument("source", type=click.Path(exists=True))
 @click.option("--target", metavar="COLUMN", help="Column of a table (CSV or Parquet) to predict from its other columns.")
+@click.option("--text", metavar="COLUMN", help="Column of a CSV with texts, to predict --target from them alone.")
 @click.option("--arch", default="efficientnet_lite0", show_default=True,
               help="Network: efficientnet_lite0 for photos, coursenet for small drawings, or any model of torchvision or timm.")
-@click.option("--epochs", type=click.IntRange(1, 10_000),
-              help="Passes over all images. With pretrained weights, there is one more at the start, for the new head.  [default: 3, more for a small set]")
+@click.option("--epochs", type=click.IntRange(1, 10_000), help="Passes over the data; pretrained weights take one more, at the start.  [default: 3, more for a small set]")
 @click.option("--size", type=click.IntRange(16, 2048), help="Resize images to this many pixels per side.  [default: 128, or 96 for coursenet]")
 @click.option("--out", default="model.ck", show_default=True, help="File to write the model to.")
 @click.option("--lr", type=click.FloatRange(0, 10, min_open=True), help="Highest learning rate.  [default: depends on network and target]")
@@ -258,11 +259,11 @@ def _train_table(file: Any, ctx: click.Context) -> None:
               help="Which level of folders names the classes: 1 for folders directly in SOURCE or in the --train folder, 2 for folders inside those.  [default: detected]")
 @click.option("--overwrite", is_flag=True, help="Replace the output file if it exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop before training.")
-def train(source: str, target: str | None, arch: str, epochs: int | None, size: int | None, out: str, lr: float | None, bs: int | None, seed: int, valid_pct: float,
-          pretrained: bool, cache: str, images: str | None, pat: str | None, fn_col: str | None, label_col: tuple[str, ...],
+def train(source: str, target: str | None, text: str | None, arch: str, epochs: int | None, size: int | None, out: str, lr: float | None, bs: int | None, seed: int,
+          valid_pct: float, pretrained: bool, cache: str, images: str | None, pat: str | None, fn_col: str | None, label_col: tuple[str, ...],
           label_delim: str | None, valid_col: str | None, train_in: tuple[str, ...], valid_in: tuple[str, ...], depth: int | None,
           overwrite: bool, dry_run: bool) -> None:
-    """Train a model on the images of SOURCE, or on the rows of a table, and write it to a file.
+    """Train a model on the images of SOURCE, on the rows of a table or on texts, and write it to a file.
 
     SOURCE is a folder (one folder per class, the class in the file names, or images and masks in two folders), a zip of one, or a CSV.
     The command first prints how it understands SOURCE. It never changes anything in there.
@@ -270,15 +271,15 @@ def train(source: str, target: str | None, arch: str, epochs: int | None, size: 
     \b
     Examples:
       coursekit train photos/
-      coursekit train pets.zip --epochs 5 --size 128 --out pets.ck
-      coursekit train labels.csv --arch resnet34 --dry-run
+      coursekit train pets.zip --epochs 5 --arch resnet34 --dry-run
       coursekit train tags.csv --label-col tags --label-delim ";"
       coursekit train houses.csv --target price
+      coursekit train reviews.csv --text review --target stars
     """
     from coursekit.cli.train import Recipe, check_out, train_model
     from coursekit.vision.plan import plan_data
     file = check_out(out, overwrite=overwrite or dry_run)
-    if target is not None:
+    if target is not None or text is not None:
         return _train_table(file, click.get_current_context())
     recipe = Recipe(arch, pretrained=pretrained, epochs=epochs, lr=lr)
     plan = plan_data(source, images=images, pat=pat, fn_col=fn_col, label_col=label_col or None, label_delim=label_delim, valid_col=valid_col,
@@ -293,14 +294,13 @@ def train(source: str, target: str | None, arch: str, epochs: int | None, size: 
 def _predict_tables(learn: Any, files: tuple[str, ...], top: int, as_json: bool) -> None:
     "Print a prediction for each row of each table; a table that cannot be read is named, and the others are predicted."
     from pathlib import Path
-
     from coursekit.cli.tables import json_row, predict_table, table_row
+    from coursekit.cli.texts import predict_texts
     from coursekit.core import printable
-
-    bad = False
+    bad, predicted = False, predict_texts if learn.dls.train.blocks[0].kind == "text" else predict_table
     for name in files:
         try:
-            for p in predict_table(learn, Path(name).expanduser(), top=top):
+            for p in predicted(learn, Path(name).expanduser(), top=top):
                 if "warning" in p:
                     click.echo(f"coursekit: {printable(name)}: {p['warning']}", err=True)
                 else:
@@ -315,7 +315,6 @@ def _predict_tables(learn: Any, files: tuple[str, ...], top: int, as_json: bool)
 def _predict_masks(learn: Any, files: list, bad: list[tuple[str, str]], out: str, top: int, as_json: bool) -> None:
     "Write the masks of images and print where they are; an image that cannot be read is named, and the others are predicted."
     from pathlib import Path
-
     from coursekit.cli.masks import mask_line, write_masks
     from coursekit.core import printable
 
@@ -341,7 +340,8 @@ def _predict_masks(learn: Any, files: list, bad: list[tuple[str, str]], out: str
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 @click.option("--out", default="predicted_masks", show_default=True, metavar="FOLDER", help="Where a model of masks writes; older files of the same names are replaced.")
 def predict(model: str, files: tuple[str, ...], top: int, as_json: bool, out: str) -> None:
-    """Predict FILES with MODEL: images, folders of them, or patterns. For a model of a table, FILES are tables, CSV or Parquet.
+    """Predict FILES with MODEL: images, folders of them, or patterns. For a model of a table, FILES are tables, CSV or Parquet; for a
+    model of texts, CSV or .txt.
 
     A model of masks writes two files for each image: a PNG whose pixels are class numbers, and a JPEG with the mask drawn over the image.
 
@@ -358,9 +358,8 @@ def predict(model: str, files: tuple[str, ...], top: int, as_json: bool, out: st
     from coursekit.core import printable
 
     learn = load_model(model)
-    if [b.kind for b in learn.dls.train.blocks[:1]] == ["table"]:
-        _predict_tables(learn, files, top, as_json)
-        return
+    if learn.dls.train.kinds[:1] in (["table"], ["text"]):
+        return _predict_tables(learn, files, top, as_json)
     found, bad = find_images(files)
     if learn.dls.train.kinds == ["image", "mask"]:
         return _predict_masks(learn, found, bad, out, top, as_json)
@@ -395,7 +394,6 @@ def export(model: str, out: str, overwrite: bool) -> None:
       coursekit export cifar10 things.html
     """
     from coursekit.cli.export import export_model
-
     export_model(model, out, overwrite=overwrite, say=click.echo)
 
 # %% ../../nbs/api/cli/09_main.ipynb #289275a1
@@ -413,7 +411,6 @@ def app(model: str, port: int, ip: str, no_browser: bool, max_visitors: int) -> 
     Example: coursekit app model.ck
     """
     from coursekit.cli.app import serve
-
     serve(model, ip=ip, port=port, browser=not no_browser, max_visitors=max_visitors, say=click.echo)
 
 # %% ../../nbs/api/cli/09_main.ipynb #149cc627

@@ -121,7 +121,8 @@ class DataLoader(Loader):
         if self.num_workers and not workers_are_forked():
             check_sendable(_sent_parts(dataset, collate), self.num_workers)
         if batch_sampler is None:
-            batch_sampler = EpochSampler(len(dataset), bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
+            made = getattr(dataset, "batches", partial(EpochSampler, len(dataset)))  # a dataset may know better which items go together
+            batch_sampler = made(bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
         self.keys = Keys(dataset, batch_sampler, seed)
         stack = partial(collate_blocks, self.blocks, self.n_inp) if self.blocks else torch.utils.data.default_collate
         self.to_batch = partial(to_batch, collate or stack)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import plural, printable
+from ..data.batch import restored
 from ..data.loader import ordered
 from ..display import figure_output, finish
 from ..training.learner import Learner
@@ -47,7 +48,7 @@ def _embed(learn: Learner, dl: Any) -> tuple[Tensor, Tensor]:  # (N, D) and (N, 
     finally:
         for h in handles:
             h.remove()
-    return torch.cat(features), torch.cat(outputs)
+    return restored(dl, torch.cat(features)), restored(dl, torch.cat(outputs))
 
 
 def embeddings(

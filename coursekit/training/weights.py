@@ -149,6 +149,11 @@ def check_meaning(
 
 def _difference(part: str, name: str, old: Any, new: Any, fix: str) -> str:
     "What differs in one fact of a block, and what to do."
+    if part == "inputs" and isinstance(old, list) and isinstance(new, list):  # such as the vocabulary of a text
+        first = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+        shown = [printable(repr(v[first]) if first < len(v) else "nothing") for v in (old, new)]
+        return (f"the weights were trained on {part} whose {name} has {len(old):,} entries, and that of the data has {len(new):,}; number {first} is {shown[0]} "
+                f"there and {shown[1]} here. {fix}")
     if name != "vocab":
         return f"the weights were trained on {part} with {name} {printable(old)}, and the data have {name} {printable(new)}. {fix}"
     if sorted(map(str, old)) == sorted(map(str, new)):
