@@ -130,9 +130,11 @@ def new_texts() -> Iterator[None]:
 class LanguageModel(nn.Module):
     "An encoder and a decoder with the same weights as its embedding. It remembers what it has read until it is `reset`."
 
+    encoder: Any
+
     def __init__(
         self,
-        encoder: nn.Module,  # AWD_LSTM or Transformer
+        encoder: Any,  # AWD_LSTM or Transformer
         *,
         output_p: float = 0.1,  # dropout of the encoder's output, 0..1
     ):

@@ -7,6 +7,7 @@ __all__ = ['text_lengths', 'Pool', 'TextClassifier', 'classifier_groups']
 
 # %% ../../nbs/api/text/13_classifier.ipynb #f4032b08
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +61,11 @@ class Pool:
 class TextClassifier(nn.Module):
     "An encoder and a head over its pooled outputs. It doesn't matter to a text what else is in its batch."
 
+    encoder: Any
+
     def __init__(
         self,
-        encoder: nn.Module,  # AWD_LSTM or Transformer
+        encoder: Any,  # AWD_LSTM or Transformer
         n_out: int,  # outputs: classes, labels or numbers
         *,
         lin_ftrs: Sequence[int] = (50,),  # widths of the head's hidden layers

@@ -7,9 +7,10 @@ __all__ = ['word_probs', 'generate']
 
 # %% ../../nbs/api/text/14_generate.ipynb #7f588d12
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core import check_range, check_whole
 
@@ -36,7 +37,7 @@ def word_probs(
 # %% ../../nbs/api/text/14_generate.ipynb #0dea8b25
 @torch.no_grad()
 def generate(
-    model: nn.Module,  # a `LanguageModel` in eval mode; what it remembers of its training is neither used nor changed
+    model: Any,  # a `LanguageModel` in eval mode; what it remembers of its training is neither used nor changed
     words: Tensor,  # (n,) int64: how the text begins, at least one
     n_words: int,  # how many to add, from 0
     *,

@@ -157,8 +157,7 @@ class LMLearner(TextLearner):
     def get_preds(self, dl: Any = None, *, ds_idx: int = 1, with_loss: bool = False, with_decoded: bool = False) -> Preds:
         "Probabilities of the next token for every token of a loader, batch by batch and row by row."
         dl = self.eval_dl(ds_idx) if dl is None else ordered(dl)
-        n = len(dl.dataset) * self.model.spec.vocab_sz
-        if n > 1 << 31:
+        if len(dl.dataset) * self.model.spec.vocab_sz > 1 << 31:
             raise ValueError(f"LMLearner.get_preds: {len(dl.dataset):,} tokens times {self.model.spec.vocab_sz:,} probabilities don't fit in memory. Pass a loader "
                              "of fewer texts, learn.dls.test_dl(texts), or use learn.validate for the loss and metrics.")
         with self.turns.predicting(self.model), new_texts():
