@@ -30,13 +30,13 @@ def train_texts(
     plan: TextPlan,  # from `plan_texts`
     out: Path,  # file for the model
     *,
-    epochs: int | None = None,  # None: 4, more for few rows
-    lr: float | None = None,  # highest learning rate; None: 0.01
-    bs: int | None = None,  # texts per batch; None: 32, or 64 for 5,000 rows and more
+    epochs: int | None = None,  # None: 4, and up to 30 for few rows
+    lr: float | None = None,  # highest learning rate; None: 0.02
+    bs: int | None = None,  # texts per batch; None: 32, or 64 for 5,000 rows and more, or 8 for fewer than 500
     say: Callable[[str], None] = print,  # receives line by line
 ) -> Learner:
     "Train, write the model, say how good it is. After Ctrl-C the model is written, too, if a step was done before."
-    bs = bs or (64 if len(plan.texts) >= 5_000 else 32)
+    bs = bs or (64 if len(plan.texts) >= 5_000 else 32 if len(plan.texts) >= 500 else 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that long texts are cut is said below
         dls, name = plan.dataloaders(bs=bs, max_len=MAX_LEN), printable(as_typed(out))
@@ -45,7 +45,7 @@ def train_texts(
     say(f"{len(dls.train_ds):,} training texts, {len(dls.valid_ds):,} for validation, the first {MAX_LEN} tokens of each; {len(dls.text_vocab):,} different tokens known; "
         f"batches of {dls.bs}, on {learn.device}")
     try:
-        learn.fit_one_cycle(epochs or min(30, max(4, -(-200 // len(dls.train)))), lr or 1e-2)
+        learn.fit_one_cycle(epochs or min(30, max(4, -(-240 // len(dls.train)))), lr or 2e-2)
     except KeyboardInterrupt:
         if learn.recorder.lrs:  # a step was done
             learn.export(out)
