@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['receptive_field_of_a_chain', 'concatenate_by_hand', 'class_map_by_hand', 'with_or_without_shortcuts', 'own_heat_maps']
 
-# %% ../../nbs/api/course/20_checks_10.ipynb #45305bff
+# %% ../../nbs/api/course/20_checks_10.ipynb #534e3baf
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from .judging import FunctionCheck, call_answer, close, hint_if, number, numbers
+from .judging import FunctionCheck, hint_if, number, numbers
 
-# %% ../../nbs/api/course/20_checks_10.ipynb #45b62eb9
+# %% ../../nbs/api/course/20_checks_10.ipynb #04630aa2
 def _field(layers: list[tuple[int, int]]) -> float:
     "How many pixels a place in the last layer sees."
     seen, step = 1, 1
@@ -22,74 +23,62 @@ def _field(layers: list[tuple[int, int]]) -> float:
     return float(seen)
 
 
-def _grown_early(layers: list[tuple[int, int]]) -> float:
-    "The same, if a layer's stride counted for the layer itself."
-    seen, step = 1, 1
-    for kernel, stride in layers:
-        step *= stride
-        seen += (kernel - 1) * step
-    return float(seen)
-
-
 receptive_field_of_a_chain = FunctionCheck(
     cases=lambda: [([(3, 1), (3, 1)],), ([(3, 2), (3, 1), (5, 1)],), ([(7, 2), (3, 2), (3, 1), (3, 2), (3, 1)],)],
     right=_field,
     wrong={"no strides": lambda layers: 1.0 + sum(k - 1 for k, _ in layers),
-           "too early": _grown_early,
+           "too early": lambda layers: 1.0 + sum((k - 1) * math.prod(s for _, s in layers[:i + 1]) for i, (k, _) in enumerate(layers)),
            "multiplied": lambda layers: float(math.prod(k for k, _ in layers)),
            "no start": lambda layers: [_field(layers) - 1, _field(layers) + 1],
            "last kernel": lambda layers: float(layers[-1][0])})
 
-# %% ../../nbs/api/course/20_checks_10.ipynb #c08b5569
-def concatenate_by_hand(answer):  # function (x (N, C, H, W), layers) -> (N, C + all new, H, W)
-    "A DenseNet block in which the layers are given."
+# %% ../../nbs/api/course/20_checks_10.ipynb #e4d5d6db
+def _a_tensor(given, *args) -> Tensor:
+    "What the reader's function returned, if it is a tensor of finite numbers."
+    hint_if(not isinstance(given, Tensor), "no tensor", type=type(given).__name__)
+    hint_if(not given.isfinite().all(), "not a number")
+    return given.float()
+
+
+def _blocks():
+    "Inputs and layers of three small dense blocks; in the first, every layer makes as many channels as go in."
     rng = torch.Generator().manual_seed(3)
     for n_in, growth in ((2, 2), (3, 2), (4, 3)):
-        x = torch.rand(2, n_in, 3, 4, generator=rng) + 1
         layers = [lambda t, k=k, g=growth: t.sum(1, keepdim=True).sqrt() * torch.arange(1, g + 1).view(1, -1, 1, 1) + k for k in range(3)]
-        found = call_answer(answer, x, layers)
-        hint_if(not isinstance(found, Tensor), "no tensor", type=type(found).__name__)
-        every, new, alone = x, [], x
-        for layer in layers:
-            new.append(layer(every))
-            every, alone = torch.cat([every, new[-1]], 1), layer(alone)
-        if close(found, every):
-            continue
-        if growth == n_in:
-            added = x
-            for layer in layers:
-                added = added + layer(added)
-            hint_if(close(found, added), "added")
-        hint_if(close(found, new[-1]), "new only")
-        hint_if(close(found, alone), "chained")
-        hint_if(close(found, torch.cat(new, 1)), "without x")
-        hint_if(found.shape != every.shape, "shape", given=list(found.shape), right=list(every.shape))
-        hint_if(close(found.sort(1).values, every.sort(1).values), "order")
-        hint_if(True, "otherwise")
+        yield torch.rand(2, n_in, 3, 4, generator=rng) + 1, layers
 
-# %% ../../nbs/api/course/20_checks_10.ipynb #0d847707
-def class_map_by_hand(answer):  # function (maps (C, h, w), weights (C,)) -> (h, w), at most 1
-    "A class activation map."
+
+def _dense(x, layers):
+    return reduce(lambda t, layer: torch.cat([t, layer(t)], 1), layers, x)
+
+
+concatenate_by_hand = FunctionCheck(
+    cases=_blocks, right=_dense, read=_a_tensor,
+    wrong={"added": lambda x, layers: reduce(lambda t, layer: t + layer(t), layers, x) if x.shape[1] == 2 else x,
+           "new only": lambda x, layers: layers[-1](_dense(x, layers[:-1])),
+           "chained": lambda x, layers: reduce(lambda t, layer: layer(t), layers, x),
+           "without x": lambda x, layers: _dense(x, layers)[:, x.shape[1]:],
+           "order": lambda x, layers: reduce(lambda t, layer: torch.cat([layer(t), t], 1), layers, x)})
+
+# %% ../../nbs/api/course/20_checks_10.ipynb #095e36d7
+def _class_map(maps, weights, *, how=lambda t: t.clamp(min=0)):
+    "Channels weighted and added up, with the largest value 1."
+    found = how(torch.einsum("c,chw->hw", weights, maps))
+    return found / found.max() if found.max() > 0 else found.clamp(min=0)
+
+
+def _maps_and_weights():
     rng = torch.Generator().manual_seed(4)
-    cases = [(torch.rand(5, 3, 4, generator=rng), torch.randn(5, generator=rng)) for _ in range(2)]
-    for maps, weights in [*cases, (torch.rand(2, 3, 3, generator=rng), -torch.ones(2))]:
-        found = call_answer(answer, maps, weights)
-        hint_if(not isinstance(found, Tensor), "no tensor", type=type(found).__name__)
-        hint_if(found.shape != maps.shape[1:], "shape", given=list(found.shape), right=list(maps.shape[1:]))
-        found, signed = found.float(), torch.einsum("c,chw->hw", weights, maps)
-        hint_if(not found.isfinite().all(), "not a number")
-        right = _scaled(signed.clamp(min=0))
-        if not close(found, right):
-            for name, guess in (("no weights", maps.sum(0)), ("absolute", signed.abs()), ("clamped early", (weights.clamp(min=0)[:, None, None] * maps).sum(0))):
-                hint_if(close(_scaled(found), _scaled(guess)), name)
-            hint_if((found < 0).any(), "negative")
-            hint_if(close(_scaled(found), right), "not scaled")
-            hint_if(True, "otherwise", off=(found - right).abs().max().item())
+    return [*((torch.rand(5, 3, 4, generator=rng), torch.randn(5, generator=rng)) for _ in range(2)), (torch.rand(2, 3, 3, generator=rng), -torch.ones(2))]
 
 
-def _scaled(t: Tensor) -> Tensor:
-    "So that the largest value is 1."
-    return t / t.max() if t.max() > 0 else t
+class_map_by_hand = FunctionCheck(
+    cases=_maps_and_weights, right=_class_map, read=_a_tensor,
+    wrong={"no weights": lambda maps, weights: _class_map(maps, torch.ones_like(weights)),
+           "negative": lambda maps, weights: _class_map(maps, weights, how=lambda t: t),
+           "absolute": lambda maps, weights: _class_map(maps, weights, how=torch.abs),
+           "clamped early": lambda maps, weights: _class_map(maps, weights.clamp(min=0)),
+           "not scaled": lambda maps, weights: torch.einsum("c,chw->hw", weights, maps).clamp(min=0)})
 
 # %% ../../nbs/api/course/20_checks_10.ipynb #adecd8ee
 def with_or_without_shortcuts(answer):  # [three errors with shortcuts, three without, "with", "without" or "can't tell"]
@@ -104,27 +93,22 @@ def with_or_without_shortcuts(answer):  # [three errors with shortcuts, three wi
     hint_if(verdict != true, "too sure" if true == "can't tell" else "too careful" if verdict == "can't tell" else "wrong side")
     return {"with_": sum(with_) / 3, "without": sum(without) / 3}
 
-# %% ../../nbs/api/course/20_checks_10.ipynb #295fffe7
+# %% ../../nbs/api/course/20_checks_10.ipynb #adf1b60c
 def own_heat_maps(answer):  # [(HeatMap, (left, top, right, bottom)), ...]
     "Heat maps of the reader's own images, and where the thing is in each."
     hint_if(not isinstance(answer, (list, tuple)), "no list")
-    masses, areas, seen = [], [], []
+    masses, areas, seen = [], [], set()
     for k, entry in enumerate(answer, 1):
-        hint_if(not isinstance(entry, (list, tuple)) or len(entry) != 2, "no pair", k=k)
-        heat, box = getattr(entry[0], "map", None), entry[1]
-        hint_if(not isinstance(heat, Tensor) or heat.ndim != 2, "no map", k=k, kind=type(entry[0]).__name__)
-        hint_if(not isinstance(box, (list, tuple)) or len(box) != 4, "no pair", k=k)
-        left, top, right, bottom = (number(v, f"a side of the box of entry {k}") for v in box)
+        heat = getattr(entry[0], "map", None) if isinstance(entry, (list, tuple)) and len(entry) == 2 else None
+        hint_if(not isinstance(heat, Tensor) or not isinstance(entry[1], (list, tuple)), "no pair", k=k)
+        left, top, right, bottom = numbers(entry[1], 4, f"the box of entry {k}")
         hint_if(not (0 <= left < right <= 1 and 0 <= top < bottom <= 1), "no box", k=k)
         hint_if((right - left) * (bottom - top) > 0.9, "whole image", k=k)
-        hint_if(any(heat.shape == other.shape and torch.equal(heat, other) for other in seen), "same map")
-        hint_if(heat.sum() <= 0, "empty map", k=k)
         h, w = heat.shape
-        inside = torch.zeros(h, w)
-        inside[int(top * h):max(int(bottom * h), int(top * h) + 1), int(left * w):max(int(right * w), int(left * w) + 1)] = 1
-        masses.append(float((heat.cpu() * inside).sum() / heat.sum()))
-        areas.append(float(inside.mean()))
-        seen.append(heat)
-    hint_if(len(answer) < 5, "few", n=len(answer))
+        inside = heat[int(top * h):math.ceil(bottom * h), int(left * w):math.ceil(right * w)]
+        masses.append(float(inside.sum() / heat.sum().clamp(min=1e-9)))
+        areas.append(inside.numel() / heat.numel())
+        seen.add(heat.cpu().numpy().tobytes())
+    hint_if(len(seen) < 5, "few", n=len(answer))
     mass, area = sum(masses) / len(masses), sum(areas) / len(areas)
     return {"inside": mass, "area": area, "times": mass / area}

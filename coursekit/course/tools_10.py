@@ -28,7 +28,7 @@ from ..vision.block import ImageBlock
 from ..vision.models import create_body, fetch_weights, load_body_weights
 from ..vision.resize import Resize
 
-# %% ../../nbs/api/course/19_tools_10.ipynb #b4969a7f
+# %% ../../nbs/api/course/19_tools_10.ipynb #ef17d60b
 @dataclass(frozen=True)
 class Twin:
     "A drawing of a scene that exists a second time, with the other breed in it."
@@ -41,25 +41,21 @@ def draw_twins(
     breed: str,  # a breed of Paper Pets, whose scenes are drawn
     twin: str,  # the other breed
     n: int,  # scenes
-    *,
-    first: int = 1,  # number of the first scene
-    visible: int = 10,  # two colors that differ by less, of 255 shades, count as the same
 ) -> list[Twin]:  # two per scene: breed, twin, breed, twin, ...
     "Draw each scene twice, once as each breed."
     twins = []
-    for number in range(first, first + n):
+    for number in range(1, n + 1):
         images = [draw_pet(breed, number, traits_of=name).image for name in (breed, twin)]
         one, other = (np.asarray(image).astype(int) for image in images)
-        region = np.abs(one - other).max(2) >= visible
+        region = np.abs(one - other).max(2) >= 10  # of 255 shades
         twins += [Twin(image, name, region) for image, name in zip(images, (breed, twin))]
     return twins
 
-# %% ../../nbs/api/course/19_tools_10.ipynb #6fed38f5
+# %% ../../nbs/api/course/19_tools_10.ipynb #ba6f09a7
 def twin_learner(
     twins: Sequence[Twin],  # as `draw_twins` gives them
     *,
     held: int,  # scenes at the end that are held back for validation; both drawings of a scene are on the same side
-    size: int = 96,  # pixels a side
     seed: int = 0,  # of the order of the batches
 ) -> Learner:
     "A learner that tells two breeds apart, ready to train."
@@ -67,7 +63,7 @@ def twin_learner(
     if not 0 < 2 * held < len(twins):
         raise ValueError(f"twin_learner: held={held} of {len(twins) // 2} scenes; hold back at least one, and leave some for training.")
     plan = DataBlock(blocks=(ImageBlock, CategoryBlock), get_x=lambda i: twins[i].image, get_y=lambda i: twins[i].breed,
-                     splitter=IndexSplitter(range(n, len(twins))), item_tfms=Resize(size, method="squish"),
+                     splitter=IndexSplitter(range(n, len(twins))), item_tfms=Resize(96, method="squish"),
                      batch_tfms=Normalize.from_stats(*imagenet_stats))
     dls = plan.dataloaders(range(len(twins)), bs=16, val_bs=2 * held, seed=seed, cache="memory")
     body = create_body("coursenet")
@@ -75,8 +71,7 @@ def twin_learner(
     stem, *stages = [*body[0], *body[1]]
     with seeded(seed):
         linear = nn.Linear(64, 2)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
+    linear.load_state_dict({"weight": torch.zeros(2, 64), "bias": torch.zeros(2)})
     net = nn.Sequential(OrderedDict(stem=stem, stage1=stages[0], stage2=stages[1], pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), linear=linear))
     net = net.to(memory_format=torch.channels_last)
     return Learner(dls, net, metrics=accuracy, seed=seed, splitter=lambda m: [nn.Sequential(m.stem, m.stage1, m.stage2), m.linear])

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['ReceptiveField', 'receptive_field', 'Patches', 'show_patches', 'strongest_patches']
 
-# %% ../../nbs/api/interpret/06_receptive.ipynb #19d29845
+# %% ../../nbs/api/interpret/06_receptive.ipynb #4287231c
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,19 +117,16 @@ def receptive_field(
         strength = strength / strength.max().clamp(min=1e-12)
     return ReceptiveField(name, place, box, strength, size[1:])
 
-# %% ../../nbs/api/interpret/06_receptive.ipynb #ae514b98
-@dataclass(repr=False)
+# %% ../../nbs/api/interpret/06_receptive.ipynb #9b4d2a6b
+@dataclass
 class Patches:
-    "The parts of images that one channel of a layer responds to most."
+    "The parts of images that one channel of a layer responds to most, the strongest first."
     layer: str  # name of the layer
     channel: int  # its index
-    images: list  # PIL images, each as large as the receptive field of the place, as far as that lies in the image; the strongest first
+    images: list  # PIL images: of each place, the receptive field as far as it lies in the image
     values: list[float]  # the channel's output at each
-    rows: list[int]  # which image of the loader each is from
+    rows: list[int]  # which validation image each is from
     boxes: list[tuple[int, int, int, int]]  # x0, y0, x1, y1 of each in its image, in pixels
-
-    def __repr__(self) -> str:
-        return f"Patches({self.layer!r}, channel {self.channel}: {len(self.images)} patches, outputs {self.values[0]:.3g} to {self.values[-1]:.3g})"
 
 
 def show_patches(
@@ -147,50 +143,42 @@ def show_patches(
         axes[k * n].set_title(f"channel {p.channel}", fontsize=9, loc="left")
     finish(fig, f"The patches to which channels {', '.join(str(p.channel) for p in patches)} of layer {patches[0].layer} respond most, a row for each")
 
-# %% ../../nbs/api/interpret/06_receptive.ipynb #c1f1250e
-def _strongest(learn: Learner, dl: Any, layer: str, channels: Sequence[int], n: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    "Largest outputs (n, K) of K channels, at most one per image; the images' rows; the places as flat indices; the images' inputs; width of the maps."
-    values = rows = places = inputs = None
-    seen_rows, width = 0, 0
+# %% ../../nbs/api/interpret/06_receptive.ipynb #10693f78
+def _peaks(learn: Learner, layer: str, channels: list[int]) -> tuple[Tensor, Tensor, int]:  # (N, K) outputs; (N, K) places; width
+    "For each validation image and channel, the largest output, its place as a flat index, and the width of the maps."
+    peaks = []
     with learn.turns.predicting(learn.model), torch.inference_mode(), hook_outputs(learn.model, layer) as (seen,):
-        for batch in dl:
+        for batch in learn.dls.valid:
             learn.model(*batch.xs)
             maps = _maps(seen, "strongest_patches")
-            width = maps.shape[3]
             if not all(0 <= c < maps.shape[1] for c in channels):
-                raise ValueError(f"strongest_patches: channels={list(channels)}, but layer {layer!r} has channels 0 to {maps.shape[1] - 1}.")
-            best, at = maps[:, list(channels)].float().flatten(2).max(2)
-            row = torch.arange(seen_rows, seen_rows + len(best), device=best.device)[:, None].expand_as(best)
-            new = [best, row, at, batch.xs[0][:, None].expand(-1, len(channels), -1, -1, -1)]
-            old = [values, rows, places, inputs]
-            values, rows, places, inputs = new if values is None else [torch.cat(pair) for pair in zip(old, new)]
-            top = values.topk(min(n, len(values)), dim=0).indices
-            values, rows, places = (t.gather(0, top) for t in (values, rows, places))
-            inputs = torch.stack([inputs[top[:, k], k] for k in range(len(channels))], 1)
-            seen_rows += len(best)
-    return values, rows, places, inputs, width
+                raise ValueError(f"strongest_patches: channels={channels}, but layer {layer!r} has channels 0 to {maps.shape[1] - 1}.")
+            peaks.append(maps[:, channels].float().flatten(2).max(2))
+    return torch.cat([p.values for p in peaks]), torch.cat([p.indices for p in peaks]), maps.shape[3]
 
-# %% ../../nbs/api/interpret/06_receptive.ipynb #e8b94ce0
+# %% ../../nbs/api/interpret/06_receptive.ipynb #54c499b9
 def strongest_patches(
     learn: Learner,  # a trained learner of images
     layer: nn.Module | str,  # one of its model's layers, or its name as in `learn.model.named_modules()`
     channels: Sequence[int],  # indices of the layer's channels
     *,
     n: int = 8,  # patches per channel, each of another image
-    dl: Any = None,  # a loader of images to search; None: the validation images
 ) -> list[Patches]:  # one per channel
-    "Search many images for the patches to which channels of a layer respond most."
+    "Search the validation images for the patches to which channels of a layer respond most."
     if not learn.dls.targets:
         raise ValueError("strongest_patches: these loaders can't show their images; make them with a DataBlock or ImageDataLoaders.")
-    dl, name = learn.dls.valid if dl is None else dl, find_layers(learn.model, layer)[0][0]
-    values, rows, places, inputs, width = _strongest(learn, dl, name, channels, n)
-    boxes: dict[int, tuple] = {}
-    for at in places.unique().tolist():
-        boxes[at] = receptive_field(learn.model, name, tuple(inputs.shape[2:]), place=divmod(at, width)).box
+    name = find_layers(learn.model, layer)[0][0]
+    best, at, width = _peaks(learn, name, list(channels))
+    top, images, boxes, start = best.topk(min(n, len(best)), dim=0).indices.tolist(), {}, {}, 0
+    for batch in learn.dls.valid:
+        for row in {row for rows in top for row in rows} & {*range(start, start + batch.size)}:
+            images[row] = learn.dls.decode(Batch((batch.xs[0][row - start][None],)))[0][0]
+        start += batch.size
+    for place in {int(at[row, k]) for rows in top for k, row in enumerate(rows)}:
+        boxes[place] = receptive_field(learn.model, name, tuple(batch.xs[0].shape[1:]), place=divmod(place, width)).box
     found = []
     for k, channel in enumerate(channels):
-        shown = [sample[0] for sample in learn.dls.decode(Batch((inputs[:, k].clone(),)))]
-        cut = [boxes[at] for at in places[:, k].tolist()]
-        images = [image.crop(box) for image, box in zip(shown, cut)]
-        found.append(Patches(name, channel, images, values[:, k].tolist(), rows[:, k].tolist(), cut))
+        rows = [r[k] for r in top]
+        seen = [boxes[int(at[row, k])] for row in rows]
+        found.append(Patches(name, channel, [images[r].crop(box) for r, box in zip(rows, seen)], best[rows, k].tolist(), rows, seen))
     return found
