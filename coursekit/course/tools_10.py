@@ -51,7 +51,7 @@ def draw_twins(
         twins += [Twin(image, name, region) for image, name in zip(images, (breed, twin))]
     return twins
 
-# %% ../../nbs/api/course/19_tools_10.ipynb #ba6f09a7
+# %% ../../nbs/api/course/19_tools_10.ipynb #f523149e
 def twin_learner(
     twins: Sequence[Twin],  # as `draw_twins` gives them
     *,
@@ -63,7 +63,7 @@ def twin_learner(
     if not 0 < 2 * held < len(twins):
         raise ValueError(f"twin_learner: held={held} of {len(twins) // 2} scenes; hold back at least one, and leave some for training.")
     plan = DataBlock(blocks=(ImageBlock, CategoryBlock), get_x=lambda i: twins[i].image, get_y=lambda i: twins[i].breed,
-                     splitter=IndexSplitter(range(n, len(twins))), item_tfms=Resize(96, method="squish"),
+                     splitter=IndexSplitter(range(n, len(twins))), item_tfms=Resize(112, method="squish"),
                      batch_tfms=Normalize.from_stats(*imagenet_stats))
     dls = plan.dataloaders(range(len(twins)), bs=16, val_bs=2 * held, seed=seed, cache="memory")
     body = create_body("coursenet")
