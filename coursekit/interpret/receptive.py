@@ -18,7 +18,7 @@ from ..display import as_label, figure_grid, finish, new_axes, show_image
 from ..training.hooks import Recorded, find_layers, hook_outputs
 from ..training.learner import Learner
 
-# %% ../../nbs/api/interpret/06_receptive.ipynb #1bb7c398
+# %% ../../nbs/api/interpret/06_receptive.ipynb #cea8c800
 @dataclass(repr=False)
 class ReceptiveField:
     "What one place of a layer's output sees."
@@ -52,7 +52,8 @@ class ReceptiveField:
         ax.imshow(shown, cmap="Greys", vmin=0, vmax=1)
         ax.plot([x0 - 0.5, x1 - 0.5, x1 - 0.5, x0 - 0.5, x0 - 0.5], [y0 - 0.5, y0 - 0.5, y1 - 0.5, y1 - 0.5, y0 - 0.5], "C3--", lw=1.5)
         ax.set_title(as_label(f"{self.layer}: {y1 - y0} x {x1 - x0}"), fontsize=10)
-        ax.axis("off")
+        ax.spines[:].set_visible(True)
+        ax.set(xticks=[], yticks=[])
         finish(fig, f"Receptive field of layer {self.layer}: {y1 - y0} by {x1 - x0} pixels of an image of {h} by {w}")
 
     def __repr__(self) -> str:
