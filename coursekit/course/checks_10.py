@@ -12,7 +12,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from .judging import FunctionCheck, hint_if, number, numbers
+from .judging import FunctionCheck, hint_if, numbers
 
 # %% ../../nbs/api/course/20_checks_10.ipynb #04630aa2
 def _field(layers: list[tuple[int, int]]) -> float:
