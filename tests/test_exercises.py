@@ -221,6 +221,29 @@ def rise_in_place(loss, x, column, order):
     return loss(x) - before
 
 
+def seen_pixels(layers):
+    return 1 + sum((k - 1) * math.prod(s for _, s in layers[:i]) for i, (k, _) in enumerate(layers))
+
+
+def joined(x, layers):
+    for layer in layers:
+        x = torch.cat([x, layer(x)], 1)
+    return x
+
+
+def evidence(maps, weights, tiny=1e-9):
+    found = (weights[:, None, None] * maps).sum(0).clamp(min=0)
+    return found / found.max().clamp(min=tiny)
+
+
+def located(n):
+    "Heat maps with one bright place each, and boxes around it."
+    return [(SimpleNamespace(map=1.0 * (torch.arange(100).view(10, 10) < 15 + k)), (0.1, 0.1, 0.9, 0.2)) for k in range(n)]
+
+
+HEAT = located(1)[0][0]
+
+
 def of_table(*, names=("size",), kind="table", vocab=("a", "b"), losses=(1.0,), right=30, n=40):
     "What the judge of one's own table looks at; nbs/solutions runs the real thing."
     train = SimpleNamespace(blocks=[SimpleNamespace(kind=kind, names=list(names)), SimpleNamespace(kind="numbers", names=["width"])])
@@ -490,6 +513,18 @@ CASES |= {
     "own masks": ([of_masks(), of_masks(ignored=255, n=2)], [
         ("no learner", 3), ("no learner", of_masks().dls), ("no masks", of_masks(kind="category")), ("lesson's own", of_masks(vocab=("Pedestrian", "Bicyclist"))),
         ("not trained", of_masks(losses=())), ("few images", of_masks(n=1)), ("one class", of_masks(cups=0)), ("no better", of_masks(right=0))]),
+    "receptive field of a chain": ([seen_pixels, lambda layers: torch.tensor(seen_pixels(layers))], [("otherwise", lambda layers: 2.5)]),
+    "concatenate by hand": ([joined, lambda x, fs: [x := torch.cat((x, f(x)), dim=1) for f in fs][-1]], [
+        ("no tensor", lambda x, fs: [x]), ("not a number", lambda x, fs: joined(x, fs) * math.nan), ("otherwise", lambda x, fs: 0 * joined(x, fs)), ("otherwise", lambda x, fs: joined(x, fs)[..., 0])]),
+    "class map by hand": ([evidence, lambda m, w: evidence(m.double(), w.double())], [
+        ("no tensor", lambda m, w: 1.0), ("not a number", lambda m, w: evidence(m, w, tiny=0)), ("otherwise", lambda m, w: m), ("otherwise", lambda m, w: torch.zeros(m.shape[1:]))]),
+    "with or without shortcuts": ([[little, much, "with"], (much, np.array(little), "without"), [little, [0.29, 0.33, 0.34], "can't tell"]], [
+        ("three parts", "with"), ("three parts", [little, much]), ("not an error", [[33, 34, 35], much, "with"]), ("equal lists", [much, much, "with"]),
+        ("verdict", [little, much, "both"]), ("verdict", [little, much, ...]), ("too sure", [little, [0.29, 0.33, 0.34], "with"]),
+        ("too careful", [little, much, "can't tell"]), ("wrong side", [little, much, "without"])]),
+    "own heat maps": ([located(5), tuple(located(6))], [
+        ("no list", 3), ("few", located(4)), ("few", located(1) * 9), ("no pair", [HEAT] * 5), ("no pair", [("map", (0, 0, 0.5, 0.5))]), ("no pair", [(HEAT, 0.5)]),
+        ("no box", [(HEAT, (20, 20, 50, 50))]), ("no box", [(HEAT, (0.5, 0, 0.2, 1))]), ("whole image", [(HEAT, (0, 0, 1, 0.99))])]),
 }  # fmt: skip
 
 # The right answers of the tables once more, as sums.
@@ -503,6 +538,7 @@ SUMS = {
     "dice and jaccard of a car": [2 * 30 / (50 + 60), 30 / (50 + 60 - 30)], "into an up step": [256 + 112, 96 // 16, 160 // 16],
     "three yes-or-no questions": -sum(math.log(p) for p in (0.9, 1 - 0.2, 0.5)) / 3,
     "size of a table net": [4 + 6 + 5, 9 * 4 + 16 * 6 + (4 + 6 + 5) * 100 + 100 + 100 * 2 + 2],
+    "size of a convolution": [(96 + 2 * 2 - 5) // 2 + 1, 5 * 5 * 3 * 24 + 24, 48 * 48 * 24 * 5 * 5 * 3],
 }
 
 # name -> what no hint and no task may say
@@ -523,6 +559,8 @@ SECRETS = {
     "half of a weight": ["347", "346", "0.998", "0.002", "log"], "dropout of whole channels": ["1 / (1 - p)", "1 - p", "dropout2d(", "N, C, 1, 1", "rand("],
     "calls of three events": ["78", "64"], "rates of a cycle": ["0.0008", "0.0036", "0.01 ", "8e-4"], "peak in the middle": ["peak=", "pct_start"],
     "stars by hand": ["3.65", "3.66"], "rows of the table": ["207", "12928", "12,928"], "nearest in taste": ["cosine_similarity", "argmax", "normalize"],
+    "size of a convolution": ["48", "4147200", "4,147,200"], "receptive field of a chain": ["k - 1", "kernel - 1", "*= stride", "step *"],
+    "concatenate by hand": ["cat(", "dim=1"], "class map by hand": ["einsum", "clamp", "relu", ".max("],
     "size of a table net": ["1934", "1,934"], "fill and remember": ["nanmedian", "isnan", "where(", "nan_to_num"],
     "importance by shuffling": ["clone", "x[order", "[:, ", "[order"],
     "dice and jaccard of a car": ["0.54", "0.55", ".375", "37.5", "6/11", "3/8"], "into an up step": ["368", "256 + 112", "6, 10", "6 × 10", "6 x 10"],

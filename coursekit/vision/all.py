@@ -42,6 +42,7 @@ from coursekit.interpret.heatmaps import HeatMap, cam, grad_cam, heat_maps
 from coursekit.training.hooks import hook_outputs
 from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
+from coursekit.interpret.receptive import receptive_field, show_patches, strongest_patches
 from coursekit.interpret.segmentation import SegmentationInterpretation
 from coursekit.interpret.landscape import Landscape, flat_weights, loss_landscape
 from coursekit.training.layers import AdaptiveConcatPool2d, create_head, num_params
