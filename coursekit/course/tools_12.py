@@ -6,7 +6,7 @@
 __all__ = ['SkipValidation', 'Ablated', 'ablate', 'Speed', 'measure_speed', 'plot_speed', 'Shift', 'Times', 'race_net', 'Race',
            'race']
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #5f83ac58
+# %% ../../nbs/api/course/22_tools_12.ipynb #d2fc4877
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,14 +27,14 @@ from ..training.losses import LabelSmoothingCrossEntropy
 from ..training.metrics import accuracy
 from ..vision.models import OWN_ARCHS, arch_name, whole_net
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #88eabf9c
+# %% ../../nbs/api/course/22_tools_12.ipynb #3635a21b
 class SkipValidation(Callback):
     "Leaves validation out, for fits that are judged afterwards."
 
     def before_validate(self, learn: Learner) -> None:
         raise CancelValidateException
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #f4d0aa78
+# %% ../../nbs/api/course/22_tools_12.ipynb #b1400f8a
 @dataclass
 class Ablated:
     "A method at the learning rate that the validation set chose."
@@ -43,7 +43,7 @@ class Ablated:
     valid: dict[float, float]  # learning rate -> validation error of the first seed, 0..1
     test: list[float]  # test errors at the best learning rate, one per seed, 0..1
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #992d7c0c
+# %% ../../nbs/api/course/22_tools_12.ipynb #10157fb6
 def ablate(
     run: Callable,  # run(recipe, lr, seed) -> validation error and test error, 0..1
     recipes: Mapping[str, Any],  # name of a method -> what `run` needs to know about it
@@ -62,7 +62,7 @@ def ablate(
         found[name] = Ablated(best, {lr: valid for lr, (valid, _) in tried.items()}, [float(test) for _, test in (tried[best], *others)])
     return found
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #66b8bac0
+# %% ../../nbs/api/course/22_tools_12.ipynb #15123582
 @dataclass
 class Speed:
     "How fast a network is on this machine, and what is known about its accuracy."
@@ -73,7 +73,7 @@ class Speed:
     training: float  # images per second, forward pass, backward pass and update
     published: float | None  # ImageNet error that torchvision publishes for its weights at full size, 0..1; None: it publishes none
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #7b308c56
+# %% ../../nbs/api/course/22_tools_12.ipynb #9cda8d93
 def _published_error(name: str) -> float | None:
     "Torchvision's own record of the top-1 error of its newest weights."
     if name in OWN_ARCHS or name.startswith("timm/"):
@@ -102,7 +102,7 @@ def _images_per_second(step: Callable[[], Any], n: int, repeats: int, device: to
         times.append(time.perf_counter() - begun)
     return n / min(times[1:])
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #ee936610
+# %% ../../nbs/api/course/22_tools_12.ipynb #0fd06ad5
 def measure_speed(
     archs: Sequence[str | Callable],  # architectures of coursekit, torchvision or timm
     *,
@@ -134,7 +134,7 @@ def measure_speed(
             found.append(Speed(name, sum(p.numel() for p in net.parameters()), forward, training, _published_error(name)))
     return found
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #688d138b
+# %% ../../nbs/api/course/22_tools_12.ipynb #9f7d3555
 def plot_speed(
     speeds: Sequence[Speed],  # what `measure_speed` returned; those with a published error are drawn
     *,
@@ -155,7 +155,7 @@ def plot_speed(
     ax.margins(x=0.15)
     finish(fig, "Published ImageNet error against measured training speed of " + ", ".join(s.arch for s in drawn))
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #80cebcd0
+# %% ../../nbs/api/course/22_tools_12.ipynb #f959232a
 @dataclass(frozen=True)
 class Shift(BatchTransform):
     "Each image moved by up to a few pixels, with its border mirrored, and in half of the cases left and right exchanged."
@@ -182,7 +182,7 @@ def _mirrored(at: Tensor, size: int) -> Tensor:
     "Positions outside 0..size - 1 brought back as a mirror at the border does."
     return (size - 1) - ((size - 1) - at.abs()).abs()
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #4c2ffa6b
+# %% ../../nbs/api/course/22_tools_12.ipynb #04e7ec2b
 class Times(nn.Module):
     "Its input times a fixed number."
 
@@ -216,7 +216,7 @@ def race_net(
     head = nn.Linear(4 * width, n_out, bias=False)
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head, Times(1 / 9)).to(memory_format=torch.channels_last)
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #85be76e2
+# %% ../../nbs/api/course/22_tools_12.ipynb #0bed0b4f
 @dataclass
 class Race:
     "How a race ended."
@@ -230,7 +230,7 @@ class Race:
 def _nesterov(params: Any, *, lr: float, mom: float = 0.85, wd: float = 0.0) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=lr, momentum=mom, weight_decay=wd, nesterov=True)
 
-# %% ../../nbs/api/course/22_tools_12.ipynb #9b3caa43
+# %% ../../nbs/api/course/22_tools_12.ipynb #0a18415d
 def race(
     dls: DataLoaders,  # images of about 32 pixels and one class each, normalized
     *,
@@ -261,8 +261,8 @@ def race(
         training = time.perf_counter() - started
         plain = learn.get_preds()
         found = learn.tta(n=views) if views else plain
-    right = [float((p.preds.argmax(1) == p.targs).float().mean()) for p in (found, plain)]
-    return Race(*right, training, time.perf_counter() - begun)
+    tta, once = (float((p.preds.argmax(1) == p.targs).float().mean()) for p in (found, plain))
+    return Race(tta, once, training, time.perf_counter() - begun)
 
 
 def _warm_up(learn: Learner, x: Tensor) -> None:
