@@ -527,6 +527,30 @@ CASES |= {
         ("no box", [(HEAT, (20, 20, 50, 50))]), ("no box", [(HEAT, (0.5, 0, 0.2, 1))]), ("whole image", [(HEAT, (0, 0, 1, 0.99))])]),
 }  # fmt: skip
 
+def blended(x, y, order, share, part=lambda s: s):
+    wide = part(share)
+    return wide[:, None, None, None] * x + (1 - wide[:, None, None, None]) * x[order], wide[:, None] * y + (1 - wide[:, None]) * y[order]
+
+
+def unbeaten(speed, error, sign=1):
+    nets = list(zip(speed, error))
+    return [i for i, (s, e) in enumerate(nets) if not any(sign * a >= sign * s and b <= e and (a, b) != (s, e) for a, b in nets)]
+
+
+CASES |= {
+    "mixup by hand": ([blended, lambda x, y, o, s: [torch.lerp(x[o], x, s.view(-1, 1, 1, 1)), torch.lerp(y[o], y, s.view(-1, 1))]], [
+        ("two tensors", lambda x, y, o, s: x), ("two tensors", lambda x, y, o, s: [x.tolist(), y.tolist()]), ("shape", lambda x, y, o, s: (x[:2], y[:2])),
+        ("labels left", lambda x, y, o, s: (blended(x, y, o, s)[0], y)), ("images left", lambda x, y, o, s: (x, blended(x, y, o, s)[1])),
+        ("swapped", partial(blended, part=lambda s: 1 - s)), ("one share", partial(blended, part=lambda s: s[:1].expand(len(s)))),
+        ("one share", partial(blended, part=lambda s: s.mean().expand(len(s)))), ("other order", lambda x, y, o, s: blended(x, y, o.argsort(), s)),
+        ("otherwise", lambda x, y, o, s: (x / 2, y)), ("otherwise", lambda x, y, o, s: (blended(x, y, o, s)[0], y * 0))]),
+    "worth a try": ([unbeaten, lambda s, e: tuple(unbeaten(s, e)), lambda s, e: torch.tensor(unbeaten(s, e))], [
+        ("no list", lambda s, e: 0), ("no list", lambda s, e: None), ("names", lambda s, e: [len(s)]), ("names", lambda s, e: [0.5]), ("names", lambda s, e: ["a"]),
+        ("one only", lambda s, e: [e.index(min(e))]), ("slow ones", partial(unbeaten, sign=-1)), ("beaten", lambda s, e: list(range(len(s)))),
+        ("missing", lambda s, e: unbeaten(s, e)[:-1] if len(s) == 5 else unbeaten(s, e)), ("missing", lambda s, e: []), ("order", lambda s, e: unbeaten(s, e)[::-1])]),
+    "how much to mix": CASES["own remedy"], "own trick": CASES["own remedy"],
+}  # fmt: skip
+
 # The right answers of the tables once more, as sums.
 SUMS = {
     "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
@@ -537,6 +561,7 @@ SUMS = {
     "stars by hand": [2 * 1 + 0 * 3 - 1 * 0.5 + 0.5 - 1, 5 / (1 + math.exp(-1))], "rows of the table": [2_050_000 * 101, 64 * 2 * 101],
     "dice and jaccard of a car": [2 * 30 / (50 + 60), 30 / (50 + 60 - 30)], "into an up step": [256 + 112, 96 // 16, 160 // 16],
     "three yes-or-no questions": -sum(math.log(p) for p in (0.9, 1 - 0.2, 0.5)) / 3,
+    "a smoothed target": [1 - 0.2 + 0.2 / 5, 0.2 / 5],
     "size of a table net": [4 + 6 + 5, 9 * 4 + 16 * 6 + (4 + 6 + 5) * 100 + 100 + 100 * 2 + 2],
     "size of a convolution": [(96 + 2 * 2 - 5) // 2 + 1, 5 * 5 * 3 * 24 + 24, 48 * 48 * 24 * 5 * 5 * 3],
 }
@@ -567,6 +592,7 @@ SECRETS = {
     "colors to class numbers": ["all(", "argmax", "where(", "[:, :, None"], "pixel accuracy by hand": ["argmax", "!=", ".mean", "[targs"],
     "three yes-or-no questions": ["0.34", ".34", "0.8,", "0.8 "], "F-beta by hand": ["beta**2", "b**2", "1 + beta", "&", "~"],
     "threshold for a recall": ["ceil", "quantile", "sort(", "descending", "probs[there]"], "points in the mirror": ["width - x", "width - p", "clone"],
+    "a smoothed target": ["0.84", "0.04", ".84", ".04"], "mixup by hand": ["lerp", "[:, None", "x[order]", "view("], "worth a try": ["any(", "min(", "sorted("],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,
