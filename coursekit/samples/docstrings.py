@@ -6,9 +6,10 @@
 __all__ = ['TITLE', 'VERSION', 'LABELS', 'OTHERS', 'PARAGRAPH', 'README', 'docstrings', 'paragraphs', 'mask', 'read_files',
            'make_docstrings']
 
-# %% ../../nbs/api/samples/12_docstrings.ipynb #f43b9d10
+# %% ../../nbs/api/samples/12_docstrings.ipynb #c35cf174
 import ast
 import csv
+import gc
 import re
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -92,8 +93,21 @@ def mask(
     text = _LIBRARY.sub("xxlib", _CODE.sub("xxcode", text))
     return " ".join(re.sub(r"xxcode(?:[\s,.'()/:-]+(?:and |or )?xxcode)+", "xxcode", text).split())
 
-# %% ../../nbs/api/samples/12_docstrings.ipynb #220f2923
-_SKIPPED = re.compile(r"(^|/)(tests?|testing|_vendor|vendored|externals|_antlr)/|(^|/)(test_|conftest)|^torch/_\w+/")
+# %% ../../nbs/api/samples/12_docstrings.ipynb #9be606ba
+_SKIPPED = re.compile(r"(^|/)(tests?|testing|_vendor|vendored|externals|_antlr|benchmarks)/|(^|/)(test_|conftest)|^torch/_\w+/")
+
+
+def _parse(file: Path) -> ast.Module:
+    "The syntax tree of a file. It's empty for a template, or a file for another version of Python."
+    collecting = gc.isenabled()
+    gc.disable()  # so many objects at once would make Python look for garbage most of the time
+    try:
+        return ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def read_files(
@@ -103,11 +117,7 @@ def read_files(
     root, files = job
     texts = []
     for file in files:
-        try:
-            tree = ast.parse((Path(root) / file).read_bytes())
-        except (SyntaxError, ValueError):  # a template, or for another version of Python
-            continue
-        for name, doc in docstrings(tree):
+        for name, doc in docstrings(_parse(Path(root) / file)):
             masked = [mask(p) for p in paragraphs(doc)]
             words = [p.split() for p in masked]
             kept = [p for p, w in zip(masked, words) if len(w) > 3 and sum(x.startswith("xxcode") for x in w) <= 0.3 * len(w)]
