@@ -59,6 +59,10 @@ class Loader:
         "A loader of all items in order, not augmented: what predictions must be made from, so that row i belongs to item i."
         return self
 
+    def restored(self, rows: Any) -> Any:
+        "What a model returned for all batches, joined: of a loader in order as it is, so that row i belongs to item i."
+        return rows
+
     def first_batch(self) -> Batch:
         "The first batch of a new pass."
         return next(iter(self))
@@ -121,7 +125,8 @@ class DataLoader(Loader):
         if self.num_workers and not workers_are_forked():
             check_sendable(_sent_parts(dataset, collate), self.num_workers)
         if batch_sampler is None:
-            batch_sampler = EpochSampler(len(dataset), bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
+            made = getattr(dataset, "batches", partial(EpochSampler, len(dataset)))  # a dataset may know better which items go together
+            batch_sampler = made(bs=self.bs, shuffle=shuffle, drop_last=drop_last, seed=seed)
         self.keys = Keys(dataset, batch_sampler, seed)
         stack = partial(collate_blocks, self.blocks, self.n_inp) if self.blocks else torch.utils.data.default_collate
         self.to_batch = partial(to_batch, collate or stack)
@@ -190,6 +195,10 @@ class DataLoader(Loader):
             return self
         dataset = self.dataset.with_train(False) if self.blocks else self.dataset
         return self.new(dataset=dataset, shuffle=False, drop_last=False)
+
+    def restored(self, rows: Any) -> Any:
+        order = getattr(self.keys.batches, "order", None)  # a dataset may put items of one size together, in the same order each time
+        return rows if order is None else map_tensors(lambda t: t[order.argsort()], rows)
 
     def new(self, **changes: Any) -> "DataLoader":
         "The same loader with some arguments changed (None: not); a `batch_sampler` is kept unless bs, shuffle or drop_last is given."

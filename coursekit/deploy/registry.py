@@ -44,6 +44,12 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "table": "coursekit.tabular.block:TableBlock",
     "numbers": "coursekit.tabular.block:NumbersBlock",
     "tabular_model": "coursekit.tabular.model:TabularModel",
+    "tokenizer": "coursekit.text.tokens:Tokenizer",
+    "word_tokenizer": "coursekit.text.tokens:WordTokenizer",
+    "char_tokenizer": "coursekit.text.tokens:CharTokenizer",
+    "subword_tokenizer": "coursekit.text.tokens:SubwordTokenizer",
+    "text": "coursekit.text.block:TextBlock",
+    "next_tokens": "coursekit.text.stream:NextTokens",
 }
 
 # %% ../../nbs/api/deploy/00_registry.ipynb #6dcb4b2f

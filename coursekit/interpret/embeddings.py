@@ -47,7 +47,7 @@ def _embed(learn: Learner, dl: Any) -> tuple[Tensor, Tensor]:  # (N, D) and (N, 
     finally:
         for h in handles:
             h.remove()
-    return torch.cat(features), torch.cat(outputs)
+    return dl.restored(torch.cat(features)), dl.restored(torch.cat(outputs))
 
 
 def embeddings(

@@ -261,7 +261,7 @@ def raw_preds(learn: LearnerLike, dl: Any, *,
             batches = own_pass(learn, dl)
             batches = progress_bar(batches, desc="predictions", unit="batch") if progress else batches
             rows = [(to_cpu(as_float(learn.model(*b.xs))), to_cpu(b.ys)) for b in batches]
-    return joined([r[0] for r in rows]), joined([r[1] for r in rows])
+    return dl.restored(joined([r[0] for r in rows])), dl.restored(joined([r[1] for r in rows]))
 
 
 def own_pass(learn: LearnerLike, dl: Any) -> Any:
@@ -359,7 +359,7 @@ def augmented_preds(learn: LearnerLike, dl: Any, *, seed: int, progress: bool) -
             parts, undo = augmented(list(batch), plain.kinds, tfms, torch.Generator().manual_seed(seed * 1_000_003 + step))
             preds = learn.loss_func.activation(learn.loss_func.takes(as_float(learn.model(*parts[:len(batch.xs)]))))
             rows.append(to_cpu(undo(preds if isinstance(preds, tuple) else (preds,), kinds)))
-    return joined(rows)
+    return plain.restored(joined(rows))
 
 
 def augmented(parts: list, kinds: list[str], tfms: tuple, rng: torch.Generator) -> tuple[list, Any]:
