@@ -50,6 +50,8 @@ TYPES: dict[str, str] = {  # name in files -> where the type is now; a name, onc
     "subword_tokenizer": "coursekit.text.tokens:SubwordTokenizer",
     "text": "coursekit.text.block:TextBlock",
     "next_tokens": "coursekit.text.stream:NextTokens",
+    "language_model": "coursekit.text.learner:LanguageModelSpec",
+    "text_classifier": "coursekit.text.learner:TextClassifierSpec",
 }
 
 # %% ../../nbs/api/deploy/00_registry.ipynb #6dcb4b2f

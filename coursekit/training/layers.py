@@ -8,7 +8,7 @@ __all__ = ['norm_types', 'is_norm', 'norm_bias_params', 'num_params', 'set_mode'
 
 # %% ../../nbs/api/training/03_layers.ipynb #62067aa0
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -147,6 +147,7 @@ def create_head(
 # %% ../../nbs/api/training/03_layers.ipynb #9dd7c178
 class ModelSpec:
     "Base of recipes for networks: dataclasses whose fields can be written as JSON."
+    learner: ClassVar[Any] = None  # the kind of learner that the network needs when it is loaded from a file; None: a `Learner`
 
     def build(self) -> nn.Module:
         "The untrained network."

@@ -358,7 +358,8 @@ def serving_learner(
     ds = blocks[0].empty_dataset(blocks, n_inp)
     ds = Dataset([], list(blocks), getters, n_inp=n_inp, item_tfms=item_tfms) if ds is None else ds
     dl = DataLoader(ds, device=device, num_workers=0, batch_tfms=batch_tfms)
-    learn = Learner(DataLoaders(dl, dl, path=path), model, loss)
+    kind = getattr(getattr(model, "spec", None), "learner", None) or Learner
+    learn = kind(DataLoaders(dl, dl, path=path), model, loss)
     learn.model.eval()
     return learn
 
