@@ -551,6 +551,58 @@ CASES |= {
     "how much to mix": CASES["own remedy"], "own trick": CASES["own remedy"],
 }  # fmt: skip
 
+
+
+def lm_batches(tokens, bs, seq_len):
+    length = (len(tokens) - 1) // bs
+    x, y = (tokens[k : k + bs * length].view(bs, length) for k in (0, 1))
+    return list(zip(x.split(seq_len, 1), y.split(seq_len, 1)))
+
+
+def pairs_turned(change):
+    return lambda *args: [change(x, y) for x, y in lm_batches(*args)]
+
+
+def by_batch(tokens, bs, seq_len):
+    size = bs * seq_len
+    return [(tokens[i : i + size].view(bs, -1), tokens[i + 1 : i + size + 1].view(bs, -1)) for i in range(0, len(tokens) - size, size)]
+
+
+def next_probs(scores, temperature, k, change=lambda s, t: s / t, sign=1):
+    best = (sign * scores).topk(k).indices
+    return torch.full_like(scores, -torch.inf).index_put_((best,), change(scores, temperature)[best]).softmax(0)
+
+
+def of_texts(*, kind="text", vocab=("ham", "spam"), losses=(1.0,), right=30, n=40, is_lm=False):
+    "What the judge of one's own texts looks at; nbs/solutions runs the real thing."
+    targs = torch.arange(n) % 2
+    preds = SimpleNamespace(preds=F.one_hot(torch.where(torch.arange(n) < right, targs, 1 - targs), 2).float(), targs=targs)
+    train = SimpleNamespace(blocks=[SimpleNamespace(kind=kind, is_lm=is_lm), SimpleNamespace(kind="category", vocab=list(vocab))])
+    return SimpleNamespace(dls=SimpleNamespace(train=train), recorder=SimpleNamespace(losses=losses), get_preds=lambda: preds)
+
+
+fewer, more = [5.30, 5.31, 5.32], [5.43, 5.44, 5.45]
+CASES |= {
+    "batches of a stream": ([lm_batches, lambda *args: [[x, y] for x, y in lm_batches(*args)]], [
+        ("no pairs", lambda t, bs, n: t), ("rows", pairs_turned(lambda x, y: (x.T, y.T))), ("same", pairs_turned(lambda x, y: (x, x))),
+        ("behind", pairs_turned(lambda x, y: (y, x))), ("last target", pairs_turned(lambda x, y: (x, y[:, :-1]))), ("not continued", by_batch),
+        ("too long", lambda t, bs, n: lm_batches(t, bs, n + 1)), ("tokens lost", lambda *args: lm_batches(*args)[:2]),
+        ("otherwise", pairs_turned(lambda x, y: (x.flip(0), y.flip(0))))]),
+    "temperature and top k": ([next_probs, lambda s, t, k: F.softmax((s / t).masked_fill(s < s.topk(k).values[-1], -torch.inf), 0)], [
+        ("no tensor", lambda s, t, k: s.tolist()), ("shape", lambda s, t, k: s.topk(k).values), ("changed scores", lambda s, t, k: s.div_(t).softmax(0)),
+        ("all words", lambda s, t, k: (s / t).softmax(0)), ("no temperature", lambda s, t, k: next_probs(s, 1, k)),
+        ("upside down", lambda s, t, k: next_probs(s, 1 / t, k)), ("on probabilities", lambda s, t, k: next_probs(s, t, k, lambda s, t: s.softmax(0) / t)),
+        ("worst", partial(next_probs, sign=-1)), ("not one", lambda s, t, k: (s / t).softmax(0) * (s >= s.topk(k).values[-1])),
+        ("otherwise", lambda s, t, k: torch.ones(len(s)) / len(s))]),
+    "dropout or none": ([[fewer, more, "none"], (more, torch.tensor(fewer), "full"), [fewer, [5.2, 5.4, 5.5], "can't tell"]], [
+        ("three parts", "none"), ("three parts", [fewer, more]), ("not a loss", [[200, 210, 220], more, "full"]), ("equal lists", [more, more, "none"]),
+        ("verdict", [fewer, more, "both"]), ("too sure", [fewer, [5.2, 5.4, 5.5], "none"]), ("too careful", [fewer, more, "can't tell"]),
+        ("wrong side", [fewer, more, "full"])]),
+    "own texts": ([of_texts(), of_texts(n=20, right=20)], [
+        ("no learner", 3), ("no texts", of_texts(kind="image")), ("language model", of_texts(is_lm=True)), ("lesson's own", of_texts(vocab=("networkx", "sympy"))),
+        ("not trained", of_texts(losses=())), ("few texts", of_texts(n=10)), ("no better", of_texts(right=20))]),
+}  # fmt: skip
+
 # The right answers of the tables once more, as sums.
 SUMS = {
     "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
@@ -564,6 +616,7 @@ SUMS = {
     "a smoothed target": [1 - 0.2 + 0.2 / 5, 0.2 / 5],
     "size of a table net": [4 + 6 + 5, 9 * 4 + 16 * 6 + (4 + 6 + 5) * 100 + 100 + 100 * 2 + 2],
     "size of a convolution": [(96 + 2 * 2 - 5) // 2 + 1, 5 * 5 * 3 * 24 + 24, 48 * 48 * 24 * 5 * 5 * 3],
+    "perplexity by hand": [-sum(math.log(p) for p in (1 / 2, 1 / 4, 1 / 8, 1 / 16)) / 4, 2**2.5],
 }
 
 # name -> what no hint and no task may say
@@ -593,6 +646,8 @@ SECRETS = {
     "three yes-or-no questions": ["0.34", ".34", "0.8,", "0.8 "], "F-beta by hand": ["beta**2", "b**2", "1 + beta", "&", "~"],
     "threshold for a recall": ["ceil", "quantile", "sort(", "descending", "probs[there]"], "points in the mirror": ["width - x", "width - p", "clone"],
     "a smoothed target": ["0.84", "0.04", ".84", ".04"], "mixup by hand": ["lerp", "[:, None", "x[order]", "view("], "worth a try": ["any(", "min(", "sorted("],
+    "perplexity by hand": ["1.73", "5.65", "5.66", "2.5 "], "batches of a stream": [".view", "reshape", "split(", "chunk", "- 1)"],
+    "temperature and top k": ["topk", "softmax", "masked_fill", "inf", "/ temp"],
     "clip every number": ["clamp", "clip_grad_value", "before_step"], "skip hard batches": ["CancelBatch", "after_loss", "state.training"],
 }  # fmt: skip
 JUNK = [3.7e-9, 12345.6, 0, -1, True, "text", "0.5", b"x", [1], [0.1, 0.9], {1, 2}, {"a": 1}, {}, (), [...], [None], [..., ...], float("nan"), float("inf"), 2j,

@@ -293,6 +293,7 @@ STAND_INS = {  # archive -> the function that generates its stand-in, called wit
     "adult_sample": "coursekit.samples.census:make_paper_census",
     "camvid": "coursekit.samples.streets:make_paper_streets",
     "pascal_2007": "coursekit.samples.company:make_pets_in_company",
+    "imdb": "coursekit.samples.docstrings:make_docstrings",
 }
 
 

@@ -13,19 +13,21 @@ from coursekit.core import default_device, lazy_module, seeded
 from coursekit.data.batch import Batch
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock
-from coursekit.data.download import URLs, course_data, untar_data
+from coursekit.data.download import URLs, course_data, data_mode, untar_data
 from coursekit.data.items import ColReader, ColSplitter, FuncSplitter, GrandparentSplitter, IndexSplitter, RandomSplitter, parent_label
 from coursekit.data.loader import DataLoader, DataLoaders
 from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.display import display_table, finish, new_axes
 from coursekit.interpret.embeddings import EmbeddingMap, pca
 from coursekit.interpret.interpretation import ClassificationInterpretation, Interpretation
-from coursekit.text.awd_lstm import AWD_LSTM, LanguageModel
+from coursekit.text.awd_lstm import AWD_LSTM, LanguageModel, LSTMLayer
 from coursekit.text.block import TextBlock
+from coursekit.text.callbacks import ModelResetter, RNNRegularizer
 from coursekit.text.classifier import TextClassifier
 from coursekit.text.corpus import Corpus, tokenize_texts
 from coursekit.text.data import TextDataLoaders, get_text_files
-from coursekit.text.generate import generate
+from coursekit.text.dropouts import EmbeddingDropout, RNNDropout, WeightDropout
+from coursekit.text.generate import generate, word_probs
 from coursekit.text.learner import language_model_learner, text_classifier_learner
 from coursekit.text.padding import LengthSampler, TextDataset, pad_texts
 from coursekit.text.stream import LMDataLoader, NextTokens, StreamDataset, TokenStream
