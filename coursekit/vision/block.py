@@ -190,6 +190,15 @@ def _gray_levels(img: Image.Image) -> list[int]:
         return []
     return [v for v, n in enumerate(img.histogram()) if n]
 
+# %% ../../nbs/api/vision/04_block.ipynb #9a11c0de
+def _add_image(img: Image.Image, ax) -> None:
+    "Draw an image to the right of those that are on the axes, in their height."
+    left, right, down, up = ax.images[-1].get_extent()
+    width = (down - up) * img.width / img.height
+    start = right + max(1.0, (down - up) / 25)
+    ax.imshow(np.asarray(img), extent=(start, start + width, down, up), interpolation=ax.images[-1].get_interpolation())
+    ax.set(xlim=(ax.images[0].get_extent()[0], start + width), ylim=(down, up))
+
 # %% ../../nbs/api/vision/04_block.ipynb #05073608
 @dataclass
 class ImageBlock(Block):
@@ -200,6 +209,8 @@ class ImageBlock(Block):
     draft: ClassVar[int | None] = None  # a photo may be read smaller if both sides stay twice as long as this, in pixels; None: not smaller
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
     meaning: ClassVar[tuple[str, ...]] = ("scale",)
+    n_out: ClassVar[int | None] = 3  # as a target: red, green and blue of each pixel
+    loss: ClassVar[Any] = "mse"
     scale: Sequence[float] | str | None = None  # (black, white) of gray images of 16 or 32 bits or floats; None: `setup` finds it
 
     def __post_init__(self) -> None:
@@ -247,7 +258,15 @@ class ImageBlock(Block):
         return torch.stack([v.permute(1, 2, 0) for v in values]).permute(0, 3, 1, 2)  # pixel by pixel in memory, as they are
 
     def decode(self, value: Tensor) -> Image.Image:
-        return to_pil(value.detach().cpu())
+        return to_pil(value.detach().cpu().clamp(0, 1 if value.is_floating_point() else 255))
 
     def show(self, value: Image.Image, ax) -> None:
-        show_image(value, ax=ax)
+        "Draw an image; if there is one on the axes already, as its target, beside it."
+        _add_image(value, ax) if ax.images else show_image(value, ax=ax)
+
+    def show_result(self, actual: Image.Image, predicted: Image.Image, ax) -> None:
+        "Draw a target and a prediction beside what they belong to."
+        for name, image in (("target", actual), ("predicted", predicted)):
+            self.show(image, ax)
+            left = ax.images[-1].get_extent()[0]
+            ax.text(left, -0.5, name, fontsize=6, va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
