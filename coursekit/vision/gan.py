@@ -221,7 +221,7 @@ class GANHistory(Callback):
 
     def after_loss(self, learn: Any) -> None:
         if learn.state.training and not learn.state.trial:
-            self.critic.append(float(learn.state.loss))
+            self.critic.append(learn.state.loss.item())
 
 # %% ../../nbs/api/vision/19_gan.ipynb #8ec00fd1
 def samples(
@@ -278,8 +278,8 @@ class SampleGrids(Callback):
     def writes(self, learn: Any) -> list[Path]:
         return [self.folder_of(learn) / "epoch_0000.png"]
 
-    def before_fit(self, learn: Any) -> None:
-        if learn.state.epoch == 0 and not learn.state.trial:
+    def before_epoch(self, learn: Any) -> None:
+        if learn.state.epoch == 0 and not learn.state.trial:  # a fit that is resumed later keeps those that it has
             for file in self.files(learn):
                 file.unlink()
 

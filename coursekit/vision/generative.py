@@ -29,9 +29,10 @@ from ..training.hooks import hook_outputs
 from ..training.layers import ModelSpec
 from ..training.learner import Learner, LearnerOptions
 from ..training.losses import Loss, full_precision, matching_targets
+from ..training.metrics import direction
 from .images import load_image, to_pil, to_uint8_tensor
 from .learner import _check_input
-from .models import create_body, fetch_weights, arch_name, load_body_weights, norm_stats
+from .models import arch_name, create_body, fetch_weights, load_body_weights, norm_stats
 from .unet import Decoder, Encoder, _conv_act, _steps
 
 # %% ../../nbs/api/vision/18_generative.ipynb #421b2ca7
@@ -73,7 +74,8 @@ class Crappify(ItemTransform):
             small = Image.open(file)
         return small.resize(image.size, Image.Resampling.BICUBIC)
 
-# %% ../../nbs/api/vision/18_generative.ipynb #51617f6a
+# %% ../../nbs/api/vision/18_generative.ipynb #724e0189
+@direction(higher_is_better=True)
 def psnr(
     preds: Tensor,  # (N, C, H, W) in 0..1
     targs: Tensor,  # the same shape
@@ -82,7 +84,8 @@ def psnr(
     error = (preds.clamp(0, 1) - targs).square().flatten(1).mean(1)
     return (-10 * error.clamp(min=1e-10).log10()).mean()
 
-# %% ../../nbs/api/vision/18_generative.ipynb #62ffc086
+# %% ../../nbs/api/vision/18_generative.ipynb #ace7460f
+@direction(higher_is_better=True)
 def ssim(
     preds: Tensor,  # (N, C, H, W) in 0..1
     targs: Tensor,  # the same shape
@@ -136,7 +139,8 @@ class FeatureLoss(Loss):
 # %% ../../nbs/api/vision/18_generative.ipynb #627ed8d1
 def _frozen_net(arch: str, n: int, device: torch.device) -> tuple[nn.Module, list[nn.Module], Tensor, Tensor]:
     "A network up to its n-th size of features, the layers with the last features of each size, and the mean and standard deviation that it expects."
-    body = create_body(arch)
+    with seeded(0):  # nothing is drawn that stays
+        body = create_body(arch)
     load_body_weights(body, arch, fetch_weights(arch))
     steps, at = _steps(body), Encoder(body).at
     if n > len(at):
@@ -163,6 +167,9 @@ class SubPixel(nn.Module):
 # %% ../../nbs/api/vision/18_generative.ipynb #6276bd53
 class ImageUNet(nn.Module):
     "An image (N, 3, H, W) in 0..1 in, and an image out: the input plus what the network adds to it."
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, encoder: Encoder, decoder: Decoder, detail: int, stats: Sequence):  # channels at full size; mean and std of the input
         super().__init__()
