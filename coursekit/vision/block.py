@@ -199,9 +199,26 @@ def _add_image(img: Image.Image, ax) -> None:
     ax.imshow(np.asarray(img), extent=(start, start + width, down, up), interpolation=ax.images[-1].get_interpolation())
     ax.set(xlim=(ax.images[0].get_extent()[0], start + width), ylim=(down, up))
 
+
+class _ImageTarget(Block):
+    "What an image is as a target, and how images are drawn side by side."
+    n_out: ClassVar[int | None] = 3  # red, green and blue of each pixel
+    loss: ClassVar[Any] = "mse"
+
+    def show(self, value: Image.Image, ax) -> None:
+        "Draw an image; if there is one on the axes already, as its target, beside it."
+        _add_image(value, ax) if ax.images else show_image(value, ax=ax)
+
+    def show_result(self, actual: Image.Image, predicted: Image.Image, ax) -> None:
+        "Draw a target and a prediction beside what they belong to."
+        for name, image in (("target", actual), ("predicted", predicted)):
+            self.show(image, ax)
+            left = ax.images[-1].get_extent()[0]
+            ax.text(left, -0.5, name, fontsize=6, va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+
 # %% ../../nbs/api/vision/04_block.ipynb #05073608
 @dataclass
-class ImageBlock(Block):
+class ImageBlock(_ImageTarget):
     "An RGB image from a file, bytes, an array, a PIL image or an upload: a (3, H, W) tensor of bytes, which become floats 0..1 on the device."
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
@@ -209,8 +226,6 @@ class ImageBlock(Block):
     draft: ClassVar[int | None] = None  # a photo may be read smaller if both sides stay twice as long as this, in pixels; None: not smaller
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
     meaning: ClassVar[tuple[str, ...]] = ("scale",)
-    n_out: ClassVar[int | None] = 3  # as a target: red, green and blue of each pixel
-    loss: ClassVar[Any] = "mse"
     scale: Sequence[float] | str | None = None  # (black, white) of gray images of 16 or 32 bits or floats; None: `setup` finds it
 
     def __post_init__(self) -> None:
@@ -259,14 +274,3 @@ class ImageBlock(Block):
 
     def decode(self, value: Tensor) -> Image.Image:
         return to_pil(value.detach().cpu().clamp(0, 1 if value.is_floating_point() else 255))
-
-    def show(self, value: Image.Image, ax) -> None:
-        "Draw an image; if there is one on the axes already, as its target, beside it."
-        _add_image(value, ax) if ax.images else show_image(value, ax=ax)
-
-    def show_result(self, actual: Image.Image, predicted: Image.Image, ax) -> None:
-        "Draw a target and a prediction beside what they belong to."
-        for name, image in (("target", actual), ("predicted", predicted)):
-            self.show(image, ax)
-            left = ax.images[-1].get_extent()[0]
-            ax.text(left, -0.5, name, fontsize=6, va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
