@@ -6,9 +6,8 @@
 __all__ = ['Crappify', 'psnr', 'ssim', 'FeatureLoss', 'SubPixel', 'ImageUNet', 'ImageUNetModel', 'image_unet_groups',
            'generator_learner', 'enhance']
 
-# %% ../../nbs/api/vision/18_generative.ipynb #34f04224
+# %% ../../nbs/api/vision/18_generative.ipynb #9f75cb9b
 import io
-import os
 import random
 import zlib
 from collections.abc import Callable, Sequence
