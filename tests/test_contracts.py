@@ -284,7 +284,7 @@ VALUES = {  # kind -> values of training items, a value that cannot be encoded
     "table": ([{"job": "clerk", "old": True}, {"job": None, "old": False}, {"job": "nurse", "old": True}], None),
     "numbers": ([{"age": 39.0, "hours": 40.5}, {"age": 50.0, "hours": 13.0}, {"age": 28.0, "hours": 38.25}], None),
     "pair": ([("Ann", "Up"), ("Bo", "Alien"), ("Ann", "Alien")], None),
-    "noise": ([3, 4, "a.jpg"], torch.zeros(2)),
+    "noise": ([3, 4, "a.jpg"], None),
     "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
 }
 BLOCKS = made(Block, {"PairBlock": [lambda: PairBlock(["Ann", "Bo"], ["Alien", "Up"])]})

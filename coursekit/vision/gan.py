@@ -52,6 +52,8 @@ class NoiseBlock(Block):
             if value.shape != (self.n,):
                 raise ValueError(f"NoiseBlock: a tensor of shape {tuple(value.shape)} is not a row of {self.n} numbers; pass a seed, or torch.randn({self.n}).")
             return value.float()
+        if value is None:
+            raise ValueError("NoiseBlock: None does not stand for any noise; pass a seed, a file, or a row of numbers.")
         seed = value if isinstance(value, int) else zlib.crc32(os.path.basename(str(value)).encode())
         return torch.randn(self.n, generator=torch.Generator().manual_seed(seed % 2**63))
 
