@@ -52,6 +52,8 @@ from coursekit.training.losses import Loss
 from coursekit.training.metrics import AverageMetric, Metric
 from coursekit.training.schedules import SchedCos, SchedExp, Schedule, SchedLin, SchedNo, combine_scheds
 from coursekit.training.learner import synthetic_learner
+from coursekit.vision.gan import GANLearner, GANModel, NoiseBlock
+from coursekit.vision.generative import FeatureLoss, ImageUNetModel
 from coursekit.vision.images import to_uint8_tensor
 
 RNG = torch.Generator().manual_seed(3)
@@ -111,6 +113,7 @@ classes = torch.randn(8, 5, generator=RNG), torch.randint(5, (8,), generator=RNG
 pixels = torch.randn(4, 3, 5, 6, generator=RNG), torch.randint(3, (4, 5, 6), generator=RNG)
 tags = torch.randn(8, 4, generator=RNG), torch.randint(2, (8, 4), generator=RNG).float()
 floats = torch.randn(8, 1, generator=RNG), torch.randn(8, generator=RNG)
+photos = torch.rand(4, 3, 64, 64, generator=RNG), torch.rand(4, 3, 64, 64, generator=RNG)
 coords = torch.randn(8, 6, generator=RNG), torch.randn(8, 3, 2, generator=RNG)
 LOSSES = {
     "CrossEntropyLossFlat": [
@@ -123,6 +126,7 @@ LOSSES = {
     "BCEWithLogitsLossFlat": [(losses.BCEWithLogitsLossFlat(0.3), *tags)],
     "MSELossFlat": [(losses.MSELossFlat(), *floats), (losses.MSELossFlat(), *coords)],
     "L1LossFlat": [(losses.L1LossFlat(), *floats), (losses.L1LossFlat(), *coords)],
+    "FeatureLoss": [(FeatureLoss("coursenet", [1, 0.5]), *photos), (FeatureLoss(weights=[0, 2], pixel=0.1), *photos)],
     "WrappedLoss": [
         (as_loss(lambda p, t: (p - t.view_as(p)).abs().mean()), *floats),
         (as_loss(nn.HuberLoss()), floats[0], floats[1][:, None]),
@@ -213,6 +217,16 @@ def picture_learner():
     return Learner(loaders, model, nn.CrossEntropyLoss(), device="cpu", precision="fp32", seed=0)
 
 
+def noise_learner():
+    from coursekit.vision.block import ImageBlock
+
+    block = DataBlock(blocks=(NoiseBlock(4), ImageBlock), get_x=lambda i: i, get_y=lambda i: picture(i, size=(8, 8)), splitter=IndexSplitter([4, 5, 6, 7]))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GANModel(4, 8, (4, 4), (4, 4)).build()
+    return GANLearner(block.dataloaders(list(range(8)), bs=2, seed=0, device="cpu"), model, precision="fp32", seed=0)
+
+
 def checkpoint():
     from coursekit.training.callbacks.checkpoint import Checkpoint
 
@@ -220,7 +234,7 @@ def checkpoint():
 
 
 CALLBACKS = made(Callback, {"LRFinder": [lr_finder], "StopWatch": [stop_watch], "Checkpoint": [checkpoint]})
-LEARNERS = {"CutMix": picture_learner}  # what the callback needs, where a straight line through points does not do
+LEARNERS = {"CutMix": picture_learner, "SampleGrids": noise_learner}  # what the callback needs, where a straight line through points does not do
 ONCE = {"LRFinder", "StopWatch"}  # made by a method of the learner for one fit
 
 
@@ -271,6 +285,7 @@ VALUES = {  # kind -> values of training items, a value that cannot be encoded
     "table": ([{"job": "clerk", "old": True}, {"job": None, "old": False}, {"job": "nurse", "old": True}], None),
     "numbers": ([{"age": 39.0, "hours": 40.5}, {"age": 50.0, "hours": 13.0}, {"age": 28.0, "hours": 38.25}], None),
     "pair": ([("Ann", "Up"), ("Bo", "Alien"), ("Ann", "Alien")], None),
+    "noise": ([3, 4, "a.jpg"], None),
     "points": ([[[1.0, 2.0], [3.0, 4.0]], [[5.0, 6.0], [7.0, 8.0]]], "here"),
     "text": (["The cat sat.", "A dog!"], 5),
     "tokens": ([["the", "cat"], ["cat", "the"]], ["dog"]),
@@ -365,7 +380,9 @@ SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lamb
                          "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])],
                          "UNetModel": [lambda: _unet_model("resnet18"), lambda: _unet_model("coursenet")],
                          "LanguageModelSpec": [lambda a=arch: _text_model("LanguageModelSpec", a) for arch in ("awd_lstm", "transformer")],
-                         "TextClassifierSpec": [lambda a=arch: _text_model("TextClassifierSpec", a, 3) for arch in ("awd_lstm", "transformer")]})
+                         "TextClassifierSpec": [lambda a=arch: _text_model("TextClassifierSpec", a, 3) for arch in ("awd_lstm", "transformer")],
+                         "ImageUNetModel": [lambda: ImageUNetModel("resnet18"), lambda: ImageUNetModel("coursenet", [8, 16], 4)],
+                         "GANModel": [lambda: GANModel(8, 16, (16, 8, 8), (8, 16)), lambda: GANModel(8, 16, (8, 8), (8, 8), spectral=False)]})
 
 
 def _vision_model(arch: str) -> ModelSpec:
@@ -394,7 +411,8 @@ def _text_model(name: str, arch: str, *n_out: int) -> ModelSpec:
 
 INPUTS = {"LanguageModelSpec": (torch.randint(20, (2, 7), generator=RNG),), "TextClassifierSpec": (torch.randint(20, (2, 7), generator=RNG),),
           "VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG)),
-          "CollabModel": (torch.tensor([[3, 6], [0, 1]]),), "UNetModel": (torch.rand(2, 3, 48, 64, generator=RNG),)}
+          "CollabModel": (torch.tensor([[3, 6], [0, 1]]),), "UNetModel": (torch.rand(2, 3, 48, 64, generator=RNG),),
+          "ImageUNetModel": (torch.rand(2, 3, 45, 64, generator=RNG),), "GANModel": (torch.randn(2, 8, generator=RNG),)}
 
 
 @pytest.mark.parametrize(("name", "make"), SPECS)

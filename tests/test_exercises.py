@@ -603,8 +603,52 @@ CASES |= {
         ("not trained", of_texts(losses=())), ("few texts", of_texts(n=10)), ("no better", of_texts(right=20))]),
 }  # fmt: skip
 
+
+
+def two_losses(real, fake, change=lambda critic, generator: (critic, generator)):
+    return change(F.softplus(-real).mean() + F.softplus(fake).mean(), F.softplus(-fake).mean())
+
+
+def of_images(*, kinds=("image", "image"), losses=(1.0,), n=4, better=0.5, item="own/a.jpg", noise=0.1):
+    "What the judge of one's own super-resolver looks at; nbs/solutions runs the real thing."
+    rng = torch.Generator().manual_seed(0)
+    targs = 0.5 + 0.2 * torch.rand(n, 3, 8, 8, generator=rng)
+    worse = noise * torch.randn(n, 3, 8, 8, generator=rng)
+
+    class Loader(list):
+        dataset = SimpleNamespace(items=[item] * n)
+
+    preds = SimpleNamespace(preds=targs + better * worse, targs=targs)
+    dls = SimpleNamespace(train=SimpleNamespace(blocks=[SimpleNamespace(kind=k) for k in kinds]), valid=Loader([SimpleNamespace(xs=(targs + worse,))]))
+    return SimpleNamespace(dls=dls, recorder=SimpleNamespace(losses=losses), get_preds=lambda: preds)
+
+
+def naive_losses(real, fake):
+    return -real.sigmoid().log().mean() - (1 - fake.sigmoid()).log().mean(), -fake.sigmoid().log().mean()
+
+
+CASES |= {
+    "two losses by hand": ([two_losses, lambda r, f: list(two_losses(r, f)), lambda r, f: (-F.logsigmoid(r).mean() - F.logsigmoid(-f).mean(), -F.logsigmoid(f).mean())], [
+        ("two numbers", lambda r, f: 3), ("two numbers", lambda r, f: (F.softplus(-r), F.softplus(f))), ("swapped", lambda r, f: two_losses(r, f)[::-1]),
+        ("sum", partial(two_losses, change=lambda c, g: (5 * c, g))), ("halved", partial(two_losses, change=lambda c, g: (c / 2, g))),
+        ("sum", lambda r, f: (two_losses(r, f)[0], F.softplus(-f).sum())), ("wrong way", lambda r, f: (F.softplus(r).mean() + F.softplus(-f).mean(), F.softplus(-f).mean())),
+        ("real only", lambda r, f: (F.softplus(-r).mean(), F.softplus(-f).mean())), ("fake only", lambda r, f: (F.softplus(f).mean(), F.softplus(-f).mean())),
+        ("minus critic", partial(two_losses, change=lambda c, g: (c, -c))), ("minus critic", lambda r, f: (two_losses(r, f)[0], -F.softplus(f).mean())),
+        ("against itself", lambda r, f: (two_losses(r, f)[0], F.softplus(f).mean())), ("no logarithm", lambda r, f: (two_losses(r, f)[0], -f.mean())),
+        ("no logarithm", lambda r, f: (f.mean() - r.mean(), -f.mean())), ("overflow", naive_losses), ("otherwise", lambda r, f: (0.1, 0.2))]),
+    "momentum or none": ([[[0.5, 0.6, 0.7], [0.1, 0.2, 0.3], "none"], ([0.1, 0.2, 0.3], np.array([0.5, 0.6, 0.7]), "momentum"), [[0.5, 0.6, 0.7], [0.55, 0.2, 0.3], "can't tell"]], [
+        ("three parts", "none"), ("three parts", [[0.5] * 3, [0.4] * 3]), ("no share", [[50, 60, 70], [0.1, 0.2, 0.3], "none"]), ("equal lists", [[0.5] * 3, [0.5] * 3, "none"]),
+        ("verdict", [[0.5] * 3, [0.4] * 3, "both"]), ("too sure", [[0.5, 0.6, 0.7], [0.55, 0.2, 0.3], "none"]),
+        ("too careful", [[0.5] * 3, [0.4] * 3, "can't tell"]), ("wrong side", [[0.5] * 3, [0.4] * 3, "momentum"])]),
+    "own super-resolver": ([of_images(), of_images(n=2, better=0)], [
+        ("no learner", 3), ("no learner", of_images().dls), ("no images", of_images(kinds=("image", "mask"))), ("lesson's own", of_images(item="data/oxford-iiit-pet/a.jpg")),
+        ("not trained", of_images(losses=())), ("few images", of_images(n=1)), ("nothing spoiled", of_images(noise=0)), ("no better", of_images(better=2))]),
+}  # fmt: skip
+
 # The right answers of the tables once more, as sums.
 SUMS = {
+    "decibels": [-10 * math.log10(0.001), 10 * math.log10(2)], "the safest guess": [(7 * 0 + 3 * 1) / 10, sorted([0] * 7 + [1] * 3)[5]],
+    "a sub-pixel layer": [8 * 2 * 2, 24 * 3 * 3 * 8 * 2 * 2],
     "cells out of order": [(2 * 3 + 4) * 3, 2 * 3 + 4], "training time": math.ceil(1080 / 32) * 0.4 * 5,
     "validation pictures": int(1350 * 0.3), "precision of one breed": matrix[0, 0] / matrix[:, 0].sum(), "largest stable rate": 2 / (2 * 40),
     "first step of Adam": [0.01 * g / math.sqrt(g * g) for g in (200, 0.005)], "deviation of the first weights": (2 / 800) ** 0.5,
@@ -621,6 +665,7 @@ SUMS = {
 
 # name -> what no hint and no task may say
 SECRETS = {
+    "decibels": ["3.01", "log10(2)"], "the safest guess": ["0.3"], "a sub-pixel layer": ["6912", "6,912"], "two losses by hand": ["softplus(-real)", "softplus(fake)", "logsigmoid(real"],
     "cells out of order": ["30", "10"], "training time": ["68", "34", "33"],
     "fix the function": [".mean", ".size", "numel"], "another background": ["purple", "navy", "olive"], "validation pictures": ["405"],
     "error rate by hand": ["argmax", "!=", ".mean", "max(", ".sum"], "shelter pattern": [r"(\w+)", "(.+)", "(.*)", "([^-]+)", "-("],

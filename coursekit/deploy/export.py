@@ -135,7 +135,7 @@ def check_decodes(loss: Loss, targets: list[Block]) -> None:
     sizes = [b.n_out for b in targets]
     if None in sizes or not any(isinstance(part, WrappedLoss) for part in (loss, *getattr(loss, "losses", ()))):
         return
-    outputs = [torch.zeros(1, n, *(4, 4) * (b.kind == "mask")) for n, b in zip(sizes, targets)]
+    outputs = [torch.zeros(1, n, *(4, 4) * (b.kind in ("mask", "image"))) for n, b in zip(sizes, targets)]
     try:
         decoded = loss.decode(tuple(outputs)) if len(targets) > 1 else [loss.decode(outputs[0])]
         for block, value in zip(targets, decoded, strict=True):

@@ -190,9 +190,35 @@ def _gray_levels(img: Image.Image) -> list[int]:
         return []
     return [v for v, n in enumerate(img.histogram()) if n]
 
+# %% ../../nbs/api/vision/04_block.ipynb #9a11c0de
+def _add_image(img: Image.Image, ax) -> None:
+    "Draw an image to the right of those that are on the axes, in their height."
+    left, right, down, up = ax.images[-1].get_extent()
+    width = (down - up) * img.width / img.height
+    start = right + max(1.0, (down - up) / 25)
+    ax.imshow(np.asarray(img), extent=(start, start + width, down, up), interpolation=ax.images[-1].get_interpolation())
+    ax.set(xlim=(ax.images[0].get_extent()[0], start + width), ylim=(down, up))
+
+
+class _ImageTarget(Block):
+    "What an image is as a target, and how images are drawn side by side."
+    n_out: ClassVar[int | None] = 3  # red, green and blue of each pixel
+    loss: ClassVar[Any] = "mse"
+
+    def show(self, value: Image.Image, ax) -> None:
+        "Draw an image; if there is one on the axes already, as its target, beside it."
+        _add_image(value, ax) if ax.images else show_image(value, ax=ax)
+
+    def show_result(self, actual: Image.Image, predicted: Image.Image, ax) -> None:
+        "Draw a target and a prediction beside what they belong to."
+        for name, image in (("target", actual), ("predicted", predicted)):
+            self.show(image, ax)
+            left = ax.images[-1].get_extent()[0]
+            ax.text(left, -0.5, name, fontsize=6, va="top", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
+
 # %% ../../nbs/api/vision/04_block.ipynb #05073608
 @dataclass
-class ImageBlock(Block):
+class ImageBlock(_ImageTarget):
     "An RGB image from a file, bytes, an array, a PIL image or an upload: a (3, H, W) tensor of bytes, which become floats 0..1 on the device."
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
@@ -247,7 +273,4 @@ class ImageBlock(Block):
         return torch.stack([v.permute(1, 2, 0) for v in values]).permute(0, 3, 1, 2)  # pixel by pixel in memory, as they are
 
     def decode(self, value: Tensor) -> Image.Image:
-        return to_pil(value.detach().cpu())
-
-    def show(self, value: Image.Image, ax) -> None:
-        show_image(value, ax=ax)
+        return to_pil(value.detach().cpu().clamp(0, 1 if value.is_floating_point() else 255))
