@@ -30,7 +30,7 @@ from ..training.learner import Learner, LearnerOptions
 from ..training.losses import Loss, full_precision, matching_targets
 from ..training.metrics import direction
 from .images import load_image, to_pil, to_uint8_tensor
-from .learner import _check_input
+from .learner import _called, _check_input
 from .models import arch_name, create_body, fetch_weights, load_body_weights, norm_stats
 from .unet import Decoder, Encoder, _conv_act, _steps
 
@@ -230,7 +230,8 @@ def generator_learner(
 ) -> Learner:
     "A learner that turns images into images. Everything is trained from the start, because the network begins as one that changes nothing."
     name = arch_name(arch)
-    _check_input(dls, "generator_learner")
+    with _called("generator_learner"):
+        _check_input(dls)
     if dls.targets and [b.kind for b in dls.targets] != ["image"]:
         raise ValueError(f"generator_learner: the target must be one image, got {[b.kind for b in dls.targets]}; use blocks=(ImageBlock, ImageBlock).")
     file = fetch_weights(arch) if pretrained else None
