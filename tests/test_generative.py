@@ -262,6 +262,18 @@ def test_one_network_moves_at_a_time(tmp_path: Path) -> None:
     assert all(p.requires_grad for p in learn.model.parameters())
 
 
+def test_a_frozen_generator_and_a_trial_run(tmp_path: Path) -> None:
+    learn = player(tmp_path)
+    for p in learn.model.generator.parameters():
+        p.requires_grad_(False)
+    first = next(learn.model.critic.parameters())
+    learn.fit(1)
+    assert learn.history.critic and not learn.history.generator and first.requires_grad
+    other = player(tmp_path / "2")
+    other.lr_find(num_it=10, show_plot=False)
+    assert not other.history.critic and not other.history.generator
+
+
 def test_noise_is_new_in_training_and_its_own_in_validation(tmp_path: Path) -> None:
     learn = player(tmp_path)
     learn.fit(1)

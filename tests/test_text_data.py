@@ -122,10 +122,13 @@ def test_a_stream_has_every_token_once_in_order(sizes: list[int], bs: int, seq_l
     assert len(batches) == len(dl) and all(b.x.shape == b.y.shape and b.x.shape[1] == seq_len for b in batches[:-1]) and batches[-1].x.shape[1] <= seq_len
     assert len({len(b.x) for b in batches}) == 1
     x, y = (torch.cat([getattr(b, side) for b in batches], 1) for side in "xy")  # row i continues row i
-    stream = x.flatten()[: sum(sizes)].tolist()
+    n = sum(sizes)
+    if x.numel() == n - 1:  # a single row: the last token is a target only, as nothing follows it
+        x, y = torch.cat([x, y[:, -1:]], 1), torch.cat([y, torch.tensor([[-100]])], 1)
+    stream = x.flatten()[:n].tolist()
     assert sorted(stream) == sorted(t for text in texts for t in text)  # every token once
-    assert x.flatten()[sum(sizes):].eq(1).all()
-    assert y.flatten()[: sum(sizes) - 1].tolist() == stream[1:] and y.flatten()[sum(sizes) - 1:].eq(-100).all()
+    assert x.flatten()[n:].eq(1).all()
+    assert y.flatten()[: n - 1].tolist() == stream[1:] and y.flatten()[n - 1:].eq(-100).all()
     order = [text for text in texts if text]  # whole texts behind each other
     if shuffle:
         order.sort(key=lambda text: stream.index(text[0]))
@@ -371,6 +374,54 @@ def test_damaged_tokens_are_not_believed(tmp_path: Path, fresh_home: Path, monke
     assert [found.tokens(i) for i in docs] == expected and calls == [30, 30]
     cached_texts(files, Tokenizer())
     assert calls == [30, 30], "the damaged ones were replaced"
+
+
+@pytest.mark.parametrize("name, data", [("meta.json", b"[" * 100_000), ("marks.npy", b"PK\x03\x04 not an array"), ("starts.npy", None), ("pieces.json", b"[]")],
+                         ids=["deep", "zip", "other lengths", "no pieces"])
+def test_tokens_on_disk_of_a_stranger(tmp_path: Path, fresh_home: Path, name: str, data: bytes | None) -> None:
+    files = long_files(tmp_path / "data")
+    right = cached_texts(files, Tokenizer())[0]
+    expected = [right.tokens(i) for i in range(30)]
+    del right
+    file = entries()[0] / name
+    file.unlink()
+    if data is None:
+        np.save(file, np.zeros(3, np.int64))
+    else:
+        file.write_bytes(data)
+    if name != "meta.json":  # the hashes lie beside the files, so they are no protection
+        hashes = json.loads((file.parent / "meta.json").read_text())
+        (file.parent / "meta.json").write_text(json.dumps({**hashes, name: corpus_module._sha256(file)}))
+    found, docs = cached_texts(files, Tokenizer())
+    assert [found.tokens(i) for i in docs] == expected
+
+
+def test_texts_to_predict_are_not_kept_on_disk(learn: Learner, fresh_home: Path) -> None:
+    learn.predict("one word after another " * 60_000)
+    assert not fresh_home.exists() or not entries()
+
+
+def test_a_sub_word_model_that_setup_never_makes() -> None:
+    tok = SubwordTokenizer(300)
+    tok.setup(["some texts to learn from, and some more of them"] * 3)
+    assert SubwordTokenizer(300, tok.model)("some") == tok("some")
+    strange = {**json.loads(tok.model), "normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}}
+    for model in (json.dumps(strange), "[]", "{}"):
+        with raises(ValueError, "SubwordTokenizer", "setup"):
+            SubwordTokenizer(300, model)
+
+
+def test_a_tokenizer_of_ones_own_has_the_same_name_in_every_session() -> None:
+    class Lines:
+        pass
+
+    assert repr(Tokenizer(Lines())) == repr(Tokenizer(Lines()))
+
+
+def test_a_stream_of_one_row_ends_before_it_has_nothing_to_predict() -> None:
+    dls = TextDataLoaders.from_df(pd.DataFrame({"text": ["a b c d e f g"] * 40}), text_col="text", is_lm=True, bs=1, val_bs=1, seq_len=7, valid_pct=0.2, seed=0)
+    for dl in (dls.train, dls.valid):
+        assert all((b.ys[0] >= 0).any() for b in dl)
 
 
 def test_a_home_that_cannot_be_written_costs_only_time(tmp_path: Path, fresh_home: Path) -> None:

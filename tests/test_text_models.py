@@ -33,6 +33,7 @@ from coursekit.training.callback import Callback, CancelFitException
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.losses import CrossEntropyLossFlat
 from coursekit.training.metrics import Perplexity, accuracy
+from coursekit.training.weights import read_tensors, write_tensors
 
 SMALL = {"emb_sz": 12, "n_hid": 16, "n_layers": 2}
 CONFIGS = {AWD_LSTM: SMALL, Transformer: {"emb_sz": 12, "n_layers": 2, "n_heads": 2}}
@@ -457,6 +458,16 @@ def test_greedy_writing_takes_the_best_word_each_time(arch) -> None:
     assert len(draws) > 1
 
 
+@ARCHS
+def test_a_long_beginning_is_read_in_pieces(arch) -> None:
+    model = LanguageModel(encoder(arch)).eval()
+    words = torch.arange(600) % 30
+    out, state = model.encoder(words[None])
+    best = model.decode(out[0, -1])
+    best[[1, 0]] = -torch.inf
+    assert generate(model, words, 1, temperature=0, banned=[1, 0]).item() == best.argmax().item()
+
+
 def test_predict_goes_on_with_the_text(tmp_path: Path) -> None:
     learn = writer(tmp_path)
     assert learn.predict("the film", 0) == "the film"
@@ -520,6 +531,17 @@ def test_encoders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         judge(tmp_path).load_encoder(judge(tmp_path).save("weights"))
     with raises(FileNotFoundError, "missing"):
         judge(tmp_path).load_encoder("missing")
+    tensors, header = read_tensors(lm.file_of("lm"))
+    weights = "encoder.layers.0.weight_hh"
+    for name, changed, other in (("no words", tensors, {**header, "input": {}}), ("more words", tensors, {**header, "input": {**header["input"], "vocab": [*header["input"]["vocab"], "x"]}}),
+                                 ("no arch", tensors, {k: v for k, v in header.items() if k != "arch"}), ("half", {k: v for k, v in tensors.items() if k != weights}, header)):
+        write_tensors(file := tmp_path / f"{name}.safetensors", changed, other)
+        with raises(ValueError, name, "save_encoder"):
+            judge(tmp_path).load_encoder(file)
+    huge = {**header, "config": {**header["config"], "n_hid": 65_536, "n_layers": 100}}  # 69 GB for each layer, if it were believed
+    write_tensors(file := tmp_path / "huge.safetensors", tensors, huge)
+    with raises(ValueError, "huge", "save_encoder"):
+        writer(tmp_path / "3", pretrained=file, config=None)
     with raises(ValueError, "vocab"):
         judge(tmp_path, text_vocab=[*SPECIALS, "mot", "film"]).load(judge(tmp_path).save("weights"))
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -184,13 +185,16 @@ def _read(folder: Path, marks: np.ndarray) -> tuple[Corpus, np.ndarray] | None:
     "The corpus in a folder and the positions of the texts with these marks; None if it lacks one, or if a file is not what was written."
     try:
         hashes = json.loads((folder / "meta.json").read_text())
-        kept = np.load(folder / "marks.npy")
+        kept = np.load(folder / "marks.npy", mmap_mode="r")
         if not np.isin(marks, kept).all() or any(_sha256(folder / name) != hashes[name] for name in _FILES):
             return None
         ids, starts = np.load(folder / "ids.npy", mmap_mode="r"), np.load(folder / "starts.npy")
         pieces = json.loads((folder / "pieces.json").read_text(encoding="ascii"))
+        whole = len(starts) == len(kept) + 1 and starts[0] == 0 and starts[-1] == len(ids) and bool((np.diff(starts) >= 0).all())
+        if not whole or (len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(pieces)):
+            return None
         os.utime(folder)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, IndexError, MemoryError, RecursionError, zipfile.BadZipFile):
         return None
     order = kept.argsort(kind="stable")
     return Corpus(pieces, ids, starts), order[np.searchsorted(kept, marks, sorter=order)]

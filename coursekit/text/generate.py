@@ -50,7 +50,10 @@ def generate(
     check_whole("generate", "n_words", n_words, 0)
     rng = torch.Generator()  # not the global one, whose numbers a training may be drawing
     rng.manual_seed(rng.seed() if seed is None else seed)
-    state, found, new = None, [], words[None].to(model.bias.device)
+    *before, new = words[None].to(model.bias.device).split(256, 1)
+    state, found = None, []
+    for piece in before if n_words else ():  # a transformer's attention over a whole long text would not fit in memory
+        state = model.encoder(piece, state)[1]
     for _ in range(n_words):
         out, state = model.encoder(new, state)
         probs = word_probs(model.decode(out[0, -1]), temperature=temperature, top_k=top_k, banned=banned)

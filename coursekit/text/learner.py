@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from typing_extensions import Unpack
 
@@ -111,8 +112,13 @@ def _encoder_config(arch: Any, pretrained: Any, config: dict | None, who: str) -
         raise ValueError(f"{who}: arch={arch!r} is not an architecture for texts; pass AWD_LSTM or Transformer.")
     if pretrained is None:
         return found, config
-    _, header = read_encoder(Path(pretrained).expanduser().absolute(), f"{who}: {show_path(pretrained)}")
-    return found, {k: v for k, v in header["config"].items() if not k.endswith("_p") and k in found.lm_config} | (config or {})
+    tensors, header = read_encoder(Path(pretrained).expanduser().absolute(), f"{who}: {show_path(pretrained)}")
+    sizes = {k: v for k, v in header["config"].items() if not k.endswith("_p") and k in found.lm_config}
+    with torch.device("meta"):  # shapes without memory: what the file says of its sizes is not believed
+        made = build_encoder(found.name, len(header["input"]["vocab"]), sizes).state_dict()
+    if header["arch"] == found.name and {f"encoder.{k}": v.shape for k, v in made.items()} != {k: v.shape for k, v in tensors.items() if k.startswith("encoder.")}:
+        raise ValueError(f"{who}: {show_path(pretrained)} holds other tensors than a {found.name!r} of the sizes that it names; write it again with save_encoder.")
+    return found, sizes | (config or {})
 
 
 def _made(cls: Any, dls: DataLoaders, model: nn.Module, groups: Any, arch: Any, pretrained: Any, penalties: tuple, options: Any) -> Any:

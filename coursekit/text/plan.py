@@ -91,6 +91,8 @@ def plan_texts(
 def _targets(labels: list[str], target: str, who: str) -> tuple[list, Block]:
     "The targets as classes or numbers, and their block."
     numbers, n = [as_number(v) for v in labels], len(set(labels))
+    if far := [v for v, number in zip(labels, numbers) if number is not None and not abs(number) < 1e300]:
+        raise ValueError(f"{who}: the target {target!r} has {printable(far[0], width=40)!r}, which is too large a number; correct it, or drop the row.")
     if n < 2:
         raise ValueError(f"{who}: the target {target!r} has {f'the same value in all rows, {labels[0]!r}' if labels else 'no values'}, so there is nothing to predict.")
     if None not in numbers and (n > 20 or any(v % 1 for v in numbers)):

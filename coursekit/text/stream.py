@@ -21,12 +21,12 @@ from ..data.batch import Batch, derive_seed
 from ..data.block import Block
 from ..data.dataset import Dataset
 from ..data.loader import DataLoader
-from .corpus import Corpus
+from .corpus import Corpus, tokenize_texts
 
 # %% ../../nbs/api/text/03_stream.ipynb #66fd7ee9
 class TokenStream:
     """Where the tokens of each batch lie: a tensor (bs, T + 1), -1 behind the end of the stream. Row i of a batch continues row i of the batch before.
-    Every token is in one input, and every one but the first in one target."""
+    Every token is in one input, and every one but the first in one target; in a single row, the last token is a target only."""
 
     def __init__(
         self,
@@ -41,13 +41,14 @@ class TokenStream:
         self.starts, self.lengths, self.bs, self.seq_len, self.shuffle, self.seed = starts, lengths, bs, seq_len, shuffle, seed
         self.n, self.epoch = int(lengths.sum()), 0
         self.row = math.ceil(self.n / bs)  # tokens in a row
+        self.steps = max(1, min(self.row, self.n - 1))  # of these, how many have a token after them in some row
 
     def set_epoch(self, epoch: int) -> None:
         "Say which epoch the next pass belongs to."
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return math.ceil(self.row / self.seq_len)
+        return math.ceil(self.steps / self.seq_len)
 
     def __iter__(self) -> Iterator[Tensor]:  # (bs, T + 1) int64
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
@@ -55,8 +56,8 @@ class TokenStream:
         ends = np.cumsum(self.lengths[order])
         shifts = self.starts[order] - (ends - self.lengths[order])  # from a place in the stream to the one in the array
         rows = self.row * np.arange(self.bs)[:, None]
-        for k in range(0, self.row, self.seq_len):
-            places = rows + np.arange(k, min(k + self.seq_len, self.row) + 1)
+        for k in range(0, self.steps, self.seq_len):
+            places = rows + np.arange(k, min(k + self.seq_len, self.steps) + 1)
             inside = places < self.n
             text = np.searchsorted(ends, np.where(inside, places, 0), side="right")
             yield torch.from_numpy(np.where(inside, places + shifts[text], -1))
@@ -130,7 +131,10 @@ class TextItems:
 
     def with_items(self, items: Any, *, with_labels: bool = False) -> Any:
         "Other texts with the same vocabulary."
-        return type(self)(self.plain.with_items([items] if isinstance(items, str) else items, with_labels=with_labels))
+        plain = self.plain.with_items([items] if isinstance(items, str) else items, with_labels=with_labels)
+        block = plain.blocks[0]  # these may be texts of a stranger, so they are not kept on disk
+        corpus = tokenize_texts([block.source(plain.value(i, 0)) for i in range(len(plain))], block.tokenizer)
+        return type(self)(plain, corpus=corpus, docs=np.arange(len(plain)))
 
     def with_tfms(self, item_tfms: Sequence) -> Any:
         "A text has no item transforms."

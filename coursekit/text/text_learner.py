@@ -46,6 +46,11 @@ def read_encoder(
     tensors, header = read_tensors(file)
     if header.get("format") != "encoder":
         raise ValueError(f"{who} was not written by save_encoder. If learn.save wrote it, read it with learn.load; if learn.export, with load_learner.")
+    about, rows = header.get("input"), tensors.get("encoder.embed.emb.weight")
+    vocab = about.get("vocab") if isinstance(about, dict) else None
+    named = isinstance(vocab, list) and all(isinstance(t, str) for t in vocab) and rows is not None and rows.ndim == 2 and len(rows) == len(vocab)
+    if not (named and isinstance(header.get("arch"), str) and isinstance(header.get("config"), dict) and len(tensors.get("bias", vocab)) == len(vocab)):
+        raise ValueError(f"{who} is malformed; write it again with save_encoder.")
     return tensors, header
 
 
@@ -93,6 +98,8 @@ class TextLearner(Learner):
         old, new = header["input"]["vocab"], block["vocab"]
         tensors |= {k: remapped(tensors[k], old, new) for k in ("encoder.embed.emb.weight", "bias") if k in tensors}
         own = self.model.state_dict()
+        if lacking := [k for k in own if k.startswith("encoder.") and k not in tensors]:
+            raise ValueError(f"{who} lacks {len(lacking)} of the encoder's tensors, such as {lacking[0]}; write it again with save_encoder.")
         with self.turns.training():
             load_weights(self.model, own | {k: v for k, v in tensors.items() if k in own}, who)
             self.opt = None
@@ -139,8 +146,7 @@ class LMLearner(TextLearner):
     ) -> str:
         "Go on with a text."
         block = self.dls.train.blocks[0]
-        words = block.encode(text)
-        words = words if len(words) else torch.tensor([block.vocab.index("xxbos")])
+        words = block.encode(text)  # at least xxbos
         with self.turns.predicting(self.model):
             more = generate(self.model, words, n_words, temperature=temperature, top_k=top_k, banned=[1, *[0] * no_unk], seed=seed)
         return block.decode(torch.cat([words, more]))

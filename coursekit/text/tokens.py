@@ -224,6 +224,11 @@ class SubwordTokenizer:
 
     def __post_init__(self) -> None:
         check_whole("SubwordTokenizer", "vocab_sz", self.vocab_sz, 256 + len(SPECIALS))
+        if self.model is not None:
+            found = json.loads(self.model) if isinstance(self.model, str) else None
+            parts = {k: (found.get(k) or {}).get("type") for k in ("model", "pre_tokenizer")} if isinstance(found, dict) else {}
+            if parts != {"model": "BPE", "pre_tokenizer": "ByteLevel"} or any(found.get(k) for k in ("normalizer", "post_processor", "added_tokens")):
+                raise ValueError("SubwordTokenizer: model is not what setup learns; leave it out and call setup(texts).")
 
     def setup(self, texts: Iterable[str]) -> None:
         "Learn the pieces from the training texts, unless that is done."
@@ -277,6 +282,9 @@ class Tokenizer:
     def setup(self, texts: Iterable) -> None:
         "Learn from the training texts what has to be learned."
         self.tok.setup(self._clean(part) for text in texts for part in ([text] if isinstance(text, str) else text))
+
+    def __repr__(self) -> str:  # without addresses: weights remember it, and it is compared wherever they meet data
+        return f"{type(self).__qualname__}(tok={re.sub(r' at 0x[0-9A-Fa-f]+', '', repr(self.tok))}, html={self.html})"
 
     def _clean(self, text: str) -> str:
         return clean_html(text) if self.html else text

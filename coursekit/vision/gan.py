@@ -204,18 +204,22 @@ class GANLearner(Learner):
         "The critic's step, and then the generator's."
         self.opt.step()
         self.opt.zero_grad()
-        if (self.state.step + 1) % self.n_critic:
+        if (self.state.step + 1) % self.n_critic or not self.state.preds.requires_grad:  # a frozen generator has nothing to learn
             return
-        critic = self.model.critic.requires_grad_(False)
+        held = [p for p in self.model.critic.parameters() if p.requires_grad]
+        for p in held:
+            p.requires_grad_(False)
         try:
             loss = GAN_LOSSES[self.loss][1](self.run_model(self.model.judge, self.state.preds))
             if not math.isfinite(value := loss.item()):
                 raise non_finite_error(self, self.state.step + 1)
             loss.backward()
         finally:
-            critic.requires_grad_(True)
+            for p in held:
+                p.requires_grad_(True)
         self.opt.step()
-        self.history.generator.append(value)
+        if not self.state.trial:
+            self.history.generator.append(value)
 
     def run_model(self, part: Callable, x: Tensor) -> Tensor:
         "One of the networks in the precision of this fit, with its output in float32."
