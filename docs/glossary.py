@@ -8,7 +8,7 @@ from typing import Any
 # Bold for another reason, or another form of a term that's there.
 NO_TERMS = {"steps", "constant", "running", "mixed", "two models", "slope", "plateau", "beside", "enlarges", "mixes", "copies", "progress", "metrics", "weight"}
 # Written in several ways: the form in the text -> the term.
-SAME = {"batch norm": "Batch normalization", "weight": "weights", "normalize": "normalizes", "normalized": "normalizes", "freezes": "Freeze", "frozen": "Freeze",
+SAME = {"batch norm": "Batch normalization", "weight": "weights", "normalize": "normalizes", "normalized": "normalizes", "freezes": "freeze", "frozen": "freeze",
         "PCA": "Principal component analysis"}  # fmt: skip
 # Words that mean something else as well, so that only a reader can tell; they are in the glossary, and nothing leads there by itself.
 AMBIGUOUS = {"body", "head", "skip", "dead", "event", "hash", "leak", "macro", "precision", "cells", "residual", "pad", "crop", "squish", "penalty", "kernel",
@@ -48,7 +48,11 @@ class Glossary:
         self.prose = re.sub(r"`[^`\n]+`", "", FENCED.sub("", "\n".join(text for *_, text in sources)))
         self.marked = {(p.docname, i): self.collect(p, text) for p, i, text in sources}  # the cells with targets for the terms they explain
         linked = sorted({*self.terms, *SAME} - AMBIGUOUS, key=len, reverse=True)
-        self.names = {f"t{i}": SAME.get(term, term) for i, term in enumerate(linked)}
+        by_name = {term.lower(): term for term in self.terms}
+        missing = sorted(term for term in SAME.values() if term.lower() not in by_name)
+        if missing:
+            raise ValueError(f"glossary: no lesson explains {missing[0]!r} in bold any more, but SAME leads to it; change SAME.")
+        self.names = {f"t{i}": by_name[SAME.get(term, term).lower()] for i, term in enumerate(linked)}
         found = "|".join(f"(?P<t{i}>{forms(term)})" for i, term in enumerate(linked))
         self.pattern = re.compile(rf"(?m){KEPT}|(?<![\w-])(?:{found})(?![\w-]|\.\w)")
 

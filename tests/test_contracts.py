@@ -53,6 +53,7 @@ from coursekit.training.metrics import AverageMetric, Metric
 from coursekit.training.schedules import SchedCos, SchedExp, Schedule, SchedLin, SchedNo, combine_scheds
 from coursekit.training.learner import synthetic_learner
 from coursekit.vision.gan import GANLearner, GANModel, NoiseBlock
+from coursekit.vision.point_head import PointModel
 from coursekit.vision.generative import FeatureLoss, ImageUNetModel
 from coursekit.vision.images import to_uint8_tensor
 
@@ -63,7 +64,7 @@ MODULES = [importlib.import_module(f"coursekit.{name}") for name in NAMES]
 
 def made(base: type, table: dict[str, list[Callable]], abstract: tuple[str, ...] = ()) -> list:
     """A (name, maker) pair for each subject: from the table, or the class itself where it needs no arguments."""
-    found = {c.__name__: c for c in all_subclasses(base)}
+    found = {c.__name__: c for c in all_subclasses(base) if ".course." not in c.__module__}  # a lesson's own need not go into files
     unknown = (set(table) | set(abstract)) - set(found)
     assert found and not unknown, f"{base.__name__}: {unknown} of the table are no subclasses"
     pairs = [(name, make) for name, cls in found.items() if name not in abstract for make in table.get(name, [cls])]
@@ -379,6 +380,7 @@ SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lamb
                          "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")],
                          "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])],
                          "UNetModel": [lambda: _unet_model("resnet18"), lambda: _unet_model("coursenet")],
+                         "PointModel": [lambda: PointModel("resnet18", 4), lambda: PointModel("coursenet", 2, width=8)],
                          "LanguageModelSpec": [lambda a=arch: _text_model("LanguageModelSpec", a) for arch in ("awd_lstm", "transformer")],
                          "TextClassifierSpec": [lambda a=arch: _text_model("TextClassifierSpec", a, 3) for arch in ("awd_lstm", "transformer")],
                          "ImageUNetModel": [lambda: ImageUNetModel("resnet18"), lambda: ImageUNetModel("coursenet", [8, 16], 4)],
@@ -412,6 +414,7 @@ def _text_model(name: str, arch: str, *n_out: int) -> ModelSpec:
 INPUTS = {"LanguageModelSpec": (torch.randint(20, (2, 7), generator=RNG),), "TextClassifierSpec": (torch.randint(20, (2, 7), generator=RNG),),
           "VisionModel": (torch.rand(2, 3, 64, 64, generator=RNG),), "TabularModel": (torch.tensor([[3, 8], [0, 1]]), torch.rand(2, 2, generator=RNG)),
           "CollabModel": (torch.tensor([[3, 6], [0, 1]]),), "UNetModel": (torch.rand(2, 3, 48, 64, generator=RNG),),
+          "PointModel": (torch.rand(2, 3, 48, 64, generator=RNG),),
           "ImageUNetModel": (torch.rand(2, 3, 45, 64, generator=RNG),), "GANModel": (torch.randn(2, 8, generator=RNG),)}
 
 

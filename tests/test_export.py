@@ -405,7 +405,7 @@ def test_every_exportable_class_has_a_stable_name(base: type) -> None:
     for info in pkgutil.walk_packages(coursekit.__path__, "coursekit."):
         if info.name.split(".")[1] in ("data", "training", "vision", "tabular", "text"):
             importlib.import_module(info.name)
-    assert [c for c in subclasses(base) if type_name(c) is None] == []
+    assert [c for c in subclasses(base) if type_name(c) is None and ".course." not in c.__module__] == []  # a lesson's own are not for files
 
 
 def test_every_stable_name_is_of_a_class() -> None:

@@ -33,6 +33,7 @@ class PointHead(nn.Module):
         channels: Sequence[int],  # of the features, the largest first
         strides: Sequence[float],  # how many pixels of the image, along a side, one of the features covers
         n: int,  # points
+        *,
         width: int = 64,  # channels of the head
     ):
         super().__init__()
@@ -72,7 +73,7 @@ class PointModel(ModelSpec):
         body = create_body(self.arch)
         body.fixed_stats = self.fixed_stats
         encoder = Encoder(body)
-        model = nn.Sequential(encoder, PointHead(encoder.channels, encoder.strides, self.n_out // 2, self.width))
+        model = nn.Sequential(encoder, PointHead(encoder.channels, encoder.strides, self.n_out // 2, width=self.width))
         model = model.to(memory_format=torch.channels_last)  # convolutions are faster on it
         model.spec = self
         return model
