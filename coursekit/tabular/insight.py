@@ -39,7 +39,8 @@ class _AsEstimator:
     def predict_proba(self, X: Any) -> np.ndarray:
         if self.classes_ is None:
             raise AttributeError("predict_proba: the target is a number.")
-        return self._outputs(X)[:, self.order]
+        probs = self._outputs(X)[:, self.order]
+        return probs / probs.sum(1, keepdims=True)  # scikit-learn checks that they add up to 1 in float64
 
     def predict(self, X: Any) -> np.ndarray:
         return self._outputs(X)[:, 0] if self.classes_ is None else self.classes_[self.predict_proba(X).argmax(1)]
