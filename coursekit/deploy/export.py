@@ -91,8 +91,9 @@ def export_problem(e: Exported) -> str:
     for b in e.blocks:
         if b.vocab is not None and not (isinstance(b.vocab, list) and all(isinstance(n, (str, int, float)) for n in b.vocab)):
             return f"the classes of {type(b).__name__} are not a list of names"
-        if b.kind == "text" and b.vocab is not None and len(b.vocab) != getattr(e.model, "vocab_sz", len(b.vocab)):
-            return f"the network knows {e.model.vocab_sz} tokens and the vocabulary has {len(b.vocab)}"
+        known = getattr(e.model, "vocab_sz", None)
+        if b.kind == "text" and b.vocab is not None and known is not None and len(b.vocab) != known:
+            return f"the network knows {known} tokens and the vocabulary has {len(b.vocab)}"
     for t in [*e.item_tfms, *e.batch_tfms]:
         sides = size if isinstance(size := getattr(t, "size", None), (list, tuple)) else [size or 0] * 2
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in sides) or math.prod(sides) > MAX_AREA:

@@ -132,7 +132,7 @@ class TextItems:
     def with_items(self, items: Any, *, with_labels: bool = False) -> Any:
         "Other texts with the same vocabulary."
         plain = self.plain.with_items([items] if isinstance(items, str) else items, with_labels=with_labels)
-        block = plain.blocks[0]  # these may be texts of a stranger, so they are not kept on disk
+        block: Any = plain.blocks[0]  # these may be texts of a stranger, so they are not kept on disk
         corpus = tokenize_texts([block.source(plain.value(i, 0)) for i in range(len(plain))], block.tokenizer)
         return type(self)(plain, corpus=corpus, docs=np.arange(len(plain)))
 

@@ -189,8 +189,7 @@ class GANLearner(Learner):
 
     def predict_batch(self) -> None:
         s = self.state
-        noise = torch.randn_like(s.batch.xs[0]) if s.training else s.batch.xs[0]  # new noise in each epoch
-        s.preds = self.run_model(self.model, noise)
+        s.preds = self.run_model(self.model, torch.randn_like(s.batch.xs[0]) if s.training else s.batch.xs[0])  # new noise in each epoch
 
     def get_loss(self) -> None:
         "The critic's."
@@ -206,17 +205,14 @@ class GANLearner(Learner):
         self.opt.zero_grad()
         if (self.state.step + 1) % self.n_critic or not self.state.preds.requires_grad:  # a frozen generator has nothing to learn
             return
-        held = [p for p in self.model.critic.parameters() if p.requires_grad]
-        for p in held:
-            p.requires_grad_(False)
+        held = nn.ParameterList(p for p in self.model.critic.parameters() if p.requires_grad).requires_grad_(False)
         try:
             loss = GAN_LOSSES[self.loss][1](self.run_model(self.model.judge, self.state.preds))
             if not math.isfinite(value := loss.item()):
                 raise non_finite_error(self, self.state.step + 1)
             loss.backward()
         finally:
-            for p in held:
-                p.requires_grad_(True)
+            held.requires_grad_(True)
         self.opt.step()
         if not self.state.trial:
             self.history.generator.append(value)
