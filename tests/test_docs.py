@@ -428,6 +428,6 @@ def test_diagrams_and_mathematics(browser: Any, site: Path) -> None:
 def test_search_finds(browser: Any, site: Path) -> None:
     """Search works on files, without a server; only the excerpts of the pages found, which the browser may not fetch, are missing there."""
     page = opened(browser, site, "search.html?q=overfitting", strict=False)
-    page.locator("#search-results li a", has_text="Lesson 1").wait_for()
+    page.locator("#search-results li a", has_text="Lesson 1:").wait_for()
     assert "Lesson" in page.locator("#search-results").inner_text()
     page.context.close()
