@@ -33,7 +33,7 @@ from .tokens import Tokenizer
 def read_document(
     source: Any,  # a text; the path of a file; or a list of texts, for several columns
 ) -> str | list[str]:
-    "The text that one item stands for. What is no text, or no UTF-8, is an error that names it."
+    "The text that one item stands for. Anything that isn't text in UTF-8 raises an error that names it."
     if isinstance(source, str):
         return source
     if isinstance(source, os.PathLike):
