@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .train import as_typed
-from ..core import plural, printable
+from .tables import fit_and_write
+from ..core import printable
 from ..data.block import CategoryBlock
 from ..data.tables import find_column, read_table
 from ..text.awd_lstm import AWD_LSTM
@@ -39,24 +39,13 @@ def train_texts(
     bs = bs or (64 if len(plan.texts) >= 5_000 else 32 if len(plan.texts) >= 500 else 8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that long texts are cut is said below
-        dls, name = plan.dataloaders(bs=bs, max_len=MAX_LEN), printable(as_typed(out))
+        dls = plan.dataloaders(bs=bs, max_len=MAX_LEN)
     classes = isinstance(dls.targets[0], CategoryBlock)
     learn = text_classifier_learner(dls, AWD_LSTM, config=SIZES, metrics=accuracy if classes else [rmse, mae], seed=plan.seed)
     say(f"{len(dls.train_ds):,} training texts, {len(dls.valid_ds):,} for validation, the first {MAX_LEN} tokens of each; {len(dls.text_vocab):,} different tokens known; "
         f"batches of {dls.bs}, on {learn.device}")
-    try:
-        learn.fit_one_cycle(epochs or min(30, max(4, -(-240 // len(dls.train)))), lr or 2e-2)
-    except KeyboardInterrupt:
-        if learn.recorder.lrs:  # a step was done
-            learn.export(out)
-            say(f"stopped, wrote {name} as trained so far")
-        raise
-    learn.export(out)
-    values = learn.recorder.final_record
-    result = f"accuracy {values[2]:.1%}" if classes else f"off by {values[2]:.4g} (root of the mean squared error), by {values[3]:.4g} on average"
-    say(f"{result} on {plural(len(dls.valid_ds), 'validation text')}; {plan.baseline()}")
-    say(f"wrote {name}, {out.stat().st_size / 1e6:.1f} MB")
-    return learn
+    epochs = epochs or min(30, max(4, -(-240 // len(dls.train))))
+    return fit_and_write(learn, out, epochs=epochs, lr=lr or 2e-2, what="validation text", baseline=plan.baseline(), say=say)
 
 # %% ../../nbs/api/cli/13_texts.ipynb #d5900edc
 def predict_texts(learn: Learner, file: Path, *, top: int = 5) -> Iterator[dict[str, Any]]:  # one per text
