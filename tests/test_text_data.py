@@ -139,8 +139,8 @@ def test_texts_come_in_another_order_in_each_training_epoch_only() -> None:
     texts = [[k] * 3 for k in range(50)]
     train, valid = (LMDataLoader(texts, bs=1, seq_len=150, shuffle=s, seed=1, device="cpu") for s in (True, False))
     a, b = (next(iter(train)).x.tolist() for _ in range(2))
-    assert a != b and sorted(a[0]) == sorted(b[0])
-    assert next(iter(valid)).x.tolist() == next(iter(valid)).x.tolist() == [[k for k in range(50) for _ in range(3)]]
+    assert a != b and set(a[0]) == set(b[0]) == set(range(50))
+    assert next(iter(valid)).x.tolist() == next(iter(valid)).x.tolist() == [[k for k in range(50) for _ in range(3)][:-1]]
     again = LMDataLoader(texts, bs=1, seq_len=150, shuffle=True, seed=1, device="cpu")
     assert next(iter(again)).x.tolist() == a
     assert [x.x.tolist() for x in again.starting_at(0)] == [b]

@@ -79,7 +79,7 @@ def paragraphs(
 
 # %% ../../nbs/api/samples/12_docstrings.ipynb #9504c01c
 _CODE = re.compile(r"``+[^`]+``+|:[\w:]+:`[^`]*`|`[^`]+`_*|https?://\S+|\$[^$]*\$|\\\w[\w{}^\\]*|\*{1,2}\w+\*{1,2}|\b\w+\([^()]*\)"
-                   r"|[\w/]*[\w/][._/=]\w[\w./=]*(?:\(\))?|\b[A-Za-z]*[a-z]+[A-Z]\w*|\b_\w+|\b\w+_\w*|\b[A-Z][A-Z0-9]{2,}\b"
+                   r"|[\w/]*[\w/][._/=]\w(?:[\w./=]*\w)?(?:\(\))?|\b[A-Za-z]*[a-z]+[A-Z]\w*|\b_\w+|\b\w+_\w*|\b[A-Z][A-Z0-9]{2,}\b"
                    r"|[<{\[][^\s>}\]]*[>}\]]_?|\b\w*\d\w*[a-zA-Z]\w*\b|[<>{}\[\]|^~=*#@\\`]+")
 _LIBRARY = re.compile(r"\b(torch\w*|pytorch|numpy|np|pandas|pd|matplotlib|mpl|pyplot|plt|sympy|networkx|nx|pillow|pil|timm|hugging ?face\w*|scipy)\b",
                       re.IGNORECASE)
