@@ -44,6 +44,7 @@ def read_encoder(
 ) -> tuple[dict[str, Tensor], dict]:  # tensors, and the header: arch, config, input
     "Read an encoder."
     tensors, header = read_tensors(file)
+    tensors = {k: v.float() for k, v in tensors.items()}  # of a file in half precision, too
     if header.get("format") != "encoder":
         raise ValueError(f"{who} was not written by save_encoder. If learn.save wrote it, read it with learn.load; if learn.export, with load_learner.")
     about, rows = header.get("input"), tensors.get("encoder.embed.emb.weight")
