@@ -67,6 +67,8 @@ from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
 from coursekit.vision.collect import DownloadReport, download_images, resize_images
 from coursekit.vision.block import ImageBlock
 from coursekit.vision.data import ImageDataLoaders
+from coursekit.vision.gan import NoiseBlock, SampleGrids, gan_learner, samples, tiled
+from coursekit.vision.generative import Crappify, FeatureLoss, enhance, generator_learner, psnr
 from coursekit.vision.points import PointBlock, point_error
 from coursekit.vision.images import ImageError, PILImage, PILMask, check_images, load_image, verify_images
 from coursekit.vision.learner import cnn_learner, pretrained, vision_learner
