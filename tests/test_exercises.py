@@ -636,7 +636,8 @@ CASES |= {
         ("minus critic", partial(two_losses, change=lambda c, g: (c, -c))), ("minus critic", lambda r, f: (two_losses(r, f)[0], -F.softplus(f).mean())),
         ("against itself", lambda r, f: (two_losses(r, f)[0], F.softplus(f).mean())), ("no logarithm", lambda r, f: (two_losses(r, f)[0], -f.mean())),
         ("no logarithm", lambda r, f: (f.mean() - r.mean(), -f.mean())), ("overflow", naive_losses), ("otherwise", lambda r, f: (0.1, 0.2))]),
-    "momentum or none": ([[[0.5, 0.6, 0.7], [0.1, 0.2, 0.3], "none"], ([0.1, 0.2, 0.3], np.array([0.5, 0.6, 0.7]), "momentum"), [[0.5, 0.6, 0.7], [0.55, 0.2, 0.3], "can't tell"]], [
+    "momentum or none": ([[[0.5, 0.6, 0.7], [0.1, 0.2, 0.3], "none"], ([0.1, 0.2, 0.3], np.array([0.5, 0.6, 0.7]), "momentum"), [[0.5, 0.6, 0.7], [0.55, 0.2, 0.3], "can't tell"],
+                          [[0.0] * 3, [0.0] * 3, "can't tell"]], [
         ("three parts", "none"), ("three parts", [[0.5] * 3, [0.4] * 3]), ("no share", [[50, 60, 70], [0.1, 0.2, 0.3], "none"]), ("equal lists", [[0.5] * 3, [0.5] * 3, "none"]),
         ("verdict", [[0.5] * 3, [0.4] * 3, "both"]), ("too sure", [[0.5, 0.6, 0.7], [0.55, 0.2, 0.3], "none"]),
         ("too careful", [[0.5] * 3, [0.4] * 3, "can't tell"]), ("wrong side", [[0.5] * 3, [0.4] * 3, "momentum"])]),
