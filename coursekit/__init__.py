@@ -1,3 +1,5 @@
+import sys as _sys
+
 __version__ = "0.1.0"
 
 
@@ -6,3 +8,17 @@ def pretrained(name: str = "cifar10", *, device=None):
     from .vision.learner import pretrained as make  # torch is imported when it is needed
 
     return make(name, device=device)
+
+
+class _FastaiModules:
+    "Asked last for a module: those of fastai's that have another name here."
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.startswith("coursekit."):
+            from .hints import fastai_spec
+
+            return fastai_spec(name)
+
+
+_sys.meta_path.append(_FastaiModules)

@@ -26,6 +26,7 @@ from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate
 from .block import show_samples
 from .cache import Cache, threads
 from ..display import axes_text, figure_grid, finish
+from ..hints import no_such_attribute
 
 # %% ../../nbs/api/data/10_loader.ipynb #a38863c3
 class Loader:
@@ -437,6 +438,8 @@ class DataLoaders:
 
     def __repr__(self) -> str:
         return f"DataLoaders(\n  train: {self.train!r}\n  valid: {self.valid!r})"
+
+    __getattr__ = no_such_attribute
 
 
 def _draw(dl: DataLoader, n: int, *, unique: bool) -> Batch:

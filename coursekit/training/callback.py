@@ -8,9 +8,11 @@ __all__ = ['CANCELS', 'EVENTS', 'State', 'LearnerLike', 'CancelBatchException', 
            'check_callbacks', 'check_writes', 'ParamScheduler']
 
 # %% ../../nbs/api/training/06_callback.ipynb #9e2166c5
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import check_writable, show_path, suggest
 from ..data.loader import Batch, DataLoaders
+from ..hints import hint, no_such_attribute
 from .optimizers import set_hyper
 from .schedules import Schedule
 
@@ -94,6 +97,19 @@ def _same_kind(old: Any, new: Any) -> bool:
     number = (bool, int, float)
     return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
 
+# %% ../../nbs/api/training/06_callback.ipynb #5d1b7c2e
+def _check_takes_learner(
+    who: str,  # class and method
+    method: FunctionType,  # of a class, so `self` comes first
+) -> None:
+    "Refuse a method that an event could not call with the learner."
+    signature = inspect.signature(method, follow_wrapped=False)
+    try:
+        signature.bind("self", "learn")
+    except TypeError:
+        raise TypeError(f"{who}{signature} cannot be called with the learner; write `def {who.rpartition('.')[2]}(self, learn):` and use "
+                        "`learn` where fastai has `self.learn` or `self`, such as `learn.state.loss` for `self.loss`.") from None
+
 # %% ../../nbs/api/training/06_callback.ipynb #d84ed202
 class Callback:
     """Base of all callbacks: one method per event, each of which does nothing here.
@@ -129,9 +145,14 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
-            if name.startswith(("before_", "after_")) and name not in EVENTS:
-                raise TypeError(f"{cls.__name__}.{name} is not an event, so it would never be called{suggest(name, EVENTS)}")
+        for name, method in vars(cls).items():
+            if name not in EVENTS and (name.startswith(("before_", "after_")) or hint("event", name)):
+                said = f". {hint('event', name)}" if hint("event", name) else suggest(name, EVENTS) or "."
+                raise TypeError(f"{cls.__name__}.{name} is not an event, so it would never be called{said}")
+            if name in EVENTS and isinstance(method, FunctionType):
+                _check_takes_learner(f"{cls.__name__}.{name}", method)
+
+    __getattr__ = no_such_attribute
 
     def writes(self, learn: Any) -> Sequence[Path]:
         "The files that it will write in this fit. A fit checks that they can be written before it starts."

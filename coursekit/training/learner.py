@@ -22,6 +22,7 @@ from ..data.dataset import Dataset, unknown_label
 from ..data.loader import DataLoader, DataLoaders, ordered
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import Table
+from ..hints import no_such_attribute
 from . import predictions
 from .callback import Callback, State, check_callbacks, collect_hooks
 from .fits import Fits
@@ -311,6 +312,8 @@ class Learner(Fits):
         metrics = ", ".join(m.name for m in self.metrics) or "none"
         dtype = "bf16" if self.autocast_dtype else "fp32"
         return f"Learner({type(self.model).__name__}, {self.loss_func}, metrics: {metrics}, {self.device}, {dtype})\n{self.dls!r}"
+
+    __getattr__ = no_such_attribute
 
 # %% ../../nbs/api/training/15_learner.ipynb #f6aa25a6
 def check_dls(
