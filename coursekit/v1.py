@@ -68,7 +68,7 @@ def get_transforms(
     return aug_transforms(do_flip=do_flip, flip_vert=flip_vert, max_rotate=max_rotate, max_zoom=max_zoom, max_lighting=max_lighting,
                           max_warp=max_warp, p_affine=p_affine, p_lighting=p_lighting), []
 
-# %% ../nbs/api/03_v1.ipynb #38463fd6
+# %% ../nbs/api/03_v1.ipynb #e04c1d7b
 class BunchOptions(TypedDict, total=False):
     "Options of every constructor of `ImageDataBunch`."
     ds_tfms: tuple[list, list] | None  # from `get_transforms`
@@ -85,7 +85,7 @@ def _today(options: BunchOptions) -> dict[str, Any]:
     return {"item_tfms": Resize(options.pop("size", 224)), "batch_tfms": tfms[0] if tfms else None,
             "seed": int(np.random.randint(2**31)) if seed is None else seed, **options}
 
-
+# %% ../nbs/api/03_v1.ipynb #38463fd6
 class ImageDataBunch(ImageDataLoaders):
     "`ImageDataLoaders` under its first name, with the arguments of that time."
     classes = ImageDataLoaders.vocab  # its first name

@@ -1,7 +1,6 @@
 """Every exercise accepts its solution, every known mistake gets its own hint, no hint gives the solution away; quizzes are sound."""
 
 import html
-import importlib
 import inspect
 import json
 import math

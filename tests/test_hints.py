@@ -8,7 +8,6 @@ import importlib
 import inspect
 import pydoc
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +31,7 @@ HUBS = [f"coursekit.{hub}.all" for hub in ("vision", "tabular", "text")]
 
 
 @pytest.fixture(scope="module")
-def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the code of the hints may use: the names of the hub, small data and a small learner, already fitted."""
     path = tmp_path_factory.mktemp("hints")
     for i in range(16):
@@ -52,7 +51,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     found |= {"path": path, "files": files, "items": [3, 1, 3], "df": df, "img": img, "dls": dls, "data": dls, "model": model, "learn": learn,
               "x": torch.zeros(2, 3, 32, 32), "a": 1, "b": 2, "self": SimpleNamespace(), "ThreadPoolExecutor": ThreadPoolExecutor,
               "uploader": SimpleNamespace(value=[SimpleNamespace(content=b"")])}
-    yield found
+    return found
 
 
 @pytest.fixture
@@ -197,7 +196,7 @@ def test_a_script_gets_one_line_below_the_error(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: seen.append(error))
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: None))
     hints.hint_errors.__wrapped__()
-    errors = [caught(lambda: eval(code, {"x": [1]}), Exception) for code in ("L(3)", "x.itemgot(0)", "nothing", "x.nothing", "1 / 0", "int('a')")]
+    errors = [caught(functools.partial(eval, code, {"x": [1]}), Exception) for code in ("L(3)", "x.itemgot(0)", "nothing", "x.nothing", "1 / 0", "int('a')")]
     said = []
     for error in errors:
         sys.excepthook(type(error), error, error.__traceback__)
@@ -249,7 +248,7 @@ def test_a_method_without_the_learner_is_refused(event: str) -> None:
 
 def test_which_methods_are_refused() -> None:
     """Those that a fit could not call, and no others."""
-    good = [lambda self, learn: None, lambda s, l: None, lambda *args: None, lambda self, learn, more=1: None, lambda self, *, more=1, **k: None,
+    good = [lambda self, learn: None, lambda me, it: None, lambda *args: None, lambda self, learn, more=1: None, lambda self, *, more=1, **k: None,
             decorated(lambda self, learn: None), staticmethod(lambda learn: None), functools.partialmethod(lambda self, a, learn: None, 1)]
     bad = good.pop(4)
     calls = 0

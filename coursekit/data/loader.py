@@ -267,6 +267,7 @@ class LoaderOptions(TypedDict, total=False):
 # %% ../../nbs/api/data/10_loader.ipynb #4f678a0d
 class DataLoaders:
     "A training and a validation loader, and what a Learner needs to know about their data."
+    __getattr__ = no_such_attribute
 
     def __init__(
         self,
@@ -438,8 +439,6 @@ class DataLoaders:
 
     def __repr__(self) -> str:
         return f"DataLoaders(\n  train: {self.train!r}\n  valid: {self.valid!r})"
-
-    __getattr__ = no_such_attribute
 
 
 def _draw(dl: DataLoader, n: int, *, unique: bool) -> Batch:

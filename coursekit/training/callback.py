@@ -98,17 +98,24 @@ def _same_kind(old: Any, new: Any) -> bool:
     return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
 
 # %% ../../nbs/api/training/06_callback.ipynb #5d1b7c2e
-def _check_takes_learner(
-    who: str,  # class and method
-    method: FunctionType,  # of a class, so `self` comes first
+def _check_hook(
+    who: str,  # class
+    name: str,  # of the attribute
+    method: Any,  # its value; only a function of the class can be called the wrong way
 ) -> None:
-    "Refuse a method that an event could not call with the learner."
+    "Refuse a method that no event calls although it looks like it, and one that an event could not call with the learner."
+    said = hint("event", name)
+    if name not in EVENTS and (said or name.startswith(("before_", "after_"))):
+        near = f". {said}" if said else suggest(name, EVENTS) or "."
+        raise TypeError(f"{who}.{name} is not an event, so it would never be called{near}")
+    if name not in EVENTS or not isinstance(method, FunctionType):
+        return
     signature = inspect.signature(method, follow_wrapped=False)
     try:
         signature.bind("self", "learn")
     except TypeError:
-        raise TypeError(f"{who}{signature} cannot be called with the learner; write `def {who.rpartition('.')[2]}(self, learn):` and use "
-                        "`learn` where fastai has `self.learn` or `self`, such as `learn.state.loss` for `self.loss`.") from None
+        raise TypeError(f"{who}.{name}{signature} cannot be called with the learner. Write `def {name}(self, learn):`, and use `learn` where "
+                        "fastai has `self.learn` or `self`, such as `learn.state.loss` for `self.loss`.") from None
 
 # %% ../../nbs/api/training/06_callback.ipynb #d84ed202
 class Callback:
@@ -117,6 +124,7 @@ class Callback:
     The `after_` method of a part also runs if that part was cancelled, following `after_cancel_`. The parts inside it get neither:
     if the fit is cancelled during a batch, `after_fit` is the place to tidy up.
     """
+    __getattr__ = no_such_attribute
     order: ClassVar[int] = 0  # callbacks run in increasing order
     # Attributes that a checkpoint stores: numbers, strings, tensors, lists and dictionaries of them. A fit that resumes in the middle of an
     # epoch calls `before_epoch` and `before_train` of that epoch once more.
@@ -146,13 +154,7 @@ class Callback:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name, method in vars(cls).items():
-            if name not in EVENTS and (name.startswith(("before_", "after_")) or hint("event", name)):
-                said = f". {hint('event', name)}" if hint("event", name) else suggest(name, EVENTS) or "."
-                raise TypeError(f"{cls.__name__}.{name} is not an event, so it would never be called{said}")
-            if name in EVENTS and isinstance(method, FunctionType):
-                _check_takes_learner(f"{cls.__name__}.{name}", method)
-
-    __getattr__ = no_such_attribute
+            _check_hook(cls.__name__, name, method)
 
     def writes(self, learn: Any) -> Sequence[Path]:
         "The files that it will write in this fit. A fit checks that they can be written before it starts."

@@ -64,6 +64,7 @@ WRITERS: dict[str, str] = {  # ending of a file -> what `Learner.export` calls f
 class Learner(Fits):
     """Data, model, loss and optimizer, and the loop that joins them. Weights that `learn.model` gets later are trained, too: the parameter
     groups are those of the model as it is when a fit starts."""
+    __getattr__ = no_such_attribute
 
     def __init__(
         self,
@@ -312,8 +313,6 @@ class Learner(Fits):
         metrics = ", ".join(m.name for m in self.metrics) or "none"
         dtype = "bf16" if self.autocast_dtype else "fp32"
         return f"Learner({type(self.model).__name__}, {self.loss_func}, metrics: {metrics}, {self.device}, {dtype})\n{self.dls!r}"
-
-    __getattr__ = no_such_attribute
 
 # %% ../../nbs/api/training/15_learner.ipynb #f6aa25a6
 def check_dls(
