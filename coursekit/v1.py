@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['plt', 'pd', 'cnn_learner', 'Path', 'untar_data', 'get_transforms', 'BunchOptions', 'ImageDataBunch', 'V1Recorder',
            'V1Learner', 'load_learner', 'create_cnn', 'ClassificationInterpretation', 'URLs', 'get_image_files',
-           'models', 'accuracy', 'error_rate', 'imagenet_stats', 'np', 'torch', 'nn', 'open_image']
+           'models', 'accuracy', 'error_rate', 'imagenet_stats', 'np', 'torch', 'nn', 'F', 'partial', 'open_image']
 
 # %% ../nbs/api/03_v1.ipynb #dc41c5ff
 import os
 import pathlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 from typing_extensions import Unpack
@@ -36,7 +38,7 @@ from .vision.learner import vision_learner
 from .vision.resize import Resize
 
 plt, pd = lazy_module("matplotlib.pyplot"), lazy_module("pandas")
-_all_ = ["URLs", "get_image_files", "models", "accuracy", "error_rate", "imagenet_stats", "np", "plt", "pd", "torch", "nn", "open_image"]
+_all_ = ["URLs", "get_image_files", "models", "accuracy", "error_rate", "imagenet_stats", "np", "plt", "pd", "torch", "nn", "F", "partial", "open_image"]
 __getattr__ = no_such_name(__name__, place="v1")
 hint_errors()
 
