@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..hints import no_such_attribute
 from ..core import check_device, check_whole, default_device, plural, reuse_memory, takes_options
 from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate_blocks, default_workers, derive_seed, ignore_interrupts,
                                   map_tensors, to_batch, workers_are_forked)
 from .block import show_samples
 from .cache import Cache, threads
 from ..display import axes_text, figure_grid, finish
+from ..hints import no_such_attribute
 
 # %% ../../nbs/api/data/10_loader.ipynb #a38863c3
 class Loader:
