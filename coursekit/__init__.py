@@ -1,6 +1,6 @@
-import sys as _sys
-
 __version__ = "0.1.0"
+
+import sys as _sys
 
 
 def pretrained(name: str = "cifar10", *, device=None):

@@ -127,7 +127,7 @@ def test_every_entry(place: str, listed: str, row: dict[str, Any], names: dict[s
     scope = names
     if place == "v1":
         v1, learn = importlib.import_module("coursekit.v1"), copy.deepcopy(names["learn"])
-        learn.__class__, learn.recorder.__class__ = v1.V1Learner, v1.V1Recorder
+        learn.__class__ = v1.V1Learner
         scope = names | {n: getattr(v1, n) for n in v1.__all__} | {"learn": learn}
     for code in row["write"]:
         if "export" in code:  # a network that was built by hand has no recipe that a file could hold
