@@ -66,6 +66,8 @@ def no_such_name(
             if name == "__all__" and (said := hint("star", module)):
                 raise ImportError(f"{module} has no names of its own. {said}", name=module)
             raise AttributeError(name)
+        if name.startswith("__"):  # a question of Python's own
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
         if said := hint(place, name) or hint("hub", name):
             said = f"{module} has no {name!r}. {said}"
             if is_importing(frame):  # Python replaces the message of an AttributeError there by its own

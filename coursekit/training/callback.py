@@ -104,10 +104,11 @@ def _check_hook(
     method: Any,  # its value; only a function of the class can be called the wrong way
 ) -> None:
     "Refuse a method that no event calls although it looks like it, and one that an event could not call with the learner."
-    said = hint("event", name)
-    if name not in EVENTS and (said or name.startswith(("before_", "after_"))):
+    if name not in EVENTS and name.startswith(("before_", "after_", "begin_", "on_")):
+        said = hint("event", name)
         near = f". {said}" if said else suggest(name, EVENTS) or "."
-        raise TypeError(f"{who}.{name} is not an event, so it would never be called{near}")
+        if said or name.startswith(("before_", "after_")):
+            raise TypeError(f"{who}.{name} is not an event, so it would never be called{near}")
     if name not in EVENTS or not isinstance(method, FunctionType):
         return
     signature = inspect.signature(method, follow_wrapped=False)
