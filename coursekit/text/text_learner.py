@@ -125,10 +125,11 @@ class TextLearner(Learner):
         check_range("TextLearner.fit_gradually", "lr", lr, 0, 1e6)
         n, cbs = len(self.groups), check_callbacks(cbs)
         stages = [(-k, 1, lr / 2 ** (k - 1)) for k in range(1, min(n, 4))]
-        for first, epochs, peak in [*stages, (0, n_epoch, lr / 20)]:
-            self.freeze_to(first)
-            lrs = slice(peak / factor ** (n - 1), peak)  # for the embedding, three layers and a head: 2.6**4
-            self.fit_one_cycle(epochs, lrs, moms=moms, wd=wd, cbs=cbs)
+        with self.phases(fit_gradually=f"{n_epoch=}, {lr=}, {factor=}, {moms=}, {wd=}"):
+            for first, epochs, peak in [*stages, (0, n_epoch, lr / 20)]:
+                self.freeze_to(first)
+                lrs = slice(peak / factor ** (n - 1), peak)  # for the embedding, three layers and a head: 2.6**4
+                self.fit_one_cycle(epochs, lrs, moms=moms, wd=wd, cbs=cbs)
 
 # %% ../../nbs/api/text/17_text_learner.ipynb #0529673f
 class LMLearner(TextLearner):
