@@ -42,6 +42,10 @@ class Loss(nn.Module):
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) one loss per item
         raise NotImplementedError(f"{type(self).__name__} has no per_item(preds, targs); define it, to return one loss per item, (N,).")
 
+    def counted(self, *targs: Tensor) -> Any:  # a number or a scalar tensor
+        "How much a batch counts in the mean over a whole set: its items, unless `forward` averages over something else."
+        return len(targs[0])
+
     def activation(self, preds: Tensor) -> Tensor:  # same shape: probabilities, or the raw outputs themselves
         return preds
 
@@ -151,6 +155,9 @@ class CrossEntropyLossFlat(_ClassLoss):
         "How much each class number counts in the mean: the weight of its class, or 0 if it is ignored."
         counted = (targs != self.ignore_index).to(dtype)
         return counted if self.weight is None else counted * self.weight.to(counted)[targs.long().clamp(0, len(self.weight) - 1)]
+
+    def counted(self, *targs: Tensor) -> Any:
+        return len(targs[0]) if targs[0].is_floating_point() else self.counts(targs[0], torch.float32).sum()
 
     def _flat(self, preds: Tensor, targs: Tensor) -> tuple[Tensor, Tensor]:
         "Scores with the classes in dimension 1, and the targets that belong to them."

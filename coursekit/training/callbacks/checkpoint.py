@@ -20,7 +20,7 @@ from ..callback import Callback, CancelFitException, ParamScheduler, Plan
 from ..layers import num_params
 from ..learner import Learner
 from ..optimizers import get_hyper, laid_out_like, load_opt_tensors, opt_tensors
-from ..weights import check_meaning, load_weights, read_tensors, write_tensors
+from ..weights import check_meaning, load_weights, not_finite, read_tensors, well_formed, write_tensors
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #c1e90954
 def pack_value(
@@ -144,7 +144,8 @@ def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: 
     where, s, k = f"Checkpoint: {show_path(cb.file)}", learn.state, len(cb.fits) - 1
     if header.get("format") != "checkpoint":
         raise ValueError(f"{where} is not a checkpoint; choose another name.")
-    fits = header.get("fits", [{"coursekit": "an earlier version"}])
+    fits = header.get("fits")
+    fits = fits if isinstance(fits, list) and all(isinstance(f, dict) for f in fits) else [{"coursekit": "an earlier version"}]
     if len(fits) <= k:
         return False
     here = cb.fits[k] if "coursekit" not in fits[k] else {"coursekit": "this one"}
@@ -155,7 +156,8 @@ def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: 
     if len(fits) > k + 1:
         print(f"{where} is of fit {len(fits)} of this callback, so fit {k + 1} is complete and is skipped.", flush=True)
         raise CancelFitException
-    _load_fit(learn, tensors, header, where)
+    with well_formed(where, "pass resume=False to overwrite it, or choose another name"):
+        _load_fit(learn, tensors, header, where)
     if header["done"]:
         print(f"{where} holds this fit up to its end, so its weights are loaded. To train again, pass resume=False.", flush=True)
         raise CancelFitException
@@ -167,8 +169,8 @@ def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: 
 def _write(cb: Any, learn: Learner, epoch: int, skip: int, *, done: bool = False) -> None:
     "Write the file: the fit in an epoch after `skip` batches."
     s = learn.state
-    if not all(bool(t.isfinite().all()) for t in learn.model.state_dict().values()):
-        raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, so {show_path(cb.file)} was not "
+    if bad := not_finite(learn.model, learn.model.state_dict()):
+        raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, such as {bad[0]!r}, so {show_path(cb.file)} was not "
                                  "overwritten. Try a learning rate ten times smaller, or GradientClip.")
     tensors, header = _pack_fit(learn, epoch, skip, cb.begun if skip else _data_state(learn))
     if skip:
