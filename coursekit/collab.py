@@ -91,9 +91,7 @@ class PairBlock(Block):
 # %% ../nbs/api/04_collab.ipynb #e3391964
 class RatingSet:
     "Ratings as tensors: whole batches are sliced from them."
-    cache = None
-    item_tfms = ()
-    n_inp = 1
+    cache, item_tfms, n_inp = None, (), 1
 
     def __init__(
         self,

@@ -146,15 +146,13 @@ class CrossEntropyLossFlat(_ClassLoss):
 
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) the mean over each item's targets that count
         losses = self._cross_entropy(*self._flat(preds, targs), "none").reshape(len(preds), -1)
-        if targs.is_floating_point():
-            return losses.mean(1)
         counted = (targs.reshape(len(preds), -1) != self.ignore_index).sum(1)
-        return losses.sum(1) / counted.clamp(min=1)
+        return losses.mean(1) if targs.is_floating_point() else losses.sum(1) / counted.clamp(min=1)
 
     def counts(self, targs: Tensor, dtype: torch.dtype) -> Tensor:  # in the shape of targs
         "How much each class number counts in the mean: the weight of its class, or 0 if it is ignored."
-        counted = (targs != self.ignore_index).to(dtype)
-        return counted if self.weight is None else counted * self.weight.to(counted)[targs.long().clamp(0, len(self.weight) - 1)]
+        found = (targs != self.ignore_index).to(dtype)
+        return found if self.weight is None else found * self.weight.to(found)[targs.long().clamp(0, len(self.weight) - 1)]
 
     def counted(self, *targs: Tensor) -> Any:
         return len(targs[0]) if targs[0].is_floating_point() else self.counts(targs[0], torch.float32).sum()
@@ -167,8 +165,7 @@ class CrossEntropyLossFlat(_ClassLoss):
         who = type(self).__name__
         if preds.ndim < 2:
             raise ValueError(f"{who}: preds have the shape {tuple(preds.shape)}; pass scores (N, C, ...) of C classes.")
-        axis = self.axis % preds.ndim
-        targs, preds, n_classes = class_targets(who, preds, targs, axis), full_precision(preds), preds.shape[axis]
+        targs, preds, n_classes = class_targets(who, preds, targs, axis := self.axis % preds.ndim), full_precision(preds), preds.shape[axis]
         if self.weight is not None and len(self.weight) != n_classes:
             raise ValueError(f"{who}: {len(self.weight)} weights for {n_classes} classes; pass one per class.")
         if not preds.is_cpu and self._checked != n_classes:  # the CPU's error is caught below

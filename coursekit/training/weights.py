@@ -58,7 +58,7 @@ def write_tensors(
     text = json.dumps({**header, "version": VERSION, "sha256": tensors_hash(tensors)}, sort_keys=True)
     return atomic_write(path, save(tensors, {"coursekit": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
 
-
+# %% ../../nbs/api/training/05_weights.ipynb #7f6c35f9
 def read_tensors(
     path: str | os.PathLike,  # a file that `write_tensors` wrote
     *,

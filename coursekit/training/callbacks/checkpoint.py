@@ -61,8 +61,7 @@ def unpack_value(
 class Checkpoint(Callback):
     """Keeps a fit in a file, from its first batch on. If you make the same call again after an interrupt or a crash, with the same data, it resumes
     where the file was written: in the same kernel or in another one, with this callback or a new one. This also works for `fine_tune`, which is two
-    fits. A fit that is complete in the file is not run again: its weights are loaded. After a call that came to its end, the same callback begins
-    another fit; a script that makes several calls with one callback resumes at the right one.
+    fits. A fit that is complete in the file is not run again: its weights are loaded. After a call that returned, this callback begins another fit.
 
     Data made from a `DataBlock` need the same `seed=`. A plain loader resumes exactly if it draws only from torch's generator in this process,
     or from its own `generator`. On a GPU, the result is the same except for what the device's kernels vary from run to run."""
@@ -78,9 +77,8 @@ class Checkpoint(Callback):
         check_whole("Checkpoint", "every", every, 1)
         check_fname("Checkpoint", "name", name)
         self.name, self.every, self.resume, self.active = name, every, resume, False
-        self.plan: Plan | None = None  # the last call
-        self.fits: list[dict[str, Any]] = []  # what tells fits apart: of all fits of this callback up to the present one
-        self.first = 0  # the place in it of the call's first fit
+        self.plan: Plan | None = None  # the last call; below, what tells fits apart, for those of this callback so far, and where that call's begin
+        self.fits, self.first = list[dict[str, Any]](), 0
         self.resumed: dict[str, Tensor] = {}  # random states of an epoch to resume in the middle
 
     def file_of(self, learn: Learner) -> Path:
@@ -88,18 +86,13 @@ class Checkpoint(Callback):
         return state_folder(learn.path) / "checkpoints" / f"{self.name}.safetensors"
 
     def before_fit(self, learn: Learner) -> None:
-        self.active, self.resumed = False, {}
+        self.file, self.in_epoch, self.active, self.resumed = self.file_of(learn), 0, False, {}
         if learn.state.trial:
             return
-        self.file, self.in_epoch, plan = self.file_of(learn), 0, learn.state.plan
-        if self.plan is not plan and (self.plan is None or self.plan.returned):
-            self.first = len(self.fits)  # a call that was interrupted is made again, and keeps its place
-        self.plan, self.fits = plan, [*self.fits[:self.first + plan.phase], _describe_fit(learn)]
-        for stray in self.file.parent.glob(f".{self.file.name}.*"):  # of a process that was killed while it wrote
-            stray.unlink(missing_ok=True)
+        _take_place(self, learn)
         found = self.resume and self.file.is_file() and _resume(self, learn, *read_tensors(self.file))
         self.active = True
-        if not found and not plan.phase:
+        if not found and not learn.state.plan.phase:
             _write(self, learn, 0, 0)  # the same call may be made again when the weights have moved
 
     def writes(self, learn: Learner) -> list[Path]:
@@ -127,6 +120,14 @@ class Checkpoint(Callback):
         return f"Checkpoint({self.name!r}, every={self.every})"
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #12406642
+def _take_place(cb: Checkpoint, learn: Learner) -> None:
+    "Give the fit its place among those of a callback. A call that was interrupted is made again, and keeps its place."
+    plan: Any = learn.state.plan
+    if cb.plan is not plan and (cb.plan is None or cb.plan.returned):
+        cb.first = len(cb.fits)
+    cb.plan, cb.fits = plan, [*cb.fits[:cb.first + plan.phase], _describe_fit(learn)]
+
+
 def _begin_epoch(cb: Any, learn: Learner) -> None:
     "Note where the epoch's random numbers start; if it is resumed in its middle, go to that place."
     s = learn.state
@@ -172,6 +173,8 @@ def _write(cb: Any, learn: Learner, epoch: int, skip: int, *, done: bool = False
     if bad := not_finite(learn.model, learn.model.state_dict()):
         raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, such as {bad[0]!r}, so {show_path(cb.file)} was not "
                                  "overwritten. Try a learning rate ten times smaller, or GradientClip.")
+    for stray in cb.file.parent.glob(f".{cb.file.name}.*"):  # of a process that was killed while it wrote
+        stray.unlink(missing_ok=True)
     tensors, header = _pack_fit(learn, epoch, skip, cb.begun if skip else _data_state(learn))
     if skip:
         tensors["rng.epoch"] = cb.epoch_rng
