@@ -21,7 +21,7 @@ from coursekit.training.callback import EVENTS, Callback, ParamScheduler
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.callbacks.ema import EMA
 from coursekit.training.callbacks.gradient import GradientAccumulation
-from coursekit.training.learner import Learner
+from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.schedules import SchedLin
 from coursekit.training.weights import read_tensors, write_tensors
 
@@ -278,3 +278,13 @@ def test_a_forged_checkpoint_is_one_readable_error(tmp_path: Path, change: dict)
         assert "run.safetensors" in error and "\n" not in error
     else:
         assert change in ({"passes": "ab"}, {"meaning": {"inputs": [3], "targets": "x"}})  # nothing here looks at these
+
+
+def test_what_an_interrupted_fit_remembered_of_its_texts_is_forgotten() -> None:
+    from coursekit.text.callbacks import ModelResetter
+
+    cb = ModelResetter()
+    cb.memory = [[torch.zeros(1)]]  # as a fit leaves it that is interrupted in the middle of an epoch
+    memories: list = []
+    synthetic_learner(n_train=2).fit(1, cbs=[cb, bomb(0, 1, lambda: memories.append(cb.memory))])
+    assert memories == [None]
