@@ -23,7 +23,7 @@ from typing import Any
 def suggest(name: str, options: Iterable[str], *, n: int = 3) -> str:  # "; did you mean 'a' or 'b'?", or "" when nothing is near
     "The end of an error message about a misspelt name: the nearest names there are."
     lowered = {str(o).lower(): str(o) for o in options}
-    near = difflib.get_close_matches(str(name).lower(), list(lowered), n=n, cutoff=0.6)
+    near = difflib.get_close_matches(str(name)[:100].lower(), list(lowered), n=n, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(lowered[o]) for o in near)}?" if near else ""
 
 # %% ../nbs/api/05_hints.ipynb #a6c6bef0

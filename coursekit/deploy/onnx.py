@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..training.learner import Learner
 from ..training.loop import as_float
-from ..training.weights import atomic_write
+from ..training.weights import atomic_write, finite_state
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #9a1d7851
 class ImageGraph(nn.Module):
@@ -107,6 +107,7 @@ def onnx_graph(learn: Learner) -> Any:  # an onnx.ModelProto
     "The graph from images to predictions, for any number of images at a time, with its notes."
     if missing := [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]:
         raise ModuleNotFoundError(f"export: ONNX needs {', '.join(missing)}, which is not installed; pip install 'coursekit[onnx]'.")
+    finite_state(learn.model, "Learner.export")
     graph, shape = ImageGraph(learn), prepare_images(learn, trial_items(learn)[:1]).shape
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own insides

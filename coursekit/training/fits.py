@@ -15,7 +15,7 @@ from torch import nn
 
 from ..core import RngState, check_range, check_whole, plural, reuse_memory
 from ..display import Table
-from .callback import Callback, CancelFitException, ParamScheduler, State, check_callbacks, check_writes, collect_hooks
+from .callback import Callback, CancelFitException, ParamScheduler, Plan, State, check_callbacks, check_writes, collect_hooks
 from .faults import FiniteLoss, Interrupts, explained
 from .layers import is_norm
 from .loop import Loop
@@ -42,6 +42,7 @@ class Fits(Loop):
     rng: RngState  # of everything that torch draws in a fit
     kept: KeptPreds  # of the last validation
     _progress: bool  # what was assigned to `progress`
+    _plan: Plan | None = None  # the call that trains now
 
     # ---- optimizer and parameter groups
 
@@ -159,11 +160,25 @@ class Fits(Loop):
         check_whole("Learner.fine_tune", "freeze_epochs", freeze_epochs, 1)
         check_range("Learner.fine_tune", "base_lr", base_lr, 0, math.inf)
         check_range("Learner.fine_tune", "lr_mult", lr_mult, 1e-6, math.inf)
-        self.freeze()
-        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
-        base_lr /= 2
-        self.unfreeze()
-        self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div, wd=wd, cbs=cbs)
+        with self.phases(fine_tune=f"{epochs=}, {base_lr=}, {freeze_epochs=}, {lr_mult=}, {pct_start=}, {div=}, {wd=}"):
+            self.freeze()
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
+            base_lr /= 2
+            self.unfreeze()
+            self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div, wd=wd, cbs=cbs)
+
+    @contextlib.contextmanager
+    def phases(self, **facts: str) -> Iterator[Plan]:
+        "Inside, every fit is a phase of one call, whose `facts` a checkpoint compares from the first phase on."
+        if self._plan is not None:
+            yield self._plan
+            return
+        try:
+            self._plan = plan = Plan(facts)
+            yield plan
+            plan.returned = True
+        finally:
+            self._plan = None
 
     def lr_find(
         self,
@@ -198,9 +213,10 @@ class Fits(Loop):
             raise ValueError("Learner.fit: the training set is empty; set learn.dls to DataLoaders with training data.")
         if self.running:
             raise RuntimeError("Learner.fit: this learner is in a fit already, and a callback cannot start another one inside it; make a second learner.")
-        with Interrupts() as interrupts, self.turns.training():
+        with self.phases() as plan, Interrupts() as interrupts, self.turns.training():
+            plan.phase += not trial
             everyone = [*self.cbs, *cbs, FiniteLoss(), self.kept, interrupts, *([ProgressCallback()] if self.progress else [])]
-            self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)
+            self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial, plan=plan)
             if not trial:
                 check_writes(everyone, self)
             self.running = sorted({id(cb): cb for cb in everyone}.values(), key=lambda cb: cb.order)

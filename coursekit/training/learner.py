@@ -33,7 +33,7 @@ from .optimizers import split_params, AdamW, load_opt_tensors, opt_tensors
 from .predictions import KeptPreds, Prediction, Preds, Turns, own_pass
 from .profile import layer_table, profile
 from .recorder import Recorder
-from .weights import check_meaning, load_weights, meaning_of, read_tensors, write_tensors
+from .weights import check_meaning, finite_state, load_weights, meaning_of, read_tensors, well_formed, write_tensors
 
 # %% ../../nbs/api/training/15_learner.ipynb #dc50a3ee
 class LearnerOptions(TypedDict, total=False):
@@ -264,7 +264,7 @@ class Learner(Fits):
         "Save weights (and the optimizer's state) to train further later, and what inputs and outputs mean."
         file = self.file_of(name)
         check_writable(file, "Learner.save", "set learn.path to a folder you can write to, or pass an absolute path")
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in finite_state(self.model, "Learner.save").items()}
         if with_opt and self.opt is not None:
             tensors |= {f"opt.{k}": v for k, v in opt_tensors(self.opt).items()}
         return write_tensors(file, tensors, {"format": "weights", "meaning": self.meaning})
@@ -280,8 +280,8 @@ class Learner(Fits):
         tensors, header = read_tensors(file)
         weights, moments = ({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("model.", "opt."))
         who = f"Learner.load: {show_path(file)}"
-        check_meaning(header.get("meaning"), self.meaning, who, "Load it into a learner with the data it was trained on.")
-        with self.turns.training():
+        with well_formed(who, "save it again"), self.turns.training():
+            check_meaning(header.get("meaning"), self.meaning, who, "Load it into a learner with the data it was trained on.")
             load_weights(self.model, weights, who)
             self.meaning, self.opt = self.meaning or header.get("meaning", {}), None
             if with_opt and moments:

@@ -89,9 +89,12 @@ class KeptPreds(Callback):
     def after_loss(self, learn: LearnerLike) -> None:
         s = learn.state
         if not s.training and self.keep:
-            self.rows.append((s.preds, s.batch.ys))
             self.n += sum(p.numel() for p in learn.loss_func.parts(s.preds))
             self.keep = self.n <= self.max_numbers
+            if self.keep:
+                self.rows.append((s.preds, s.batch.ys))
+            else:
+                self.rows = []
 
     def after_validate(self, learn: LearnerLike) -> None:
         if self.keep and sum(len(ys[0]) for _, ys in self.rows) == len(learn.dl.dataset):
@@ -327,7 +330,8 @@ def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | No
         raise ValueError("Learner.show_results: plain loaders do not say how to show their tensors; build the data with a DataBlock.")
     _check_items(dl, "show_results")
     n = len(dl.dataset)
-    picks = list(range(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist())[:max_n]
+    order = range(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    picks = [int(i) for i in order[:max_n]]
     batch = dl.samples(picks, picks)
     with learn.turns.predicting(learn.model), torch.no_grad():
         decoded = learn.loss_func.decode(learn.loss_func.takes(as_float(learn.model(*batch.xs))))

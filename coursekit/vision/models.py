@@ -183,8 +183,8 @@ class VisionModel(ModelSpec):
     fixed_stats: bool = False  # the batch norms of the body keep their statistics in training
 
     def __post_init__(self):
-        if len(self.views) > 16 or not all(isinstance(v, int) and 16 <= v <= 1024 for v in self.views):  # they may come from a file
-            raise ValueError(f"VisionModel: views must be at most 16 sizes from 16 to 1,024 pixels, got {repr(self.views)[:100]}.")
+        if len(self.views) > 16 or not all(isinstance(v, int) and 16 <= v <= 512 for v in self.views):  # they may come from a file
+            raise ValueError(f"VisionModel: views must be at most 16 sizes from 16 to 512 pixels, got {repr(self.views)[:100]}.")
 
     def build(self) -> nn.Sequential:
         "Body and head; weights are drawn from torch's global generator."
