@@ -79,11 +79,12 @@ def look(learn: Learner, name: str, data: bytes, max_bytes: int) -> Seen:
     block, kind = learn.dls.valid_ds.blocks[0], _kind(learn)
     draft = None if kind in ("mask", "points") else SHOWN  # a photo that is read smaller has other pixels
     img = load_image({"name": name, "content": data}, max_bytes=max_bytes, draft_size=draft, scale=getattr(block, "scale", None))
+    if draft:  # the large image is gone before the file is decoded again
+        small, img = jpeg(img, SHOWN), None
+        return Seen(name, learn.predict(data), small)
     said = learn.predict(data)  # from the file, as predict(path) would
     if kind == "points":
         return Seen(name, said, jpeg(_marked(img, said.label.tolist()), SHOWN))
-    if kind != "mask":
-        return Seen(name, said, jpeg(img, SHOWN))
     mask, vocab = predict_mask(learn, img), learn.dls.vocab
     shares = [(vocab[k], share, "#" + bytes(class_colors(k + 1)[k]).hex()) for k, share in class_shares(mask, vocab)]
     return Seen(name, said, jpeg(paint_mask(img, mask), SHOWN), shares)
