@@ -115,15 +115,8 @@ def _read_source(source, max_bytes: int = MAX_BYTES) -> tuple[bytes, str | Path]
     return bytes(data), name
 
 # %% ../../nbs/api/vision/00_images.ipynb #e87c93ce
-_SIGNATURES = {  # how files start that people mistake for images
-    b"%PDF": "a PDF",
-    b"PK\x03\x04": "a zip archive or an office document",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x00\x00\x00\x0cJXL": "a JPEG XL image",
-    b"\x00\x00\x00\x0cjP": "a JPEG 2000 image",
-    b"8BPS": "a Photoshop file",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-}
+_SIGNATURES = {b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive or an office document", b"\x1f\x8b": "a gzip archive", b"\0\0\0\x0cJXL": "a JPEG XL image",
+               b"\0\0\0\x0cjP": "a JPEG 2000 image", b"8BPS": "a Photoshop file", b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
 
 
 def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no known kind"
@@ -289,23 +282,17 @@ def _why(error: Exception) -> tuple[str, str]:  # the reason, and what to do
     return f"{'is cut off' if 'truncated' in detail.lower() else 'is damaged'} ({detail})", "use another file; verify_images(files) lists all bad ones"
 
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
-_ALONE, _LARGE = threading.Lock(), 2**27  # images that take more bytes than this are decoded one at a time, however many threads ask
+_ALONE, _LARGE = threading.Lock(), 2**29  # images that take more bytes than this are decoded one at a time, however many threads ask
 
 
-def _bytes_per_pixel(img: Image.Image) -> int:
-    "What decoding an image takes at most: Pillow's pixels, the copies on the way to RGB, and what some formats keep besides."
-    kept = 8 if img.format in ("WEBP", "AVIF") or "progression" in img.info else 0
-    return kept + {"1": 5, "L": 5, "P": 9, "RGB": 8, "RGBA": 8, "CMYK": 8, "I;16": 8}.get(img.mode, 14)
-
-
-def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # bytes that decoding it takes
-    "Raise if an image has too many pixels, or if decoding it would take more than 8 bytes for each pixel that is allowed; nothing is decoded."
-    (w, h), fix = img.size, "make it smaller, or pass a larger max_pixels"
-    if w * h > max_pixels:
-        raise _bad(name, f"has {w:,} x {h:,} pixels, more than the {max_pixels / 1e6:g} million allowed", fix)
-    if (need := w * h * _bytes_per_pixel(img)) > 8 * max_pixels:
-        raise _bad(name, f"has {w:,} x {h:,} pixels of mode {img.mode}, which take {need / 1e6:,.0f} MB to decode, more than the {8 * max_pixels / 1e6:,.0f} MB allowed", fix)
-    return need
+def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # bytes that decoding a pixel takes
+    "Raise unless an image has a reasonable number of pixels, of 8 bytes each. Pixels that take more to decode count as more; nothing is decoded."
+    (w, h), kept = img.size, 8 * (img.format in ("WEBP", "AVIF") or "progression" in img.info)  # whole copies inside the decoder
+    each = kept + {"P": 9, "1": 8, "L": 8, "RGB": 8, "RGBA": 8, "CMYK": 8, "I;16": 8}.get(img.mode, 14)  # with the copies on the way to RGB
+    if w * h * each > 8 * max_pixels:
+        why = f" in {img.format} of mode {img.mode}, {w * h * each / 1e6:,.0f} MB to decode" if each > 8 else ""
+        raise _bad(name, f"has {w:,} x {h:,} pixels{why}, more than the {max_pixels / 1e6:g} million of 8 bytes allowed", "make it smaller, or pass a larger max_pixels")
+    return each
 
 
 def _open(data: bytes, name: str | Path) -> Image.Image:
@@ -325,11 +312,10 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
 def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, draft_size: int | tuple[int, int] | None = None,
             scale: Scale = None) -> Image.Image:
     "Decode an opened image and convert it to RGB, or a mask to mode L."
-    need = _check_size(img, name, max_pixels)
+    each = _check_size(img, name, max_pixels)
     if draft_size is not None and mode != "mask" and img.format in ("JPEG", "MPO"):
-        side = 2 * (draft_size if isinstance(draft_size, int) else max(draft_size))
-        img.draft(None, (side, side))
-    with _ALONE if need > _LARGE else nullcontext():
+        img.draft(None, (2 * (draft_size if isinstance(draft_size, int) else max(draft_size)),) * 2)
+    with _ALONE if img.width * img.height * each > _LARGE else nullcontext():
         img.load()
         img = _upright(img)
         return _to_indices(np.asarray(img), name) if mode == "mask" else _to_rgb(img, name, scale)

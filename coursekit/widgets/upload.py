@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..core import check_whole, printable
+from ..display import Shown, close_widgets
 from ..training.learner import Learner
 from ..training.predictions import Prediction
 from ..vision.images import MAX_BYTES, ImageError, load_image
@@ -23,7 +24,7 @@ from ..vision.masks import class_colors, class_shares, paint_mask
 from ..vision.segmentation import predict_mask
 from .dropzone import dropzone, file_button
 from coursekit.widgets.parts import (
-    Shown, answer_text, bars_html, img_tag, jpeg, message_html, other_widgets, percent, prediction_html, status_html, style_sheet, voice,
+    answer_text, bars_html, img_tag, jpeg, message_html, other_widgets, percent, prediction_html, status_html, style_sheet, voice,
 )
 
 # %% ../../nbs/api/widgets/02_upload.ipynb #82c002e0
@@ -152,7 +153,7 @@ class UploadPage(Shown):
         self.seen.clear()
         self.refused.clear()
         for child in self.results.children:
-            child.close()
+            close_widgets(child)
         self.results.children = ()
         self.clear_button.disabled = self.toggle.disabled = True
         self.voice.say("All images were removed.")
