@@ -259,7 +259,7 @@ def bar_class() -> type:  # a class of tqdm
     class Bar(tqdm):
         def close(self) -> None:
             super().close()
-            if (box := vars(self).pop("container", None)) is not None:
+            if (box := self.__dict__.pop("container", None)) is not None:
                 close_widgets(box)
 
     return Bar
@@ -267,13 +267,12 @@ def bar_class() -> type:  # a class of tqdm
 
 def progress_bar(iterable, *, desc: str = "", total: int | None = None, unit: str = "it", above: int = 0):  # a tqdm bar
     "tqdm's bar: a widget in a notebook, a line in a terminal, nothing in a log, and nothing for `above` steps or fewer."
+    import tqdm
+
     notebook, few = in_notebook(), above > 0 and (len(iterable) if total is None else total) <= above
-    if notebook:
-        tqdm = bar_class()
-    else:
-        from tqdm import tqdm
-    return tqdm(iterable, desc=desc, total=total, leave=False, unit=unit, mininterval=0.2, file=sys.stdout,
-                disable=few or (False if notebook else None))  # None: only in a terminal
+    bar = bar_class() if notebook else tqdm.tqdm
+    return bar(iterable, desc=desc, total=total, leave=False, unit=unit, mininterval=0.2, file=sys.stdout,
+               disable=few or (False if notebook else None))  # None: only in a terminal
 
 # %% ../nbs/api/01_display.ipynb #11439017
 class EpochTable(Table):

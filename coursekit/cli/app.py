@@ -64,7 +64,7 @@ class PageHandler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         "A visit is not worth a line in the terminal."
 
-# %% ../../nbs/api/cli/08_app.ipynb #ae934cc8
+# %% ../../nbs/api/cli/08_app.ipynb #ea695b08
 class PageServer(socketserver.ThreadingTCPServer):
     "Listens at an address, and hands each connection to a `PageHandler`."
     most = 64  # connections at a time
@@ -120,6 +120,7 @@ def serve(
     path = Path(model).expanduser()
     with PageServer(ip, port) as server:
         learn = load_model(model)
+        say("making the page, which takes up to a minute")
         with tempfile.TemporaryDirectory(prefix="coursekit-app-") as folder:
             server.page = Path(learn.export(Path(folder) / f"{path.stem or 'model'}.html")).read_bytes()
         classes = learn.dls.vocab
