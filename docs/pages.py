@@ -313,7 +313,7 @@ class Site:
 
         areas = [f"api/{name}/index" for name in self.areas if name]
         return "\n".join([tree("Lessons", [p.docname for p in self.lessons]),
-                          tree("More", ["solutions/index", "glossary", "fastai", "architecture"]),
+                          tree("More", ["solutions/index", "glossary", "fastai", "architecture", "api/05_safety"]),
                           tree("Reference", ["api/index", *areas])])  # fmt: skip
 
     @cached_property
