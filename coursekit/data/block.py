@@ -67,7 +67,11 @@ class Block:
 
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked into one tensor, samples first."
-        return torch.stack([torch.as_tensor(v) for v in values])
+        try:
+            return torch.stack([torch.as_tensor(v) for v in values])
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise ValueError(f"{type(self).__name__}: values such as {reprlib.repr(values[0])} cannot be stacked into a tensor; say what they are, "
+                             "such as blocks=(ImageBlock, CategoryBlock).") from e
 
     def decode(self, value: Tensor) -> Any:
         "One sample's tensor back as something people read."

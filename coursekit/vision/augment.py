@@ -10,6 +10,7 @@ __all__ = ['imagenet_stats', 'cifar_stats', 'mnist_stats', 'ToFloat', 'Normalize
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -47,13 +48,13 @@ class Normalize(BatchTransform):
 
     order = 90  # last, or nearly
 
-    mean: tuple[float, ...]  # each channel's mean, of values in 0..1
-    std: tuple[float, ...]  # each channel's standard deviation, > 0
+    mean: tuple[float, ...] = ()  # each channel's mean, of values in 0..1; with nothing given, both are measured when loaders are made
+    std: tuple[float, ...] = ()  # each channel's standard deviation, > 0
 
     def __post_init__(self):
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
-        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError(f"Normalize: mean={self.mean} and std={self.std}; pass one of each per channel, standard deviations over 0.")
 
     @classmethod
@@ -64,6 +65,17 @@ class Normalize(BatchTransform):
     ) -> "Normalize":
         "`Normalize.from_stats(*imagenet_stats)`."
         return cls(mean, std)
+
+    def fitted(self, dataset: Any) -> "Normalize":
+        "Itself, or without numbers a copy with those of at most 256 training images, evenly spread and not augmented."
+        if self.mean:
+            return self
+        ds, images = dataset.with_train(False), [i for i, kind in enumerate(dataset.kinds) if kind == "image"]
+        shown = [ds[k][images[0]].flatten(1).double() / 255 for k in range(0, len(ds), -(-len(ds) // 256))] if images else []
+        if not shown or not (pixels := torch.cat(shown, 1)).std(1, unbiased=False).all():
+            what = "are all of one color" if images else f"hold no images but {dataset.kinds}"
+            raise ValueError(f"Normalize: the training items {what}, so they have no standard deviation to divide by; pass mean and std, or leave it out.")
+        return Normalize(tuple(pixels.mean(1).tolist()), tuple(pixels.std(1, unbiased=False).tolist()))
 
     def apply(self, tensors: list[torch.Tensor], kinds: list[str], *, rng: torch.Generator | None = None, train: bool = False) -> list[torch.Tensor]:
         "A batch with its images normalized; bytes become floats on the way."
@@ -97,7 +109,7 @@ class Normalize(BatchTransform):
     def _map(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         "x * scale + shift, channel by channel."
         if x.ndim != 4 or len(self.mean) not in (1, x.shape[1]):
-            want = f"(batch, {len(self.mean)}, height, width)"
+            want = f"(batch, {len(self.mean) or '?'}, height, width)"
             raise ValueError(f"Normalize: the images have shape {tuple(x.shape)}, not {want}; pass one mean and std per channel.")
         return _scaled(x, scale, shift)
 
