@@ -30,6 +30,7 @@ from coursekit.tabular.model import Embeddings, TabularModel
 from coursekit.tabular.plan import plan_table
 from coursekit.tabular.procs import Categorify, FillMissing, Normalize
 from coursekit.training.metrics import accuracy, for_target, mae, rmse
+from coursekit.training.notation import range_of
 from coursekit.training.optimizers import DirectAdamW
 
 PROCS = [Categorify, FillMissing, Normalize]

@@ -88,17 +88,21 @@ class Batch:
 
 # %% ../../nbs/api/data/09_batch.ipynb #9d576d1b
 def as_batch(data: Any) -> Batch:
-    "What a loader yields, as a `Batch`: one already, a tensor, or a tuple or list (inputs..., target), whose elements may be nested."
+    "What a loader yields, as a `Batch`: one already, a tensor, or a tuple or list (inputs..., target), whose elements may be nested or lists of texts."
     if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
         return Batch((data[0],), (data[1],))  # nearly always, and every microsecond here is paid for each batch
     if isinstance(data, Batch):
         return data
     if isinstance(data, Tensor):
         return Batch((data,))
-    if isinstance(data, (tuple, list)) and data and all(map(tensors_in, data)):
+    if isinstance(data, (tuple, list)) and data and all(tensors_in(part) or _are_texts(part) for part in data):
         return Batch(tuple(data[:-1]), (data[-1],)) if len(data) > 1 else Batch((data[0],))
     raise ValueError(f"a batch of type {type(data).__name__} cannot be used; the loader must yield tensors as "
                      "(input, target) or (input, ..., target).")
+
+
+def _are_texts(part: Any) -> bool:  # which PyTorch doesn't stack; they are fine to look at
+    return isinstance(part, (tuple, list)) and bool(part) and all(isinstance(v, str) for v in part)
 
 # %% ../../nbs/api/data/09_batch.ipynb #3e360895
 def derive_seed(*parts: int) -> int:  # e.g. seed, epoch, position -> 0 .. 2**63 - 1

@@ -60,9 +60,9 @@ def set_seed(
     reproducible: bool = False,  # only deterministic kernels on a GPU, too; slower
 ) -> None:
     "Start the global random numbers of PyTorch, NumPy and Python at `s`. Loaders and learners without a seed of their own follow from it."
-    torch.manual_seed(s)
-    np.random.seed(s % 2**32)
-    random.seed(s)
+    torch.manual_seed(s)  # noqa: TID251
+    np.random.seed(s % 2**32)  # noqa: NPY002
+    random.seed(s)  # noqa: TID251
     if reproducible:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 

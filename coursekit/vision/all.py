@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torchvision import models
-from torchvision.models import (alexnet, convnext_tiny, densenet121, efficientnet_b0, mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, resnet18,
-                                resnet34, resnet50, resnet101, resnet152, squeezenet1_1, vgg16_bn, vgg19_bn)
+from torchvision.models import (alexnet, convnext_tiny, densenet121, densenet161, densenet169, densenet201, efficientnet_b0, mobilenet_v2,
+                                mobilenet_v3_large, mobilenet_v3_small, resnet18, resnet34, resnet50, resnet101, resnet152, squeezenet1_0,
+                                squeezenet1_1, vgg11_bn, vgg16_bn, vgg19_bn)
 from tqdm import tqdm
 
 from coursekit.training.callback import (

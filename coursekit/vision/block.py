@@ -191,6 +191,16 @@ def _gray_levels(img: Image.Image) -> list[int]:
     return [v for v, n in enumerate(img.histogram()) if n]
 
 # %% ../../nbs/api/vision/04_block.ipynb #9a11c0de
+def _channels_of(cls: Any, channels: int) -> int:  # 1 or 3
+    "The channels of a kind of images, such as `PILImageBW`; `channels` if it is None."
+    if cls is not None and getattr(cls, "mode", None) not in ("RGB", "L"):
+        raise ValueError(f"ImageBlock: cls={cls!r} is not a kind of image; pass PILImage or PILImageBW. (Masks have a MaskBlock.)")
+    channels = channels if cls is None else {"RGB": 3, "L": 1}[cls.mode]
+    if channels not in (1, 3):
+        raise ValueError(f"ImageBlock: channels={channels!r}; pass 3 for red, green and blue, or 1 for gray.")
+    return channels
+
+
 def _add_image(img: Image.Image, ax) -> None:
     "Draw an image to the right of those that are on the axes, in their height."
     left, right, down, up = ax.images[-1].get_extent()
@@ -202,8 +212,12 @@ def _add_image(img: Image.Image, ax) -> None:
 
 class _ImageTarget(Block):
     "What an image is as a target, and how images are drawn side by side."
-    n_out: ClassVar[int | None] = 3  # red, green and blue of each pixel
+    channels: int = 3  # red, green and blue of each pixel; 1 if it is gray
     loss: ClassVar[Any] = "mse"
+
+    @property
+    def n_out(self) -> int | None:  # type: ignore[override]
+        return self.channels
 
     def show(self, value: Image.Image, ax) -> None:
         "Draw an image; if there is one on the axes already, as its target, beside it."
@@ -232,16 +246,7 @@ class ImageBlock(_ImageTarget):
     scale: Sequence[float] | str | None = None  # (black, white) of gray images of 16 or 32 bits or floats; None: `setup` finds it
 
     def __post_init__(self, cls: Any) -> None:
-        self.scale, mode = as_scale(self.scale, "ImageBlock"), getattr(cls, "mode", None)
-        if cls is not None and mode not in ("RGB", "L"):
-            raise ValueError(f"ImageBlock: cls={cls!r} is not a kind of image; pass PILImage or PILImageBW. (Masks have a MaskBlock.)")
-        self.channels = 1 if mode == "L" else self.channels
-        if self.channels not in (1, 3):
-            raise ValueError(f"ImageBlock: channels={self.channels!r}; pass 3 for red, green and blue, or 1 for gray.")
-
-    @property
-    def n_out(self) -> int:  # type: ignore[override]
-        return self.channels
+        self.scale, self.channels = as_scale(self.scale, "ImageBlock"), _channels_of(cls, self.channels)
 
     def setup(self, values: Sequence) -> None:
         self.scale = find_scale(values) if self.scale is None else self.scale

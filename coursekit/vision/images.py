@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from ..core import cpu_cores, plural, printable, show_path
+from ..data.items import Paths
 from ..display import progress_bar
 
 # %% ../../nbs/api/vision/00_images.ipynb #b9d22f08
@@ -422,6 +423,6 @@ def check_images(
 
 def verify_images(
     files: Iterable[str | os.PathLike],  # the image files
-) -> list[Path]:  # those that cannot be read
+) -> Paths:  # those that cannot be read
     "The files that are not readable images; `check_images` says why."
-    return [path for path, _ in check_images(files)]
+    return Paths(path for path, _ in check_images(files))
