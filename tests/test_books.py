@@ -486,8 +486,6 @@ def test_a_gray_model_is_trained_exported_and_predicts(root: Path, tmp_path: Pat
     with raises(ValueError, "channels 1", "channels 3"):
         learn.dls = names["ImageDataLoaders"].from_folder(root / "digits", item_tfms=names["Resize"](32), bs=8, device="cpu")
     names["grad_cam"](learn, file).show()
-    graph = pytest.importorskip("onnxruntime") and learn.export(tmp_path / "gray.onnx")
-    assert graph.is_file()
     with raises(ValueError, "ImageBlock", "channels=1", ".ck"):
         learn.export(tmp_path / "gray.html")
 

@@ -311,7 +311,7 @@ def test_resize_reports_the_bad_ones(large: Path, tmp_path: Path) -> None:
 
 def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
     before = tree(large)
-    for dest in (large, large / "small", tmp_path):
+    for dest in (large / "small", tmp_path):
         with pytest.raises(ValueError, match="overlap"):
             resize_images(large, dest, max_size=8)
     (tmp_path / "dest").mkdir()
@@ -326,6 +326,16 @@ def test_resize_never_writes_to_the_source(large: Path, tmp_path: Path) -> None:
     bad = resize_images(large, tmp_path / "dest", max_size=8)
     assert tree(large) == before
     assert {f.name for f, _ in bad} == {"wide.jpg", "tall.png"} and all("overwritten" in why for _, why in bad)
+
+
+def test_resize_in_place_replaces_larger_images_only(large: Path) -> None:
+    before = tree(large)
+    assert resize_images(large, dest=large, max_size=99) == []
+    for name, data in tree(large).items():
+        with Image.open(large / name) as img:
+            assert max(img.size) <= 99 and (data == before[name]) == (name in ("tiny.gif", "y.BMP"))
+    (large / "cut.jpg").write_bytes(before["a/wide.jpg"][:700])
+    assert [f.name for f, _ in resize_images(large, large, max_size=99)] == ["cut.jpg"] and len((large / "cut.jpg").read_bytes()) == 700
 
 
 def test_resize_refuses_a_size_of_zero(large: Path, tmp_path: Path) -> None:

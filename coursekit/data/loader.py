@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
 import torch
-from torch import Tensor
 from typing_extensions import Unpack
 
-from ..core import check_device, check_whole, default_device, plural, reuse_memory, takes_options
+from ..core import check_whole, default_device, plural, reuse_memory, takes_options
 from .batch import (Batch, EpochSampler, Keys, Loader, as_batch, check_sendable, collate_blocks, default_workers, derive_seed, ignore_interrupts,
                                   map_tensors, to_batch, workers_are_forked)
 from .block import show_samples

@@ -9,7 +9,7 @@ __all__ = ['pd', 'PARQUET', 'Columns', 'as_columns', 'read_csv', 'parquet_column
 # %% ../../nbs/api/tabular/00_frames.ipynb #131e5dbd
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

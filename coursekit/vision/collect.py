@@ -51,7 +51,7 @@ def resize_images(
     check_range("resize_images", "max_size", max_size, 1, 20_000)
     src, dest = Path(src).expanduser(), Path(dest).expanduser()
     a, b = src.resolve(), dest.resolve()
-    if a in b.parents or b in a.parents:
+    if (a == b and src != dest) or a in b.parents or b in a.parents:  # the same folder only if it is named twice, not by a link
         raise ValueError(f"resize_images: dest={show_path(dest)} and src={show_path(src)} overlap; pass a folder beside it, such as {a.name}-small.")
 
     def copy(file: Path) -> None:
