@@ -231,9 +231,6 @@ class CollabDataLoaders(DataLoaders):
         rows = [[*block.decode(x), f"{float(y):g}"] for x, y in zip(xs[:max_n].cpu(), ys[:max_n].cpu())]
         return Table(rows, list(block.columns))
 
-
-PairBlock.dls_class = CollabDataLoaders  # how `dls.train.show_batch()` shows ratings
-
 # %% ../nbs/api/04_collab.ipynb #ccc7eae5
 class EmbeddingDotBias(nn.Module):
     "Predicts a rating as the dot product of user and item factors, plus both biases; squashed into `y_range`."
