@@ -97,13 +97,13 @@ def axes_text(ax) -> str:
     return " / ".join(filter(None, (ax.get_title().replace("\n", " / "), names)))
 
 # %% ../nbs/api/01_display.ipynb #c44f72c1
-def figure_grid(n: int, *, ncols: int | None = None, imsize: float = 2.2, figsize: tuple[float, float] | None = None):
-    "(figure, list of its n axes) without frames, for images. As square as possible, at most 6 wide, unless `ncols` says otherwise."
+def figure_grid(n: int, *, nrows: int | None = None, ncols: int | None = None, imsize: float = 2.2, figsize: tuple[float, float] | None = None):
+    "(figure, list of its n axes) without frames, for images. As square as possible, at most 6 wide, unless `nrows` or `ncols` says otherwise."
     import matplotlib.pyplot as plt
 
     if n < 1:
         raise ValueError(f"figure_grid: n={n} panels cannot be drawn; pass a number from 1.")
-    ncols = ncols or min(n, 6, math.ceil(math.sqrt(n)) if n > 3 else n)
+    ncols = ncols or (nrows and -(-n // nrows)) or min(n, 6, math.ceil(math.sqrt(n)) if n > 3 else n)
     nrows = math.ceil(n / ncols)
     fig, axes = plt.subplots(nrows, ncols, squeeze=False, layout="constrained", figsize=figsize or (ncols * imsize, nrows * (imsize + 0.25)))
     for ax in axes.flat:
@@ -135,7 +135,7 @@ def show_image(
     cmap: str | None = None,  # color map of one-channel images; None: gray
     alpha: float = 1.0,  # opacity 0..1
     alt: str | None = None,  # alternative text of a new figure; None: the title
-):  # the axes drawn into, or None if a new figure was shown
+):  # the axes drawn into
     "Draw one image."
     a = to_array(img)
     fig, ax = new_axes(ax, figsize=figsize)
@@ -145,7 +145,9 @@ def show_image(
     if title is not None:
         ax.set_title(as_label(title), fontsize=10)
     finish(fig, alt or str(title or "an image"))
-    return None if fig is not None else ax
+    if fig is not None:
+        ax._ipython_display_ = lambda: None  # at the end of a cell, a notebook would write its name below the image
+    return ax
 
 # %% ../nbs/api/01_display.ipynb #4ace8de9
 def show_grid(
@@ -154,13 +156,14 @@ def show_grid(
     *,
     ncols: int | None = None,  # images per row
     imsize: float = 2.2,  # an image's side in inches
+    figsize: tuple[float, float] | None = None,  # of the whole figure, in inches; None: by imsize
     cmap: str | None = None,  # color map of one-channel images
     alt: str = "",  # alternative text; made from the titles if empty
 ) -> None:
     "Draw images in a grid."
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"show_grid: {len(titles)} titles for {len(images)} images; pass one title per image.")
-    fig, axes = figure_grid(len(images), ncols=ncols, imsize=imsize)
+    fig, axes = figure_grid(len(images), ncols=ncols, imsize=imsize, figsize=figsize)
     for i, ax in enumerate(axes):
         show_image(images[i], ax=ax, title=None if titles is None else titles[i], cmap=cmap)
     named = f": {', '.join(map(str, titles))}" if titles is not None else ""

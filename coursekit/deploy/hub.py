@@ -95,6 +95,10 @@ def load_learner(
     """A learner that predicts, from an exported file. Nothing is unpickled, and no code of the file runs. An https address is fetched once,
     hf:// again when the repository has changed."""
     check_device(device, "load_learner")
+    if (name := Path(path)).suffix.lower() in (".pkl", ".pth", ".pt"):
+        beside = name.with_suffix(".ck")
+        fix = f"load_learner({str(beside)!r}) loads the file beside it" if beside.expanduser().is_file() else "export the model to a .ck file, by learn.export()"
+        raise ValueError(f"load_learner: {name.name} is the name of a pickle, which may run any code when it is opened, so it is not; {fix}.")
     file = model_file(path, sha256=sha256)
     try:
         exported = read_export(file)

@@ -98,7 +98,7 @@ def graph_notes(learn: Learner, shape: Sequence[int]) -> dict[str, str]:
     resizing = [t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None)]
     what = "probabilities" if all(vocabs) else "numbers"
     return {"coursekit": coursekit.__version__, "classes": json.dumps(vocabs[0] if len(vocabs) == 1 else vocabs),
-            "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; red, green, blue; 0 to 255; not normalized",
+            "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; {'red, green, blue' if shape[1] == 3 else 'gray'}; 0 to 255; not normalized",
             "output": f"{what}: what {type(learn.loss_func).__name__} makes of the network's output",
             "preparation": "; ".join(filter(None, map(str, [learn.dls.valid_ds.blocks[0].note(), *learn.dls.valid_ds.item_tfms, *resizing])))}
 

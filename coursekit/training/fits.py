@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
 from torch import nn
+from typing_extensions import Self
 
-from ..core import RngState, check_range, check_whole, plural, reuse_memory
+from ..core import RngState, check_range, check_whole, plural, precision_dtype, reuse_memory
 from ..display import Table
 from .callback import Callback, CancelFitException, ParamScheduler, Plan, State, check_callbacks, check_writes, collect_hooks
 from .faults import FiniteLoss, Interrupts, explained
@@ -38,6 +39,7 @@ class Fits(Loop):
     wd: float  # weight decay, decoupled; never on norms and biases
     moms: tuple[float, float, float]  # momentum at the start, the peak and the end of a cycle
     train_bn: bool  # norm layers train in frozen groups, too
+    precision: str  # of training: "auto", "bf16" or "fp32"
     cbs: list[Callback]  # of every fit
     rng: RngState  # of everything that torch draws in a fit
     kept: KeptPreds  # of the last validation
@@ -93,6 +95,11 @@ class Fits(Loop):
     def unfreeze(self) -> None:
         "Make all parameters trainable."
         self.freeze_to(0)
+
+    def to_fp16(self) -> Self:
+        "Train in half precision (bf16) where that is faster, as is the default. It is there because notebooks call it."
+        self.precision, self.autocast_dtype = "auto", precision_dtype(self.device, "auto", model=self.model)
+        return self
 
     # ---- fits
 

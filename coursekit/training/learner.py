@@ -227,13 +227,14 @@ class Learner(Fits):
         *,
         ds_idx: int = 1,  # 0: training items, 1: validation items
         max_n: int = 9,  # items at most
+        nrows: int | None = None,  # rows of the grid; None: as square as possible
         ncols: int | None = None,  # columns of the grid
         figsize: tuple[float, float] | None = None,  # inches
         seed: int | None = None,  # which items; None: the first ones
     ) -> None:
         "Items with their target and, below it, the prediction."
         dl = self.eval_dl(ds_idx) if dl is None else ordered(dl)
-        predictions.show_results(self, dl, max_n=max_n, ncols=ncols, figsize=figsize, seed=seed)
+        predictions.show_results(self, dl, max_n=max_n, nrows=nrows, ncols=ncols, figsize=figsize, seed=seed)
 
     def summary(self) -> Table:
         "Layers with output shapes, parameters, whether they are trained, and the arithmetic of one item."

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import check_range
+from ..data.loader import DataLoaders
 
 # %% ../../nbs/api/training/01_losses.ipynb #ea9b3a08
 class Loss(nn.Module):
@@ -379,3 +380,6 @@ def fitting_loss(
     if not losses or None in losses:
         return None
     return losses[0] if len(losses) == 1 else MultiTargetLoss(losses, [b.n_out for b in targets])
+
+
+DataLoaders.fitting = staticmethod(fitting_loss)  # what `dls.loss_func` says

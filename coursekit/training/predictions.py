@@ -323,8 +323,8 @@ def predict(learn: LearnerLike, item: Any) -> Prediction:
     return Prediction(tuple(b.answer(i, dl, 0) for b, i in zip(blocks, index)), index, tuple(p[0] for p in found.preds))
 
 # %% ../../nbs/api/training/11_predictions.ipynb #20533817
-def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | None = None, figsize: tuple[float, float] | None = None,
-                 seed: int | None = None) -> None:
+def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, nrows: int | None = None, ncols: int | None = None,
+                 figsize: tuple[float, float] | None = None, seed: int | None = None) -> None:
     "What `Learner.show_results` does."
     if not dl.blocks:
         raise ValueError("Learner.show_results: plain loaders do not say how to show their tensors; build the data with a DataBlock.")
@@ -337,7 +337,7 @@ def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | No
         decoded = learn.loss_func.decode(learn.loss_func.takes(as_float(learn.model(*batch.xs))))
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)
     said = learn.dls.decode_preds(batch, decoded)
-    learn.dls.show_predicted(dl, batch, said, ncols=ncols, figsize=figsize)
+    learn.dls.show_predicted(dl, batch, said, ncols=ncols or (nrows and -(-len(picks) // nrows)), figsize=figsize)
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52
 @torch.no_grad()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'Scale', 'ImageError', 'as_scale', 'is_deep', 'to_uint8_tensor', 'to_pil',
-           'load_image', 'PILImage', 'PILMask', 'check_image', 'check_images', 'verify_images']
+           'load_image', 'check_image', 'check_images', 'verify_images']
 
 # %% ../../nbs/api/vision/00_images.ipynb #d7321109
 import io
@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 
 from ..core import cpu_cores, plural, printable, show_path
+from ..data.items import Paths
 from ..display import progress_bar
 
 # %% ../../nbs/api/vision/00_images.ipynb #b9d22f08
@@ -311,14 +312,17 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
 
 def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, draft_size: int | tuple[int, int] | None = None,
             scale: Scale = None) -> Image.Image:
-    "Decode an opened image and convert it to RGB, or a mask to mode L."
+    "Decode an opened image and convert it to RGB or gray, or a mask to mode L."
     each = _check_size(img, name, max_pixels)
     if draft_size is not None and mode != "mask" and img.format in ("JPEG", "MPO"):
         img.draft(None, (2 * (draft_size if isinstance(draft_size, int) else max(draft_size)),) * 2)
     with _ALONE if img.width * img.height * each > _LARGE else nullcontext():
         img.load()
         img = _upright(img)
-        return _to_indices(np.asarray(img), name) if mode == "mask" else _to_rgb(img, name, scale)
+        if mode == "mask":
+            return _to_indices(np.asarray(img), name)
+        rgb = _to_rgb(img, name, scale)
+        return rgb if mode == "RGB" else rgb.convert("L")
 
 # %% ../../nbs/api/vision/00_images.ipynb #42fe3089
 def _array_to_pil(a: np.ndarray, name: str | Path = "The array", scale: Scale = None) -> Image.Image:  # (H, W[, C]), C 1, 3 or 4
@@ -359,15 +363,15 @@ def to_pil(x: torch.Tensor) -> Image.Image:  # (3, H, W), (1, H, W) or (H, W), u
 def load_image(
     source,  # path, bytes, memoryview, file object, array (H, W[, C]), tensor ([C,] H, W), PIL image, or FileUpload (value)
     *,
-    mode: str = "RGB",  # "RGB"; "mask" for the raw class numbers of a mask, as mode L
+    mode: str = "RGB",  # "RGB"; "L" for gray; "mask" for the raw class numbers of a mask, as mode L
     max_bytes: int = MAX_BYTES,  # larger files are refused before they are read
     max_pixels: int = MAX_PIXELS,  # larger images are refused before they are decoded
     draft_size: int | tuple[int, int] | None = None,  # pixels needed in the end: JPEGs over twice that are decoded smaller, faster
     scale: Sequence[float] | str | None = None,  # (black, white) of gray images of 16 or 32 bits or floats; None: by their kind (table above)
 ) -> Image.Image:  # upright, 8 bits, mode RGB or L; without metadata
     "An image from anywhere, or an `ImageError` that says what is wrong with it."
-    if mode not in ("RGB", "mask"):
-        raise ValueError(f"load_image: mode={mode!r} is unknown; use 'RGB' or 'mask'.")
+    if mode not in ("RGB", "L", "mask"):
+        raise ValueError(f"load_image: mode={mode!r} is unknown; use 'RGB', 'L' or 'mask'.")
     scale = as_scale(scale, "load_image")
     name: str | Path = f"The {type(source).__name__}"
     try:
@@ -385,30 +389,6 @@ def load_image(
         raise _bad(name, "does not fit in memory", "make it smaller") from e
     except Exception as e:  # on damaged files Pillow's readers raise nearly any exception
         raise _bad(name, *_why(e)) from e
-
-# %% ../../nbs/api/vision/00_images.ipynb #9249f76b
-class PILImage:
-    "Makes RGB images: `PILImage.create(path)`."
-
-    @staticmethod
-    def create(
-        source,  # anything `load_image` takes
-        *,
-        scale: Sequence[float] | None = None,  # (black, white) of gray images of 16 or 32 bits or floats; None: by their kind
-    ) -> Image.Image:  # upright, 8 bits, mode RGB
-        "An RGB image from a path, bytes, an upload, an array, a tensor or another image."
-        return load_image(source, scale=scale)
-
-
-class PILMask:
-    "Makes masks: `PILMask.create(path)`."
-
-    @staticmethod
-    def create(
-        source,  # anything `load_image` takes; palette and gray files keep their raw numbers
-    ) -> Image.Image:  # mode L, pixels are class numbers
-        "A mask of class numbers from a path, bytes, an array, a tensor or another image."
-        return load_image(source, mode="mask")
 
 # %% ../../nbs/api/vision/00_images.ipynb #7ebf7152
 def check_image(
@@ -445,6 +425,6 @@ def check_images(
 
 def verify_images(
     files: Iterable[str | os.PathLike],  # the image files
-) -> list[Path]:  # those that cannot be read
+) -> Paths:  # those that cannot be read
     "The files that are not readable images; `check_images` says why."
-    return [path for path, _ in check_images(files)]
+    return Paths(path for path, _ in check_images(files))
