@@ -42,8 +42,8 @@ def _shrink(src: Path, target: Path, max_size: int, scale: Scale = None) -> None
 
 # %% ../../nbs/api/vision/10_collect.ipynb #74d26b78
 def resize_images(
-    src: str | os.PathLike,  # the folder with the images; it is only read
-    dest: str | os.PathLike,  # the folder for the small ones, with the same layout; not inside src
+    src: str | os.PathLike,  # the folder with the images; it is only read, unless it is dest, too
+    dest: str | os.PathLike,  # the folder for the small ones, with the same layout; not inside src; src itself: larger images are replaced
     *,
     max_size: int = 512,  # pixels of the longer side; smaller images keep their size
 ) -> list[tuple[Path, str]]:  # the originals that were refused, and why
@@ -51,12 +51,14 @@ def resize_images(
     check_range("resize_images", "max_size", max_size, 1, 20_000)
     src, dest = Path(src).expanduser(), Path(dest).expanduser()
     a, b = src.resolve(), dest.resolve()
-    if a == b or a in b.parents or b in a.parents:
+    if (a == b and src != dest) or a in b.parents or b in a.parents:  # the same folder only if it is named twice, not by a link
         raise ValueError(f"resize_images: dest={show_path(dest)} and src={show_path(src)} overlap; pass a folder beside it, such as {a.name}-small.")
 
     def copy(file: Path) -> None:
         target = dest / file.relative_to(src)
-        if a in target.resolve().parents:
+        if a == b and max(_open(file.read_bytes(), file).size) <= max_size:  # nothing to do, and writing it again would cost quality
+            return check_image(file)
+        if a != b and a in target.resolve().parents:
             raise ImageError(f"{file.name} would be overwritten", reason="would be overwritten: a folder in dest is a link to src")
         _shrink(file, target, max_size, scale)
 
@@ -168,14 +170,16 @@ class DownloadReport:
 
 # %% ../../nbs/api/vision/10_collect.ipynb #cef11094
 def download_images(
-    urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one per line, or a CSV file with a column of them
     dest: str | os.PathLike,  # the folder to save in; made if missing
+    urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one per line, or a CSV file with a column of them
     *,
     max_pics: int = 1000,  # use at most this many addresses, the first ones
     timeout: float = 30.0,  # seconds for one try at an image
 ) -> DownloadReport:  # what became of each address
     "Save the images behind addresses: checked, each once, named after their hash."
     check_range("download_images", "timeout", timeout, 0.01, 3600)
+    if not isinstance(dest, (str, os.PathLike)) or Path(dest).expanduser().is_file():
+        raise ValueError(f"download_images: dest={printable(repr(dest))} is not a folder; pass the folder first: download_images(folder, urls=...).")
     found, dest, used = _all_urls(urls)[:max_pics], Path(dest).expanduser(), set()
     dest.mkdir(parents=True, exist_ok=True)
     before, report, pool = set(os.listdir(dest)), DownloadReport(dest), ThreadPoolExecutor(8)

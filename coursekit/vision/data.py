@@ -18,8 +18,7 @@ from typing_extensions import Unpack
 from ..core import plural, printable, show_path, takes_options
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
-from ..data.dataset import as_items
-from ..data.items import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, RegexLabeller, get_image_files, parent_label
+from ..data.items import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, RegexLabeller, as_items, get_image_files, parent_label
 from ..data.loader import DataLoaders, LoaderOptions
 from ..data.tables import as_number, find_column, found_delimiter, is_blank, read_table
 from .block import ImageBlock, ImageOptions, ItemPart, NameFunc, target_block
