@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core import check_fname, check_whole, show_path, state_folder
+from ...core import check_fname, check_whole, remove_strays, show_path, state_folder
 from ..callback import Callback, CancelFitException, ParamScheduler
 from ..learner import Learner
 from ..optimizers import get_hyper, laid_out_like, load_opt_tensors, opt_tensors
@@ -84,6 +84,7 @@ class Checkpoint(Callback):
             return
         self.fit += 1
         self.file, self.about, self.in_epoch = self.file_of(learn), _describe_fit(learn), 0
+        remove_strays(self.file)
         if self.resume and self.file.is_file():
             _resume(self, learn, *read_tensors(self.file))
         self.active = True
