@@ -12,7 +12,6 @@ import random
 import resource
 import struct
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from test_faults_downloads import as_nobody, files_below, full_at_a_megabyte  # 
 
 from coursekit.core import DiskError
 from coursekit.data import archive as archive_module
-from coursekit.data.archive import ArchiveError, Limits, extract_archive, extract_each
+from coursekit.data.archive import ArchiveError, extract_archive, extract_each
 from coursekit.vision.data import ImageDataLoaders
 from coursekit.vision.plan import plan_data
 
@@ -32,8 +31,8 @@ MEGABYTE = bytes(1 << 20)
 PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress, "tar": bytes}
 
 
-def tar_of(*entries: tuple[str, bytes | None], **fields: object) -> bytes:
-    """A plain tar file of files, and folders (None); `fields` of the last header are changed, whatever follows."""
+def tar_of(*entries: tuple[str, bytes | None]) -> bytes:
+    """A plain tar file of files, and folders (None)."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as t:
         for name, data in entries:
@@ -49,12 +48,18 @@ def header(kind: bytes, size: int) -> bytes:
     return m.tobuf(tarfile.GNU_FORMAT)
 
 
-def refused(folder: Path, data: bytes, match: str, **options: object) -> None:
+def refused(folder: Path, data: bytes, match: str) -> None:
     """The archive is refused with one line that names it, nothing stays, and little memory was used."""
     folder.mkdir(exist_ok=True)
     (folder / "evil.bin").write_bytes(data)
-    with pytest.raises(ArchiveError, match=match) as e:
-        extract_archive(folder / "evil.bin", folder / "out", **options)  # type: ignore[arg-type]
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 29), hard))  # 512 MB more than the process has
+    try:
+        with pytest.raises(ArchiveError, match=match) as e:
+            extract_archive(folder / "evil.bin", folder / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert "evil.bin" in str(e.value)
     assert [p.name for p in folder.iterdir()] == ["evil.bin"]
 
@@ -82,7 +87,7 @@ def test_folders_within_folders(tmp_path: Path, pack: str) -> None:
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz"])
 def test_what_stands_behind_the_end_is_counted(tmp_path: Path, pack: str) -> None:
     """Gigabytes of zeros in a few kilobytes, after the last entry or within one."""
-    end = PACK[pack](MEGABYTE) * 3000
+    end = PACK[pack](MEGABYTE) * 600
     refused(tmp_path / "behind", PACK[pack](tar_of(("a", b"1"))) + end, "250 times its size")
     refused(tmp_path / "within", PACK[pack](header(tarfile.REGTYPE, 3 << 30)) + end, "250 times its size")
     refused(tmp_path / "skipped", PACK[pack](header(b"Z", 3 << 30)) + end, "special|250 times its size")
@@ -99,11 +104,9 @@ def test_absurd_headers(tmp_path: Path, kind: bytes) -> None:
 
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz"])
 def test_many_entries_in_few_bytes(tmp_path: Path, pack: str) -> None:
-    entry = header(tarfile.REGTYPE, 0)
-    block = b"".join(entry.replace(b"x", b"%c" % c, 1) for c in b"abc")
     names = [tarfile.TarInfo(f"{i:05}").tobuf() for i in range(25_000)]
     data = PACK[pack](b"".join(names) + bytes(1024))
-    assert len(block) == 1536 and len(data) < 400_000
+    assert len(data) < 400_000
     refused(tmp_path, data, "more than 20,000 entries in")
 
 
@@ -136,15 +139,6 @@ def test_a_long_list_in_a_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     refused(tmp_path, out.getvalue(), "list of its entries is longer than 50,000")
 
 
-def test_memory_stays_small(tmp_path: Path) -> None:
-    """All bombs of this page together raise the memory of the process by less than one of them would need."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for pack in ("gz", "bz2", "xz"):
-        test_what_stands_behind_the_end_is_counted(tmp_path / pack, pack) if (tmp_path / pack).mkdir() is None else None
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert grown < 300, f"{grown:.0f} MB"
-
-
 def test_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slow disk, or a decompressor that has found a hard case: the clock is asked for every piece."""
     now = iter(range(10**6))
@@ -166,7 +160,7 @@ def test_archives_in_archives_share_one_budget(tmp_path: Path) -> None:
 def test_real_archives_stay_within_the_limits(mirror: Path, tmp_path: Path) -> None:
     path = extract_archive(mirror / "movie_lens_sample.tgz", tmp_path / "a", strip_top=True)
     assert (path / "ratings.csv").stat().st_size > 1e6
-    assert 16 * 60_000 < (mirror / "cifar10.tgz").stat().st_size  # 60,000 small files
+    assert (mirror / "cifar10.tgz").stat().st_size > 16 * 60_000  # 60,000 small files
 
 
 # --------------------------------------------------------------------------------------------------------------- disks
@@ -247,4 +241,3 @@ def test_nothing_of_ours_is_believed_because_it_lies_in_the_data(tmp_path: Path)
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path_factory.mktemp("home")))
-    assert time.monotonic() > 0

@@ -12,7 +12,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -309,7 +308,7 @@ class Net:
 
 
 @pytest.fixture
-def net(serve, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Server, Net]]:
+def net(serve, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Server, Net]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
@@ -321,7 +320,7 @@ def net(serve, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
             s.whole(conn)
 
     server = serve(answer, tls=context)
-    yield server, Net(server, monkeypatch)
+    return server, Net(server, monkeypatch)
 
 
 def test_https_and_a_redirect_to_another_public_name(net, tmp_path: Path) -> None:
@@ -448,9 +447,9 @@ def test_full_disk(serve, tmp_path: Path, full_at_a_megabyte: None) -> None:
     server = serve(lambda s, conn, asked: s.whole(conn, ETag='"a"'))
     with pytest.raises(DiskError, match=r"data\.bin cannot be written .*needs 4,000,000 bytes.*are free.*COURSEKIT_HOME"):
         get(server, tmp_path / "a")
-    with pytest.raises(DiskError, match=r"model\.ck cannot be written .*needs 2,000,000 bytes"):
-        with atomic_file(tmp_path / "b" / "model.ck", size=2_000_000) as f:
-            f.write(bytes(2_000_000))
+    with pytest.raises(DiskError, match=r"model\.ck cannot be written .*needs 2,000,000 bytes"), \
+            atomic_file(tmp_path / "b" / "model.ck", size=2_000_000) as f:
+        f.write(bytes(2_000_000))
     assert files_below(tmp_path) == [] and len(server.asked) == 1
 
 

@@ -149,7 +149,7 @@ def _pieces(f: BinaryIO) -> Iterator[bytes]:
             data = getattr(unzip, "unconsumed_tail", b"")  # zlib hands back what it has not used, the others keep it
         data = (unzip.unused_data or f.read(1 << 18)).lstrip(b"\0")  # another stream may follow, or padding
 
-
+# %% ../../nbs/api/data/00_archive.ipynb #4c1e6858
 class _Tape:
     "A tar file that is read forwards only; remembers the last block read, and refuses headers of absurd length"
 

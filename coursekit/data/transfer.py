@@ -171,7 +171,7 @@ class Budget:
             raise DownloadError(f"the server sent more than the {self.limit / 1e6:,.1f} MB allowed")
         return data
 
-
+# %% ../../nbs/api/data/01_transfer.ipynb #554b7e48
 class _Line:
     "A connection as httpcore uses it, held against a budget"
 
@@ -300,8 +300,8 @@ class _Transfer:
 
     def attempt(self) -> Digest:
         "Get what is missing"
-        have, noted = self.arrived(), re.fullmatch(r'("[!#-~]*") (\d{1,15})', self.note.read_text("latin-1") if self.note.exists() else "")
-        mark, total = (noted[1], int(noted[2])) if noted else ("", 0)
+        noted = re.fullmatch(r'("[!#-~]*") (\d{1,15})', self.note.read_text("latin-1") if self.note.exists() else "")
+        have, mark, total = self.arrived(), noted[1] if noted else "", int(noted[2]) if noted else 0
         self.resumed = 0 < have <= total
         if self.resumed and have == total:
             return Digest.of(self.part, self.check)
@@ -313,8 +313,8 @@ class _Transfer:
                 raise Broken("the server went on with a different file")
             self.resumed = status == 206
             seen = Digest.of(self.part, self.check) if self.resumed else Digest(md5=bool(self.check.md5))
-            total = total if self.resumed else _announced(fields)
             if not self.resumed:
+                total = int(fields.get("content-length", 0))
                 self.note.write_text(f"{fields.get('etag', '')} {total}", "latin-1")
             _receive(self, pieces, seen, total)
         return seen
@@ -325,7 +325,7 @@ class _Transfer:
         self.note.unlink(missing_ok=True)
 
     def run(self, retries: int, pause: float) -> Digest:
-        "Try until everything is here and correct; one wrong file may be due to an old part, a second one is the server's"
+        "Try until everything is here and correct; a wrong file may be due to an old part, but only once"
         failures = restarts = 0
         while True:
             before = self.arrived()
@@ -337,8 +337,7 @@ class _Transfer:
                     raise DownloadError(str(e)) from e
                 time.sleep(min(30.0, pause * 2 ** (failures - 1)) * random.Random().uniform(0.75, 1.25))
                 continue
-            problem = self.check.problem(seen)
-            if not problem:
+            if not (problem := self.check.problem(seen)):
                 return seen
             self.forget()
             restarts += 1
@@ -346,14 +345,6 @@ class _Transfer:
                 raise DownloadError(f"the downloaded file is not the expected one: {problem}")
 
 # %% ../../nbs/api/data/01_transfer.ipynb #5186838a
-def _announced(fields: dict[str, str]) -> int:  # 0: unknown
-    "How many bytes the whole file has, says the server"
-    length = fields.get("content-length", "0")
-    if not re.fullmatch("[0-9]{1,15}", length):
-        raise DownloadError(f"the server says that the file has {printable(length, width=40)!r} bytes, which is not a size")
-    return int(length)
-
-
 def _receive(transfer: _Transfer, pieces: Iterator[bytes], seen: Digest, total: int) -> None:
     "Check what the server sends and write it to `transfer.part`"
     check, transfer.bar.total = transfer.check, total or None
