@@ -46,7 +46,7 @@ class Limits:
     max_depth: int = 32  # folders within folders
     max_seconds: float = 300.0  # to read it; another second for each megabyte of the archive, and for each 100 entries
     free_bytes: int = 64 * 2**20  # below this size any ratio is allowed, because a file of zeros is legitimate
-    free_entries: int = 20_000
+    free_entries: int = 10_000
 
     def check(self, entries: int, written: int, size: int, seconds: float = 0.0) -> None:  # so far: entries, bytes, size of the archive, seconds
         "Raise if a limit is exceeded"

@@ -258,6 +258,7 @@ def open_url(
     except (http.ConnectError, http.ConnectTimeout, http.ProxyError, socket.gaierror) as e:
         raise Broken(f"no connection ({e or type(e).__name__})") from e
     except (http.NetworkError, http.TimeoutException, http.ProtocolError) as e:
+        budget.wait(None)  # or is it what ended the wait?
         raise Broken(f"the connection broke, or the server does not speak HTTP ({e or type(e).__name__})") from e
     except (ValueError, http.UnsupportedProtocol) as e:  # UnicodeError, too
         raise DownloadError(f"{printable(url, width=80)} is not an address ({e})") from e
