@@ -176,7 +176,7 @@ def test_a_server_that_drips_is_given_up(serve, tmp_path: Path, monkeypatch: pyt
 def test_headers_without_end_have_a_limit_of_bytes(serve, tmp_path: Path, kind: str) -> None:
     def answer(s: Server, conn: socket.socket, asked: dict[str, str]) -> None:
         s.send(conn, DRIPS[kind][0])
-        while s.sent < 300_000_000 and not s.stop.is_set():
+        while s.sent < 30_000_000 and not s.stop.is_set():
             s.send(conn, DRIPS[kind][1] * 1000)
 
     server = serve(answer)
@@ -187,7 +187,7 @@ def test_headers_without_end_have_a_limit_of_bytes(serve, tmp_path: Path, kind: 
 def test_a_file_without_end_has_a_limit(serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(s: Server, conn: socket.socket, asked: dict[str, str]) -> None:
         s.send(conn, HEAD + b"\r\n")
-        while s.sent < 300_000_000 and not s.stop.is_set():
+        while s.sent < 30_000_000 and not s.stop.is_set():
             s.send(conn, bytes(1 << 16))
 
     server = serve(answer)
