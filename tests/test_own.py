@@ -160,7 +160,7 @@ TROUBLE = {
     "missing.jpg": "the server answered 404",
     "broken.jpg": "the server answered 500",
     "told.jpg": "connection broke.*received 3 bytes, expected 100000000000",
-    "endless.jpg": r"more than the 0\.1 MB allowed",
+    "endless.jpg": r"more than the 0\.\d MB allowed",
     "short.jpg": "connection broke.*received",
     "lying.jpg": "is cut off",
     "slow.jpg": "took longer than 4 seconds",

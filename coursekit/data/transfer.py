@@ -150,10 +150,11 @@ class Budget:
     "What one file may cost, over all attempts, redirects and headers"
 
     def __init__(self, seconds: float = 120, *, slowest: float = 16_000):  # slowest: bytes that buy another second
-        self.seconds, self.slowest, self.began, self.spent, self.limit = seconds, slowest, time.monotonic(), 0, 0
+        self.seconds, self.slowest, self.began, self.spent, self.limit = seconds, slowest, 0.0, 0, 0
 
     def wait(self, timeout: float | None) -> float:  # timeout: the longest that somebody would wait
         "Seconds to wait for the next byte"
+        self.began = self.began or time.monotonic()  # the clock starts with the first connection, not while modules are loaded
         whole = self.seconds + self.spent / self.slowest
         left = self.began + whole - time.monotonic()
         if left <= 0:
@@ -284,7 +285,6 @@ def read_url(url: str, most: int, seconds: float, **options: Any) -> bytes:  # m
 @dataclass
 class _Transfer:
     "The bytes of `url` on their way to `dest`, in `part` so far; `note` keeps the server's mark of their version, and how many there are"
-
     url: str
     dest: Path
     part: Path
@@ -308,17 +308,15 @@ class _Transfer:
             return Digest.of(self.part, self.check)
         asked = {"Range": f"bytes={have}-", "If-Range": mark} if self.resumed else {}
         with open_url(self.url, asked, self.budget, timeout=self.timeout) as (status, fields, pieces):
-            same = fields.get("etag") == mark and re.fullmatch(rf"bytes {have}-\d+/{total}", fields.get("content-range", ""))
-            if status == 206 and not same:
+            self.resumed = status == 206
+            if self.resumed and not (fields.get("etag") == mark and re.fullmatch(rf"bytes {have}-\d+/{total}", fields.get("content-range", ""))):
                 self.forget()
                 raise Broken("the server went on with a different file")
-            self.resumed = status == 206
             seen = Digest.of(self.part, self.check) if self.resumed else Digest(md5=bool(self.check.md5))
             if not self.resumed:
                 total = int(fields.get("content-length", 0))
                 self.note.write_text(f"{fields.get('etag', '')} {total}", "latin-1")
-            _receive(self, pieces, seen, total)
-        return seen
+            return _receive(self, pieces, seen, total)
 
     def forget(self) -> None:
         "Start from nothing next time"
@@ -346,7 +344,7 @@ class _Transfer:
                 raise DownloadError(f"the downloaded file is not the expected one: {problem}")
 
 # %% ../../nbs/api/data/01_transfer.ipynb #5186838a
-def _receive(transfer: _Transfer, pieces: Iterator[bytes], seen: Digest, total: int) -> None:
+def _receive(transfer: _Transfer, pieces: Iterator[bytes], seen: Digest, total: int) -> Digest:
     "Check what the server sends and write it to `transfer.part`"
     check, transfer.bar.total = transfer.check, total or None
     if total and check.size not in (None, total):
@@ -366,11 +364,12 @@ def _receive(transfer: _Transfer, pieces: Iterator[bytes], seen: Digest, total: 
                 f.write(data)
                 transfer.bar.update(seen.size - transfer.bar.n)
                 if check.problem(seen, final=False):
-                    return
+                    return seen
             f.flush()
             os.fsync(f.fileno())
     if seen.size < total:
         raise Broken(f"the connection ended after {seen.size:,} of {total:,} bytes")
+    return seen
 
 # %% ../../nbs/api/data/01_transfer.ipynb #ea1b2987
 def file_name(url: str) -> str:
