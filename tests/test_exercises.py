@@ -1,7 +1,6 @@
 """Every exercise accepts its solution, every known mistake gets its own hint, no hint gives the solution away; quizzes are sound."""
 
 import html
-import importlib
 import inspect
 import json
 import math
@@ -980,26 +979,3 @@ def test_a_mistake_in_a_file_names_file_place_and_fix(tmp_path, old, new, facts)
     with pytest.raises((ValueError, yaml.YAMLError), match="03_topic.yaml") as caught:
         read_quiz(file)
     assert all(fact in str(caught.value) for fact in facts), caught.value
-
-
-# ---------------------------------------------------------------- coming from fastai
-
-
-@pytest.mark.parametrize("hub", ["vision", "tabular"])
-def test_names_of_fastai_have_a_hint(hub):
-    """A name that is left out says what to write instead, whoever asks for it and how; any other is missing as in every module."""
-    from coursekit.course.fastai import fastai_names
-
-    module = importlib.import_module(f"coursekit.{hub}.all")
-    left_out = {name: write for name, write in fastai_names().items() if name not in vars(module)}
-    assert {"L", "set_seed", "tensor", "noop", "DataBunch", "ResizeMethod"} <= set(left_out) and not {"learn", "path", "dls"} & set(fastai_names())
-    for name, write in left_out.items():
-        with pytest.raises(ImportError) as e:
-            exec(f"from coursekit.{hub}.all import {name}")
-        assert name in str(e.value) and write in str(e.value)
-        with pytest.raises(AttributeError) as a:
-            getattr(module, name)
-        assert str(a.value) == str(e.value) and not hasattr(module, name)
-    assert not hasattr(module, "nothing_of_the_kind") and not hasattr(module, "__path__")
-    with pytest.raises(AttributeError, match="Learner"):
-        _ = module.Lerner

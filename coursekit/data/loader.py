@@ -26,6 +26,7 @@ from .batch import (Batch, EpochSampler, Keys, as_batch, check_sendable, collate
 from .block import show_samples
 from .cache import Cache, threads
 from ..display import axes_text, figure_grid, finish
+from ..hints import no_such_attribute
 
 # %% ../../nbs/api/data/10_loader.ipynb #a38863c3
 class Loader:
@@ -266,6 +267,7 @@ class LoaderOptions(TypedDict, total=False):
 # %% ../../nbs/api/data/10_loader.ipynb #4f678a0d
 class DataLoaders:
     "A training and a validation loader, and what a Learner needs to know about their data."
+    __getattr__ = no_such_attribute
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from coursekit.course.fastai import no_such_name as _no_such_name
+from coursekit.hints import hint_errors as _hint_errors, no_such_name as _no_such_name
 from coursekit.core import default_device, lazy_module, seeded
 from coursekit.data.batch import Batch
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
@@ -57,3 +57,4 @@ plt = lazy_module("matplotlib.pyplot")
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "lazy_module"]
 __getattr__ = _no_such_name(__name__)
+_hint_errors()

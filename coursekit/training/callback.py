@@ -8,9 +8,11 @@ __all__ = ['CANCELS', 'EVENTS', 'State', 'LearnerLike', 'CancelBatchException', 
            'check_callbacks', 'check_writes', 'ParamScheduler']
 
 # %% ../../nbs/api/training/06_callback.ipynb #9e2166c5
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from ..core import check_writable, show_path, suggest
 from ..data.loader import Batch, DataLoaders
+from ..hints import hint, no_such_attribute
 from .optimizers import set_hyper
 from .schedules import Schedule
 
@@ -94,6 +97,27 @@ def _same_kind(old: Any, new: Any) -> bool:
     number = (bool, int, float)
     return old is None or new is None or type(old) is type(new) or (isinstance(old, number) and isinstance(new, number))
 
+# %% ../../nbs/api/training/06_callback.ipynb #5d1b7c2e
+def _check_hook(
+    who: str,  # class
+    name: str,  # of the attribute
+    method: Any,  # its value; only a function of the class can be called the wrong way
+) -> None:
+    "Refuse a method that no event calls although it looks like it, and one that an event could not call with the learner."
+    if name not in EVENTS and name.startswith(("before_", "after_", "begin_", "on_")):
+        said = hint("event", name)
+        near = f". {said}" if said else suggest(name, EVENTS) or "."
+        if said or name.startswith(("before_", "after_")):
+            raise TypeError(f"{who}.{name} is not an event, so it would never be called{near}")
+    if name not in EVENTS or not isinstance(method, FunctionType):
+        return
+    signature = inspect.signature(method, follow_wrapped=False)
+    try:
+        signature.bind("self", "learn")
+    except TypeError:
+        raise TypeError(f"{who}.{name}{signature} cannot be called with the learner. Write `def {name}(self, learn):`, and use `learn` where "
+                        "fastai has `self.learn` or `self`, such as `learn.state.loss` for `self.loss`.") from None
+
 # %% ../../nbs/api/training/06_callback.ipynb #d84ed202
 class Callback:
     """Base of all callbacks: one method per event, each of which does nothing here.
@@ -101,6 +125,7 @@ class Callback:
     The `after_` method of a part also runs if that part was cancelled, following `after_cancel_`. The parts inside it get neither:
     if the fit is cancelled during a batch, `after_fit` is the place to tidy up.
     """
+    __getattr__ = no_such_attribute
     order: ClassVar[int] = 0  # callbacks run in increasing order
     # Attributes that a checkpoint stores: numbers, strings, tensors, lists and dictionaries of them. A fit that resumes in the middle of an
     # epoch calls `before_epoch` and `before_train` of that epoch once more.
@@ -129,9 +154,8 @@ class Callback:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in vars(cls):
-            if name.startswith(("before_", "after_")) and name not in EVENTS:
-                raise TypeError(f"{cls.__name__}.{name} is not an event, so it would never be called{suggest(name, EVENTS)}")
+        for name, method in vars(cls).items():
+            _check_hook(cls.__name__, name, method)
 
     def writes(self, learn: Any) -> Sequence[Path]:
         "The files that it will write in this fit. A fit checks that they can be written before it starts."

@@ -22,6 +22,7 @@ from ..data.dataset import Dataset, unknown_label
 from ..data.loader import DataLoader, DataLoaders, ordered
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import Table
+from ..hints import no_such_attribute
 from . import predictions
 from .callback import Callback, State, check_callbacks, collect_hooks
 from .fits import Fits
@@ -63,6 +64,7 @@ WRITERS: dict[str, str] = {  # ending of a file -> what `Learner.export` calls f
 class Learner(Fits):
     """Data, model, loss and optimizer, and the loop that joins them. Weights that `learn.model` gets later are trained, too: the parameter
     groups are those of the model as it is when a fit starts."""
+    __getattr__ = no_such_attribute
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from coursekit.training.callbacks.loggers import CSVLogger
 from coursekit.training.callbacks.mixup import CutMix, MixUp
 from coursekit.training.callbacks.stats import ActivationStats
 from coursekit.training.callbacks.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
-from coursekit.course.fastai import no_such_name as _no_such_name
+from coursekit.hints import hint_errors as _hint_errors, no_such_name as _no_such_name
 from coursekit.core import coursekit_home, default_device, lazy_module, seeded, show_path
 from coursekit.interpret.curves import ThresholdCurve, set_thresh, threshold_curve, wilson
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
@@ -85,3 +85,4 @@ widgets = lazy_module("ipywidgets")
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "lazy_module"]
 __getattr__ = _no_such_name(__name__)
+_hint_errors()
