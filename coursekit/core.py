@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['coursekit_home', 'state_folder', 'show_path', 'printable', 'takes_options', 'check_range', 'check_whole',
            'check_fname', 'plural', 'default_device', 'check_device', 'has_fast_bf16', 'precision_dtype', 'cpu_cores',
-           'atomic_file', 'check_writable', 'reuse_memory', 'RngState', 'seeded', 'lazy_module']
+           'DiskError', 'disk_errors', 'atomic_file', 'remove_strays', 'check_writable', 'reuse_memory', 'RngState',
+           'seeded', 'lazy_module']
 
 # %% ../nbs/api/00_core.ipynb #29311b94
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import importlib
@@ -17,6 +19,7 @@ import inspect
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import types
 from collections.abc import Callable, Iterator
@@ -159,22 +162,52 @@ def cpu_cores() -> int:
     "Cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../nbs/api/00_core.ipynb #d15cfa17
+class DiskError(OSError):
+    "A file that cannot be written where it should be; the message says how much room it needs and what you can do."
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike, size: int | None = None) -> Iterator[None]:  # what is written; bytes it needs, if known
+    "Inside, the errors of a full or read-only disk become a `DiskError`."
+    try:
+        yield
+    except OSError as e:
+        path, where = Path(path).absolute(), Path(os.fsdecode(e.filename or path)).absolute()
+        full, locked = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EROFS, errno.EACCES, errno.EPERM)
+        ours = e.filename is None or where.is_relative_to(path.parent) or path.is_relative_to(where)
+        if isinstance(e, DiskError) or e.errno not in (*full, *locked) or not ours:
+            raise
+        free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+        needs = f"It needs {f'{size:,} bytes' if size else 'more room'}, and {free:,} bytes are free. Free some space, or write" if e.errno in full else "Write"
+        raise DiskError(e.errno, f"{show_path(path)} cannot be written ({e.strerror}). {needs} to another folder; COURSEKIT_HOME sets the one for "
+                                 "downloads, generated data and checkpoints.") from e
+
 # %% ../nbs/api/00_core.ipynb #c328215f
 @contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:  # open for writing
+def atomic_file(path: str | os.PathLike, *, size: int | None = None) -> Iterator[BinaryIO]:  # open for writing; size: bytes it needs, if known
     "Inside, write to a file that gets its name at the end: it is there whole or not at all, also after a crash."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # not by tempfile, whose files others may never read
-    try:
-        with open(temporary, "xb") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with disk_errors(path, size):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def remove_strays(path: str | os.PathLike) -> None:
+    "Remove what processes that were killed while they wrote `path` with `atomic_file` left beside it."
+    path = Path(path)
+    for other in path.parent.iterdir() if path.parent.is_dir() else ():
+        if re.fullmatch(re.escape(f".{path.name}.") + "[0-9a-f]{16}", other.name):
+            other.unlink(missing_ok=True)
 
 # %% ../nbs/api/00_core.ipynb #f051d7ee
 def check_writable(

@@ -486,7 +486,7 @@ def test_a_gray_model_is_trained_exported_and_predicts(root: Path, tmp_path: Pat
     with raises(ValueError, "channels 1", "channels 3"):
         learn.dls = names["ImageDataLoaders"].from_folder(root / "digits", item_tfms=names["Resize"](32), bs=8, device="cpu")
     names["grad_cam"](learn, file).show()
-    with raises(ValueError, "ImageBlock", "channels=1", ".ck"):
+    with raises(ValueError, "ImageBlock", "channels=1", "upload_and_predict"):
         learn.export(tmp_path / "gray.html")
 
 

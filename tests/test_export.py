@@ -335,7 +335,7 @@ FORGERIES = [
     ("model", [], "model holds a list"),
     ("blocks.1.fields.vocab", 10**9, "needs a"),
     ("blocks.1.fields.vocab", [["a"], ["b"]], "not a list of names"),
-    ("blocks.1.fields.vocab", "ab", "needs a"),
+    ("blocks.1.fields.vocab", "ab", "not a list of names"),
     ("blocks.1.fields.vocab", ["a", "b", "c"], "2 outputs and the targets need 3"),
     ("blocks.0", {"type": "mse", "fields": {}}, "blocks holds a MSELossFlat"),
     ("blocks", 7, "malformed"),

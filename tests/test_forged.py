@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -132,7 +133,7 @@ def changes(draw: st.DrawFn, spec: Any) -> Any:
             at[last] = at[last] * draw(st.sampled_from([2, 50]))
         else:
             other = functools.reduce(lambda x, key: x[key], draw(st.sampled_from(list(paths(spec)))), spec)
-            at[last] = json.loads(json.dumps(other)) if how == "copy" else draw(st.sampled_from(ODD))
+            at[last] = json.loads(json.dumps(other)) if how == "copy" else copy.deepcopy(draw(st.sampled_from(ODD)))
         if not any(paths(spec)):
             break
     return spec

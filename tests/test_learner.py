@@ -18,8 +18,8 @@ from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.metrics import accuracy, error_rate
 from coursekit.training.optimizers import get_hyper
-from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
-                                  vision_learner)
+from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_learner)
+from coursekit.vision.models import vision_groups
 
 
 def cosine(start: float, end: float, pct: float) -> float:

@@ -159,17 +159,17 @@ TROUBLE = {
     "page.jpg": "is a web page",
     "missing.jpg": "the server answered 404",
     "broken.jpg": "the server answered 500",
-    "told.jpg": "ended .* bytes early",
-    "endless.jpg": r"more than the 0\.1 MB allowed",
-    "short.jpg": "ended 100 bytes early",
+    "told.jpg": "connection broke.*received 3 bytes, expected 100000000000",
+    "endless.jpg": r"more than the 0\.\d MB allowed",
+    "short.jpg": "connection broke.*received",
     "lying.jpg": "is cut off",
     "slow.jpg": "took longer than 4 seconds",
-    "silent.jpg": "no connection|timed out",
-    "loop.jpg": "answered 302",
-    "chain.jpg": "answered 302",
-    "away.jpg": "redirects to http://example.org/cat.jpg, which is not https",
-    "file.jpg": "answered 302",
-    "nonsense.jpg": "no connection",
+    "silent.jpg": "timed out|took longer",
+    "loop.jpg": "redirects more than five times",
+    "chain.jpg": "redirects more than five times",
+    "away.jpg": "leads to http://example.org/cat.jpg, which is not https",
+    "file.jpg": "which is not https",
+    "nonsense.jpg": "does not speak HTTP",
 }
 
 
@@ -178,7 +178,7 @@ def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path,
     urls = [f"{at}good.jpg", *(f"{at}{name}" for name in TROUBLE), f"{at}other.jpg", f"{at}moved.jpg", f"{at}bild-ü%20 ñ.jpg?größe=1"]
     wrong = ["http://example.org/a.jpg", "ftp://example.org/a.jpg", "cat.jpg", "", "https://", "https://[::1", "file:///etc/passwd",
              "data:image/png;base64,AAAA", "https://exa mple.org/\x00", f"http://127.0.0.1:{1}/refused.jpg"]
-    report = download_images(tmp_path, [*urls, *wrong], timeout=4)  # a busy machine is slow to redirect
+    report = download_images(tmp_path, [*urls, *wrong], timeout=4, private=True)  # a busy machine is slow to redirect
     assert [r.url for r in report.rows] == [*urls, *wrong]
     state = {r.url: r.status for r in report.rows}
     assert state[f"{at}good.jpg"] == state[f"{at}other.jpg"] == "saved"
@@ -198,14 +198,14 @@ def test_every_trouble_is_one_line_and_the_rest_arrives(at: str, tmp_path: Path,
 
 def test_a_second_call_keeps_what_is_there(at: str, server, tmp_path: Path) -> None:
     urls = [f"{at}good.jpg", f"{at}other.png", f"{at}again.jpg", f"{at}missing.jpg"]
-    assert [r.status for r in download_images(tmp_path, urls).rows] == ["saved", "saved", "duplicate", "failed"]
+    assert [r.status for r in download_images(tmp_path, urls, private=True).rows] == ["saved", "saved", "duplicate", "failed"]
     files = tree(tmp_path)
-    assert [r.status for r in download_images(tmp_path, urls).rows] == ["there already", "there already", "duplicate", "failed"]
+    assert [r.status for r in download_images(tmp_path, urls, private=True).rows] == ["there already", "there already", "duplicate", "failed"]
     assert tree(tmp_path) == files
 
 
 def test_a_broken_connection_is_tried_again(at: str, server, tmp_path: Path) -> None:
-    download_images(tmp_path, [f"{at}short.jpg", f"{at}missing.jpg"])
+    download_images(tmp_path, [f"{at}short.jpg", f"{at}missing.jpg"], private=True)
     assert Counter(server.asked) == {"/short.jpg": 2, "/missing.jpg": 1}
 
 
@@ -220,7 +220,7 @@ def test_no_progress_bar_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 
 def test_names_come_from_the_bytes_alone(at: str, tmp_path: Path) -> None:
-    report = download_images(tmp_path / "in", [f"{at}..%2f..%2fup.jpg", f"{at}../../up2.php?x=/etc/a.exe", f"{at}con.jpg%00.exe"])
+    report = download_images(tmp_path / "in", [f"{at}..%2f..%2fup.jpg", f"{at}../../up2.php?x=/etc/a.exe", f"{at}con.jpg%00.exe"], private=True)
     assert [r.status for r in report.rows] == ["saved", "duplicate", "duplicate"]
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     assert len(report.files) == 1 and report.files[0].stem.isalnum()
@@ -234,7 +234,7 @@ def test_lists_of_addresses(at: str, server, tmp_path: Path) -> None:
         csv.writer(f).writerows([["id", "where", "note"], ["1", f"{at}good.jpg", "a, b"], ["2", f"{at}other.jpg", ""], ["3", "", "-"]])
     tabs.write_text(f"{at}good.jpg\tcat\n{at}other.jpg\tdog\n")
     assert _all_urls(table) == _all_urls(tabs) == [f"{at}good.jpg", f"{at}other.jpg"]
-    report = download_images(tmp_path / "out", str(table), max_pics=1)
+    report = download_images(tmp_path / "out", str(table), max_pics=1, private=True)
     assert len(report.rows) == 1
     for wrong in ([], tmp_path / "none.txt", "https://example.org/a.jpg"):
         with pytest.raises((ValueError, FileNotFoundError), match="address|none.txt"):

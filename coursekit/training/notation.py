@@ -101,9 +101,9 @@ def ConvLayer(
     ni: int,  # channels in
     nf: int,  # channels out
     ks: int = 3,  # side of the kernel, in pixels
+    *,
     stride: int = 1,  # 2 halves height and width
     padding: int | None = None,  # pixels on each side; None: half the kernel, which keeps the size
-    *,
     bias: bool | None = None,  # None: where there is no norm
     norm_type: str | None = NormType.Batch,  # one of `NormType`; None: no norm
     act_cls: Callable[[], nn.Module] | None = nn.ReLU,  # makes the activation function; None: none

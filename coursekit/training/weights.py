@@ -28,7 +28,7 @@ def atomic_write(
     data: bytes,  # its content
 ) -> Path:  # the path
     "Write a file completely or not at all, even if the program crashes."
-    with atomic_file(path) as f:
+    with atomic_file(path, size=len(data)) as f:
         f.write(data)
     return Path(path)
 

@@ -326,6 +326,12 @@ class ImageDataLoaders(DataLoaders):
             return os.path.isfile(home / (options.get("folder") or "") / f"{cell}{suff}".replace("\\", "/"))
 
         table = read_table(home / csv_fname, header=header, delimiter=delimiter, is_file=is_file, who="ImageDataLoaders.from_csv")
+        names = [*table.values()][find_column("ImageDataLoaders.from_csv", options.get("fn_col", 0), table)]
+        roots = [Path(os.path.abspath(p)) for p in (home, home / (options.get("folder") or ""))]
+        for name in names:  # somebody else may have written the table
+            if not any(Path(os.path.abspath(roots[1] / name.replace("\\", "/"))).is_relative_to(root) for root in roots):
+                raise ValueError(f"ImageDataLoaders.from_csv: {printable(name)!r} lies outside {show_path(roots[1])}; move the images there, or read the "
+                                 "table with pandas and call from_df, which takes any path.")
         return cls.from_df(pd.DataFrame(table, dtype=object), path, **options)
 
 

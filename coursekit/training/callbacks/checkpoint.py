@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...core import check_fname, check_whole, show_path, state_folder
+from ...core import check_fname, check_whole, remove_strays, show_path, state_folder
 from ...data.dataset import Dataset
 from ..callback import Callback, CancelFitException, ParamScheduler, Plan
 from ..layers import num_params
@@ -122,6 +122,7 @@ class Checkpoint(Callback):
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #12406642
 def _take_place(cb: Checkpoint, learn: Learner) -> None:
     "Give the fit its place among those of a callback. A call that was interrupted is made again, and keeps its place."
+    remove_strays(cb.file)
     plan: Any = learn.state.plan
     if cb.plan is not plan and (cb.plan is None or cb.plan.returned):
         cb.first = len(cb.fits)
