@@ -16,9 +16,12 @@ LESSON ?= nbs/lessons/01_image_classification.ipynb
 TESTS ?= tests
 WORKERS ?= 2
 PYTEST_FLAGS ?=
+MINUTES ?= 120
+OLDEST := .venv-oldest
+OLDEST_TESTS := $(addprefix tests/test_,oldest.py cli.py export.py images.py widgets.py tabular.py collab.py text_models.py)
 LAB_FLAGS ?=
 
-.PHONY: help venv lesson lab test export notebooks run-all gpu readme docs slides lint wheel package clean
+.PHONY: help venv lesson lab test test-oldest soak export notebooks run-all gpu readme docs slides lint wheel package clean
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is"
@@ -48,6 +51,16 @@ lab: $(STAMP)  ## JupyterLab, open at lesson 0 (LESSON=... for another)
 # Two processes with a thread each: on two cores they finish in a little over half the time of one process after the other.
 test: $(STAMP)  ## every test (TESTS=tests/test_x.py runs some, WORKERS=0 uses one process)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS) $(PYTEST_FLAGS)
+
+# In an environment of its own, as pip would never choose by itself: no newer version of anything than settings.ini asks for. The imitation of the
+# Hub in the tests needs a newer huggingface_hub than the package does.
+test-oldest:  ## imports, commands, fits and exports with the oldest version of everything that settings.ini allows
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python tools/install.py --oldest
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} COURSEKIT_OLDEST=1 $(OLDEST)/bin/python -m pytest -n $(WORKERS) $(OLDEST_TESTS) -k "not hub and not owners" $(PYTEST_FLAGS)
+
+soak: $(STAMP)  ## two hours of fits, predictions and widgets in one kernel, which must not grow (MINUTES=30 takes less)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --minutes $(MINUTES)
 
 export: $(STAMP)  ## write coursekit/*.py from nbs/api
 	@$(BIN)/nbdev_export
@@ -94,6 +107,6 @@ package: $(STAMP)  ## sdist and wheel for the index, in dist/, checked
 	@$(BIN)/python -c 'from pathlib import Path; big = [f"{p} has {p.stat().st_size / 1e6:.0f} MB, at most 20" \
 		for p in Path("dist").iterdir() if p.stat().st_size > 20e6]; assert not big, big'
 
-clean:  ## delete everything that was made, except .venv
+clean:  ## delete everything that was made, except .venv and .venv-oldest
 	@rm -rf $(RUN) build dist *.egg-info _docs _proc _slides .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	@find coursekit nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -62,6 +62,9 @@ class PairBlock(Block):
     def __post_init__(self) -> None:
         self.users, self.items, self.columns = Names(self.users), Names(self.items), tuple(self.columns)
 
+    def blank(self) -> tuple:
+        return self.users[0], self.items[0]
+
     def encode(self, value: Any) -> Tensor:  # value: (user, item), or a row with these columns; (2,) int64
         user, item = (value[c] for c in self.columns[:2]) if hasattr(value, "keys") else value
         return self.encode_all([user], [item])[0]
@@ -88,9 +91,7 @@ class PairBlock(Block):
 # %% ../nbs/api/04_collab.ipynb #e3391964
 class RatingSet:
     "Ratings as tensors: whole batches are sliced from them."
-    cache = None
-    item_tfms = ()
-    n_inp = 1
+    cache, item_tfms, n_inp = None, (), 1
 
     def __init__(
         self,

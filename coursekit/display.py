@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['in_notebook', 'finish', 'encode_figure', 'figure_output', 'new_axes', 'as_label', 'axes_text', 'figure_grid',
-           'to_array', 'show_image', 'show_grid', 'html_table', 'text_table', 'Table', 'display_table', 'format_time',
-           'progress_bar', 'EpochTable']
+           'to_array', 'show_image', 'show_grid', 'html_table', 'text_table', 'Table', 'display_table', 'close_widgets',
+           'Shown', 'format_time', 'bar_class', 'progress_bar', 'EpochTable']
 
 # %% ../nbs/api/01_display.ipynb #ad9bbcdb
+import functools
 import html
 import io
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -95,13 +97,13 @@ def axes_text(ax) -> str:
     return " / ".join(filter(None, (ax.get_title().replace("\n", " / "), names)))
 
 # %% ../nbs/api/01_display.ipynb #c44f72c1
-def figure_grid(n: int, *, ncols: int | None = None, imsize: float = 2.2, figsize: tuple[float, float] | None = None):
-    "(figure, list of its n axes) without frames, for images. As square as possible, at most 6 wide, unless `ncols` says otherwise."
+def figure_grid(n: int, *, nrows: int | None = None, ncols: int | None = None, imsize: float = 2.2, figsize: tuple[float, float] | None = None):
+    "(figure, list of its n axes) without frames, for images. As square as possible, at most 6 wide, unless `nrows` or `ncols` says otherwise."
     import matplotlib.pyplot as plt
 
     if n < 1:
         raise ValueError(f"figure_grid: n={n} panels cannot be drawn; pass a number from 1.")
-    ncols = ncols or min(n, 6, math.ceil(math.sqrt(n)) if n > 3 else n)
+    ncols = ncols or (nrows and -(-n // nrows)) or min(n, 6, math.ceil(math.sqrt(n)) if n > 3 else n)
     nrows = math.ceil(n / ncols)
     fig, axes = plt.subplots(nrows, ncols, squeeze=False, layout="constrained", figsize=figsize or (ncols * imsize, nrows * (imsize + 0.25)))
     for ax in axes.flat:
@@ -133,7 +135,7 @@ def show_image(
     cmap: str | None = None,  # color map of one-channel images; None: gray
     alpha: float = 1.0,  # opacity 0..1
     alt: str | None = None,  # alternative text of a new figure; None: the title
-):  # the axes drawn into, or None if a new figure was shown
+):  # the axes drawn into
     "Draw one image."
     a = to_array(img)
     fig, ax = new_axes(ax, figsize=figsize)
@@ -143,7 +145,9 @@ def show_image(
     if title is not None:
         ax.set_title(as_label(title), fontsize=10)
     finish(fig, alt or str(title or "an image"))
-    return None if fig is not None else ax
+    if fig is not None:
+        ax._ipython_display_ = lambda: None  # at the end of a cell, a notebook would write its name below the image
+    return ax
 
 # %% ../nbs/api/01_display.ipynb #4ace8de9
 def show_grid(
@@ -152,13 +156,14 @@ def show_grid(
     *,
     ncols: int | None = None,  # images per row
     imsize: float = 2.2,  # an image's side in inches
+    figsize: tuple[float, float] | None = None,  # of the whole figure, in inches; None: by imsize
     cmap: str | None = None,  # color map of one-channel images
     alt: str = "",  # alternative text; made from the titles if empty
 ) -> None:
     "Draw images in a grid."
     if titles is not None and len(titles) != len(images):
         raise ValueError(f"show_grid: {len(titles)} titles for {len(images)} images; pass one title per image.")
-    fig, axes = figure_grid(len(images), ncols=ncols, imsize=imsize)
+    fig, axes = figure_grid(len(images), ncols=ncols, imsize=imsize, figsize=figsize)
     for i, ax in enumerate(axes):
         show_image(images[i], ax=ax, title=None if titles is None else titles[i], cmap=cmap)
     named = f": {', '.join(map(str, titles))}" if titles is not None else ""
@@ -218,6 +223,30 @@ def display_table(
     else:
         print(table)
 
+# %% ../nbs/api/01_display.ipynb #56ed23aa
+def close_widgets(widget: Any) -> None:  # an ipywidgets widget
+    "Take a widget off the page and out of memory, with all widgets in it: children, layouts and styles."
+    from ipywidgets import Widget
+
+    found = [widget]
+    for w in found:  # grows
+        for value in (getattr(w, name) for name in w.keys):
+            found += [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Widget) and v not in found]
+    for w in found:
+        w.close()
+
+
+class Shown:
+    "An object with a `widget`: a notebook shows the widget, and a page without a kernel shows the object's repr."
+    widget: Any
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return {**self.widget._repr_mimebundle_(include=include, exclude=exclude), "text/plain": repr(self)}
+
+    def close(self) -> None:
+        "Take the widget off the page and out of memory. Without this, it lives as long as the notebook's kernel, and so does its model."
+        close_widgets(self.widget)
+
 # %% ../nbs/api/01_display.ipynb #c2a80211
 def format_time(seconds: float) -> str:
     "`00:07`, `12:40`, `1:02:03`."
@@ -225,15 +254,28 @@ def format_time(seconds: float) -> str:
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60:02d}:{s % 60:02d}"
 
 # %% ../nbs/api/01_display.ipynb #a597fcab
+@functools.cache
+def bar_class() -> type:  # a class of tqdm
+    "A progress bar for notebooks or terminals that leaves no widget behind."
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def close(self) -> None:
+            super().close()
+            if (box := self.__dict__.pop("container", None)) is not None:
+                close_widgets(box)
+
+    return Bar
+
+
 def progress_bar(iterable, *, desc: str = "", total: int | None = None, unit: str = "it", above: int = 0):  # a tqdm bar
     "tqdm's bar: a widget in a notebook, a line in a terminal, nothing in a log, and nothing for `above` steps or fewer."
+    import tqdm
+
     notebook, few = in_notebook(), above > 0 and (len(iterable) if total is None else total) <= above
-    if notebook:
-        from tqdm.auto import tqdm
-    else:
-        from tqdm import tqdm
-    return tqdm(iterable, desc=desc, total=total, leave=False, unit=unit, mininterval=0.2, file=sys.stdout,
-                disable=few or (False if notebook else None))  # None: only in a terminal
+    bar = bar_class() if notebook else tqdm.tqdm
+    return bar(iterable, desc=desc, total=total, leave=False, unit=unit, mininterval=0.2, file=sys.stdout,
+               disable=few or (False if notebook else None))  # None: only in a terminal
 
 # %% ../nbs/api/01_display.ipynb #11439017
 class EpochTable(Table):

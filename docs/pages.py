@@ -313,7 +313,7 @@ class Site:
 
         areas = [f"api/{name}/index" for name in self.areas if name]
         return "\n".join([tree("Lessons", [p.docname for p in self.lessons]),
-                          tree("More", ["solutions/index", "glossary", "fastai", "architecture"]),
+                          tree("More", ["solutions/index", "glossary", "fastai", "architecture", "api/05_safety"]),
                           tree("Reference", ["api/index", *areas])])  # fmt: skip
 
     @cached_property
@@ -341,9 +341,15 @@ class Site:
         self.list_page("api/index", "All modules", self.areas.get("", []), "\n".join(["| | |", "|---|---|", *overview, "", "## Core", ""]))
 
     def fastai(self) -> None:
-        entry = yaml.safe_load((ROOT / "coursekit" / "course" / "fastai.yaml").read_text(encoding="utf-8"))
-        rows = [f"| `{row['name']}` | {row['write']} |" for row in entry["names"]]
-        self.write("fastai.md", "\n".join([f"# {entry['title']}", "", entry["intro"], "", "| in fastai | here |", "|---|---|", *rows, ""]))
+        """The hints of `coursekit/hints.yaml`, in a table for each place where one can meet them."""
+        page = yaml.safe_load((ROOT / "coursekit" / "hints.yaml").read_text(encoding="utf-8"))
+        lines = [f"# {page['title']}", "", page["intro"]]
+        for part in page["places"].values():
+            lines += ["", f"## {part['title']}", "", "| in fastai | here | because |", "|---|---|---|"]
+            for names, row in part["names"].items():
+                cells = [", ".join(f"`{n}`" for n in names.split(", ")), " or ".join(f"`{code}`" for code in row["write"]), row["why"]]
+                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        self.write("fastai.md", "\n".join([*lines, ""]))
 
     def llms(self) -> None:
         """A short list of the pages for language models."""

@@ -11,7 +11,7 @@ from helpers import module_name, modules, run
 
 MAX_NAMES = 250
 HUBS = [f"coursekit.{module_name(p)}" for p in modules() if p.name == "all.py"]
-LATER = ("pandas", "matplotlib", "sklearn", "scipy", "ipywidgets", "anywidget", "IPython", "tqdm.notebook", "timm")
+LATER = ("pandas", "matplotlib", "sklearn", "scipy", "ipywidgets", "anywidget", "IPython", "tqdm.notebook", "timm", "yaml")
 # torch itself loads some of these in some versions; only what coursekit adds counts.
 PROBE = """
 import json, sys

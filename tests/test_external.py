@@ -13,19 +13,16 @@ import sys
 import tarfile
 import threading
 import time
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import raises
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import coursekit.data.archive as archive_module
 from coursekit.data import download as external
 from coursekit.data.archive import ArchiveError, Limits, extract_archive
-from coursekit.data.transfer import _SafeRedirects
 from coursekit.data.download import Check, DownloadError, MirrorError, URLs, course_data, download_url, fetch_file, untar_data
 from coursekit.data.items import get_image_files
 
@@ -146,7 +143,7 @@ def test_resumes_after_truncated_bodies(server, tmp_path):
 
 def test_what_arrived_is_kept_for_the_next_run(server, tmp_path):
     server.plan = [{"cut": 2_000_000}]
-    with pytest.raises(DownloadError, match="ended after 2,000,000 of 3,000,000 bytes") as e:
+    with pytest.raises(DownloadError, match="received 2000000 bytes, expected 3000000") as e:
         get(server, tmp_path / "a", retries=0)
     for way in (server.url, "run it again", "COURSEKIT_MIRROR", "COURSEKIT_DATA=sample"):
         assert way in str(e.value)
@@ -157,12 +154,12 @@ def test_what_arrived_is_kept_for_the_next_run(server, tmp_path):
 
 
 def test_complete_part_needs_no_bytes(server, tmp_path):
-    """Killed between the last byte and the rename: the server answers 416, the hash decides."""
+    """Killed between the last byte and the rename: nothing is asked, the hash decides."""
     server.plan = [{"cut": 10}]
     with pytest.raises(DownloadError):
         get(server, tmp_path / "a", retries=0)
     next(p for p in tmp_path.iterdir() if p.suffix == ".part").write_bytes(DATA)
-    assert get(server, tmp_path / "a", Check(sha256=SHA)).read_bytes() == DATA
+    assert get(server, tmp_path / "a", Check(sha256=SHA)).read_bytes() == DATA and len(server.log) == 1
 
 
 def test_changed_file_is_not_glued_together(server, tmp_path):
@@ -253,16 +250,8 @@ def test_nobody_listens(tmp_path):
 @pytest.mark.parametrize("to", ["http://example.com/x", "file:///etc/passwd", "ftp://127.0.0.1/x"])
 def test_redirect_to_an_unsafe_place(server, tmp_path, to):
     server.plan = [{"status": 302, "headers": {"Location": to}}]
-    with pytest.raises(DownloadError, match="not https|not allowed"):
+    with pytest.raises(DownloadError, match="not https"):
         get(server, tmp_path / "a")
-
-
-@pytest.mark.parametrize("to", ["http://127.0.0.1:8000/secret", "http://localhost/secret", "https://[::1]/secret"])
-def test_another_machine_cannot_redirect_to_this_one(to):
-    request = urllib.request.Request("https://example.com/cat.jpg")
-    with raises(DownloadError, to, "this machine"):
-        _SafeRedirects(local=False).redirect_request(request, None, 302, "Found", {}, to)
-    assert _SafeRedirects(local=True).redirect_request(request, None, 302, "Found", {}, to).full_url == to
 
 
 def test_redirect_within(server, tmp_path):
@@ -331,9 +320,9 @@ import os, signal, sys
 import coursekit.data.archive as archive
 from coursekit.data.download import untar_data
 check = archive.Limits.check
-def deadly(self, entries, written, size):
+def deadly(self, entries, *rest):
     if entries == 30: os.kill(os.getpid(), signal.SIGKILL)
-    check(self, entries, written, size)
+    check(self, entries, *rest)
 archive.Limits.check = deadly
 untar_data(sys.argv[1])
 """

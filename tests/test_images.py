@@ -4,7 +4,10 @@ import contextlib
 import datetime
 import io
 import random
+import subprocess
+import sys
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -179,9 +182,81 @@ def test_caps_come_before_decoding(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="pass a larger max_bytes"):
         load_image(path, max_bytes=10)
     monkeypatch.undo()
+    Image.init()
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("a picture over the cap was decoded"))
-    with pytest.raises(ImageError, match=r"48 x 32 pixels, more than the 0.001 million allowed"):
+    with pytest.raises(ImageError, match=r"48 x 32 pixels, more than the 0.001 million"):
         load_image(path, max_pixels=1000)
+
+
+@pytest.mark.parametrize(("fmt", "mode", "options", "fits"), [
+    ("PNG", "RGB", {}, True), ("PNG", "RGBA", {}, True), ("PNG", "I;16", {}, True), ("PNG", "L", {}, True), ("JPEG", "RGB", {}, True), ("JPEG", "CMYK", {}, True),
+    ("PNG", "LA", {}, False), ("PNG", "P", {}, False), ("WEBP", "RGB", {}, False), ("TIFF", "F", {}, False), ("JPEG", "RGB", {"progressive": True}, False)])  # fmt: skip
+def test_memory_is_limited_before_decoding(monkeypatch, fmt, mode, options, fits):
+    """The same number of pixels takes more memory in some modes and formats than in others: 8 bytes for each are allowed."""
+    data = file_bytes(fmt, mode, **options)
+    if fits:
+        assert load_image(data, max_pixels=48 * 32).size == (48, 32)
+        return
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("an image over the limit was decoded"))
+    with pytest.raises(ImageError, match=r"48 x 32 pixels in \w+ of mode .+ MB to decode.*pass a larger max_pixels"):
+        load_image(data, max_pixels=48 * 32)
+
+
+PEAKS = """
+import io, os, resource, sys
+from PIL import Image
+from coursekit.vision import images
+turned = Image.Exif()
+turned[0x0112] = 6
+for fmt, mode, options in (("PNG", "RGB", {}), ("PNG", "RGBA", {}), ("PNG", "LA", {}), ("PNG", "P", {"transparency": 0}), ("PNG", "I;16", {}), ("TIFF", "F", {}),
+                           ("WEBP", "RGB", {}), ("JPEG", "RGB", {}), ("JPEG", "RGB", {"progressive": True, "subsampling": 0}), ("JPEG", "RGB", {"exif": turned})):
+    buffer = io.BytesIO()
+    Image.new(mode, (3000, 3000)).save(buffer, fmt, **options)
+    data = buffer.getvalue()
+    del buffer
+    r, w = os.pipe()
+    if not os.fork():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        need = 3000 * 3000 * images._check_size(images._open(data, "x"), "x", images.MAX_PIXELS)
+        images.load_image(data)
+        used = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        os.write(w, f"{fmt} {mode} {sorted(options)} {need} {used}".encode())
+        os._exit(0)
+    os.wait()
+    print(os.read(r, 200).decode())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measures memory as Linux counts it")
+def test_decoding_takes_no_more_memory_than_was_counted():
+    """Files of a few kB with 9 million pixels, each decoded in a process of its own."""
+    said = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) == 10
+    for line in said:
+        need, used = map(int, line.split()[-2:])
+        assert used <= 1.1 * need, line
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch, tmp_path):
+    """However many threads ask, so that a folder of them takes no more memory than one."""
+    now, most, upright = [], [], images._upright
+
+    def slow(img):
+        now.append(1)
+        most.append(len(now))
+        time.sleep(0.005)
+        now.pop()
+        return upright(img)
+
+    files = [tmp_path / f"{i}.png" for i in range(12)]
+    for f in files:
+        f.write_bytes(file_bytes("PNG"))
+    monkeypatch.setattr(images, "_upright", slow)
+    monkeypatch.setattr(images, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(images, "_LARGE", 0)
+    assert check_images(files) == [] and max(most) == 1
+    monkeypatch.setattr(images, "_LARGE", 2**40)
+    assert check_images(files) == [] and max(most) > 1  # small ones are not held up
 
 
 def test_pillows_own_limit_is_neither_hit_nor_changed():

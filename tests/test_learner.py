@@ -18,8 +18,8 @@ from coursekit.deploy.hub import load_learner
 from coursekit.training.learner import Learner, synthetic_learner
 from coursekit.training.metrics import accuracy, error_rate
 from coursekit.training.optimizers import get_hyper
-from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_groups,
-                                  vision_learner)
+from coursekit.vision.all import (ImageDataLoaders, Resize, aug_transforms, get_image_files, resnet18, vision_learner)
+from coursekit.vision.models import vision_groups
 
 
 def cosine(start: float, end: float, pct: float) -> float:
@@ -312,3 +312,17 @@ def test_an_interrupt_leaves_a_usable_learner() -> None:
 
 def test_importing_the_learner_runs_in_a_bare_process() -> None:
     assert subprocess.run([sys.executable, "-I", "-c", "import coursekit.training.learner"]).returncode == 0
+
+
+def test_a_giant_validation_is_not_kept_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    from coursekit.training.predictions import KeptPreds
+
+    kept = KeptPreds()
+    monkeypatch.setattr(KeptPreds, "max_numbers", 8)
+    learn = synthetic_learner()
+    learn.kept, kept.keep, kept.n = kept, True, 0
+    for n, rows in ((6, 1), (3, 0), (1, 0)):  # numbers of a batch, and batches kept after it
+        learn.state.preds, learn.state.batch, learn.state.training = torch.zeros(n, 1), learn.dls.train.first_batch(), False
+        if kept.keep:
+            kept.after_loss(learn)
+        assert len(kept.rows) == rows

@@ -27,7 +27,8 @@ from coursekit.vision import block as block_module
 from coursekit.vision.block import ImageBlock, find_scale
 from coursekit.vision.collect import resize_images
 from coursekit.vision.data import ImageDataLoaders
-from coursekit.vision.images import ImageError, PILImage, check_images, load_image, verify_images
+from coursekit.vision.images import ImageError, check_images, load_image, verify_images
+from coursekit.vision.pil import PILImage
 from coursekit.vision.learner import vision_learner
 from coursekit.vision.plan import plan_data
 from coursekit.vision.resize import Resize

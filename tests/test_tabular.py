@@ -23,13 +23,14 @@ from coursekit.data.items import RandomSplitter
 from coursekit.deploy.hub import load_learner
 from coursekit.tabular.data import TabularDataLoaders, TabularPandas
 from coursekit.tabular.estimators import TabularClassifier, TabularRegressor
-from coursekit.tabular.frames import Columns, add_datepart, as_columns, cont_cat_split, range_of, read_csv
+from coursekit.tabular.frames import Columns, add_datepart, as_columns, cont_cat_split, read_csv
 from coursekit.tabular.insight import category_embeddings, embedded, partial_dependence, permutation_importance
 from coursekit.tabular.learner import predict_frame, tabular_learner
 from coursekit.tabular.model import Embeddings, TabularModel
 from coursekit.tabular.plan import plan_table
 from coursekit.tabular.procs import Categorify, FillMissing, Normalize
 from coursekit.training.metrics import accuracy, for_target, mae, rmse
+from coursekit.training.notation import range_of
 from coursekit.training.optimizers import DirectAdamW
 
 PROCS = [Categorify, FillMissing, Normalize]

@@ -32,7 +32,7 @@ from coursekit.text.transformer import Transformer
 from coursekit.training.callback import Callback, CancelFitException
 from coursekit.training.callbacks.checkpoint import Checkpoint
 from coursekit.training.losses import CrossEntropyLossFlat
-from coursekit.training.metrics import Perplexity, accuracy
+from coursekit.training.metrics import AverageMetric, Perplexity, accuracy, error_rate, top_k_accuracy
 from coursekit.training.weights import read_tensors, write_tensors
 
 SMALL = {"emb_sz": 12, "n_hid": 16, "n_layers": 2}
@@ -590,3 +590,34 @@ def test_the_resetter_leaves_other_models_alone(tmp_path: Path) -> None:
     assert any(isinstance(cb, ModelResetter) for cb in learn.cbs)
     learn.fit(1, 1e-3)
     assert math.isfinite(learn.recorder.final_record[0])
+
+
+@pytest.mark.parametrize("bs", [4, 7, 60])
+def test_validation_counts_tokens_not_rows(tmp_path: Path, bs: int) -> None:
+    """Loss, accuracy and perplexity of a set that fills its last rows and its last batch only in part: the closed form over all tokens."""
+    learn = writer(tmp_path)
+    learn.metrics = [accuracy, Perplexity()]
+    dl = learn.dls.test_dl(list(reviews(9).text), bs=bs)
+    preds, targs = learn.get_preds(dl)
+    want = F.nll_loss(preds.log(), targs).item()
+    right = (preds.argmax(1) == targs).float().mean().item()
+    assert (torch.cat([b.y.flatten() for b in dl]) == -100).any()
+    assert learn.validate(dl) == pytest.approx([want, right, math.exp(want)], rel=1e-4)
+
+
+def test_few_texts_are_rows_of_their_own(tmp_path: Path) -> None:
+    dls = loaders(tmp_path, is_lm=True, bs=32)
+    one = dls.test_dl(["the film was a joy and the cast was great"])
+    assert [b.x.shape[0] for b in one] == [1] * len(one) and one.first_batch().x.shape == (1, 8)
+    assert dls.test_dl(["a", "b", "c"], bs=2).first_batch().x.shape[0] == 2
+    assert dls.test_dl(list(reviews().text)).first_batch().x.shape[0] == 60 < dls.valid.bs
+
+
+def test_targets_that_do_not_count() -> None:
+    preds, targs = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 1, 1, -100])
+    assert accuracy(preds, targs) == pytest.approx(2 / 3) and error_rate(preds, targs) == pytest.approx(1 / 3)
+    assert top_k_accuracy(preds, targs, k=3) == pytest.approx(1)
+    whole = AverageMetric(accuracy)
+    for part in (slice(0, 1), slice(1, 4), slice(3, 4)):  # the last one has none that counts
+        whole.update(preds[part], targs[part])
+    assert whole.compute() == pytest.approx(2 / 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import install
 import notebooks as nbtool
 import pytest
 import readme
+import soak
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 PNG = base64.b64encode(b"\x89PNG not really").decode()
@@ -218,3 +220,25 @@ def test_readme_rendering() -> None:
     assert f"![six cats]({name})" in text
     assert "show()" not in text and "print(2)" in text and "\n2\n" not in text
     assert "[one](nbs/lessons/01.ipynb) [two](https://x.org) [up](CONTRIBUTING.md)" in text
+
+
+# ---------------------------------------------------------------------------------------------------------- soak
+
+
+def soaked(grow: dict[str, float], n: int = 240) -> dict[str, Any]:
+    """The verdict on two hours, in which memory jumps by up to 30 MB and the named figures grow by so much per hour."""
+    noise = random.Random(0)
+    about = {"rss": 1000.0, "handles": 70, "threads": 16, "widgets": 0}
+    samples = [{"seconds": 30.0 * i, **{k: v + int(grow.get(k, 0) * i / 120) for k, v in about.items()}} for i in range(n)]
+    for s in samples:
+        s["rss"] += 30 * noise.random() + (400 * s["seconds"] / 600 if s["seconds"] < 600 else 400)  # at first it grows
+    return soak.verdict(samples, 600)
+
+
+def test_the_long_run_is_judged() -> None:
+    assert soaked({})["problems"] == [] and soaked({"rss": 5})["problems"] == []
+    assert "memory grew by" in soaked({"rss": 60})["problems"][0] and len(soaked({"rss": 60})["problems"]) == 1
+    for name in soak.COUNTS:
+        (problem,) = soaked({name: 2})["problems"]
+        assert name in problem and "grew from" in problem
+    assert soak.verdict([{"seconds": 1.0, "rss": 1.0, "handles": 1, "threads": 1, "widgets": 0}], 0)["problems"]

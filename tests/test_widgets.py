@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import csv
+import gc
 import html
 import io
 import re
@@ -12,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import types
+import weakref
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -722,3 +724,39 @@ def test_explorer_of_a_learner() -> None:
     assert said == pytest.approx(learn.recorder.smooth_losses[k], rel=0.05) and ex.momentum not in ex.widget.children
     ex.slider.value = learn.recorder.lrs[-1]
     assert "not tried" in ex.text.value and len(ex.out.outputs) == 1
+
+
+# ----------------------------------------------------------------------------------------------- what stays behind
+
+
+def test_closed_widgets_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cleaners, uploads, explorers and progress bars, each used: no widget lives on, and neither does the model."""
+    import ipywidgets
+
+    from coursekit import display
+
+    live = ipywidgets.widgets.widget._instances
+    learn = make_learner(make_hostile_classes(tmp_path))
+    learn.lr_find(num_it=10)
+    before, photo = len(live), encoded(halves(), "PNG")
+    monkeypatch.setattr(display, "in_notebook", lambda: True)
+    for _ in range(3):
+        cleaner, up, explorer = ImageClassifierCleaner(learn, max_n=2), upload_and_predict(learn), lr_explorer(learn)
+        shown = [w._repr_mimebundle_() for w in (cleaner, up, explorer)]
+        assert all(shown)
+        send(up, ("a.png", photo), ("b.png", b"%PDF"))
+        up.clear()
+        for first in (2, 4, 0):
+            cleaner._view.show_page(first)
+        cleaner.choose(cleaner._view.shown[0], "delete")
+        assert len(list(display.progress_bar(range(3)))) == 3
+        for widget in (cleaner, up, explorer, cleaner):  # the second time, there is nothing to close
+            widget.close()
+        assert len(live) == before, [type(w).__name__ for w in list(live.values())[before:]]
+    assert len(cleaner.delete()) == 1  # what was chosen stays
+    assert cleaner.widget.children
+    cleaner.close()
+    gone = weakref.ref(learn)
+    del learn, cleaner, up, explorer, widget
+    gc.collect()
+    assert gone() is None

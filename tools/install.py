@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Install coursekit for development into the environment of the Python that runs this: `python tools/install.py`.
+With `--oldest`, what coursekit and its extras need comes in the oldest versions that settings.ini allows; only uv can do that.
 
 uv does it several times as fast as pip, so pip installs uv first. uv gets what pip's own configuration says (indexes,
 folders of wheels, constraints, certificates); if it cannot be installed or fails, pip does the work. At the end, the scripts
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ["-e", ".[dev]"]
+OLDEST = ["--resolution", "lowest-direct", "-e", ".[course,onnx]", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
 FETCH = [sys.executable, "docs/build.py", "--fetch"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 # An option of pip -> the same for uv. uv separates several folders of wheels by commas, everything else by spaces.
@@ -39,12 +41,12 @@ def succeeds(command: list[str], **env: str) -> bool:
     return subprocess.run(command, cwd=ROOT, env={**env, **os.environ}).returncode == 0
 
 
-def with_uv() -> bool:
+def with_uv(what: list[str]) -> bool:
     uv = Path(sys.executable).with_name("uv.exe" if os.name == "nt" else "uv")
     if not uv.exists() and not succeeds([*PIP, "install", "-qqq", "uv"]):
         return False
     config = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True).stdout
-    return succeeds([str(uv), "pip", "install", "-q", "--python", sys.executable, *WHAT], **as_uv(config))
+    return succeeds([str(uv), "pip", "install", "-q", "--python", sys.executable, *what], **as_uv(config))
 
 
 def fetch_scripts() -> None:
@@ -55,7 +57,9 @@ def fetch_scripts() -> None:
 
 
 def main() -> int:
-    if not with_uv():
+    if "--oldest" in sys.argv[1:]:
+        return 0 if with_uv(OLDEST) else 1
+    if not with_uv(WHAT):
         print("uv could not do it; installing with pip", flush=True)
         if not succeeds([*PIP, "install", "-qq", *WHAT]):
             return 1

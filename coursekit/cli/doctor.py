@@ -26,7 +26,7 @@ from ..core import coursekit_home, cpu_cores, default_device, plural, precision_
 def package_versions() -> str:
     "The versions that matter in a question or a bug report."
     found = [f"Python {platform.python_version()}"]
-    for name in ("coursekit", "torch", "torchvision", "pillow", "opencv-python-headless", "timm", "jupyterlab", "ipywidgets", "voila", "onnxruntime"):
+    for name in ("coursekit", "torch", "torchvision", "pillow", "opencv-python-headless", "timm", "jupyterlab", "ipywidgets", "onnxruntime"):
         try:
             found.append(f"{name} {version(name)}")
         except PackageNotFoundError:

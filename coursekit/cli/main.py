@@ -402,16 +402,16 @@ def export(model: str, out: str, overwrite: bool) -> None:
 @click.option("--port", type=click.IntRange(0, 65535), default=8866, show_default=True, help="Port to listen on; 0 picks a free one.")
 @click.option("--ip", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines in.")
 @click.option("--no-browser", is_flag=True, help="Print the address instead of opening a browser.")
-@click.option("--max-visitors", type=click.IntRange(1, 1000), default=8, show_default=True, help="How many people can use it at the same time; each takes about 500 MB of memory.")
-def app(model: str, port: int, ip: str, no_browser: bool, max_visitors: int) -> None:
-    """Serve a web page that classifies the images people upload.
+def app(model: str, port: int, ip: str, no_browser: bool) -> None:
+    """Serve MODEL as a web page that predicts images.
 
-    The page runs on this machine until you press Ctrl-C. For MODEL, see `coursekit predict --help`.
+    The page is the one that `coursekit export model.html` writes. It predicts in the visitor's browser, so images never leave the visitor's device. It is served
+    from this machine until you press Ctrl-C. For MODEL, see `coursekit predict --help`.
 
     Example: coursekit app model.ck
     """
     from coursekit.cli.app import serve
-    serve(model, ip=ip, port=port, browser=not no_browser, max_visitors=max_visitors, say=click.echo)
+    serve(model, ip=ip, port=port, browser=not no_browser, say=click.echo)
 
 # %% ../../nbs/api/cli/09_main.ipynb #149cc627
 @main.command()

@@ -57,7 +57,7 @@ def momentum_or_none(answer):  # [three shares without momentum, three with it, 
     none, momentum = numbers(answer[0], 3, "the first list"), numbers(answer[1], 3, "the second list")
     odd = [v for v in (*none, *momentum) if not 0 <= v <= 1]
     hint_if(odd, "no share", value=odd[0] if odd else 0)
-    hint_if(none == momentum, "equal lists")
+    hint_if(none == momentum and any(none), "equal lists")  # after a few epochs, no sample may look like a breed
     hint_if((verdict := answer[2]) not in ("none", "momentum", "can't tell"), "verdict")
     true = "none" if min(none) > max(momentum) else "momentum" if min(momentum) > max(none) else "can't tell"
     hint_if(verdict != true, "too sure" if true == "can't tell" else "too careful" if verdict == "can't tell" else "wrong side")

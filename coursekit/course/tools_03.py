@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core import seeded
-from ..vision.images import PILImage
+from ..vision.pil import PILImage
 
 # %% ../../nbs/api/course/12_tools_03.ipynb #da496297
 def as_digit(

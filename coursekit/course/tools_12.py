@@ -142,6 +142,7 @@ def plot_speed(
 ) -> None:
     "Published error against measured speed of training: down and to the right is better."
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     drawn = [s for s in speeds if s.published is not None]
     fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -152,7 +153,10 @@ def plot_speed(
         ax.annotate(s.arch, (s.training, s.published), xytext=(6, 5 if k % 2 else -11), textcoords="offset points", fontsize=8)
     ax.set(xscale="log", xlabel="training on this machine, images per second", ylabel="published ImageNet error")
     ax.yaxis.set_major_formatter("{x:.0%}")
-    ax.margins(x=0.15)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter("")
+    ax.margins(x=0.25, y=0.1)
     finish(fig, "Published ImageNet error against measured training speed of " + ", ".join(s.arch for s in drawn))
 
 # %% ../../nbs/api/course/22_tools_12.ipynb #f959232a

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['map_tensors', 'tensors_in', 'Batch', 'as_batch', 'derive_seed', 'EpochSampler', 'Keys', 'restored',
-           'workers_are_forked', 'default_workers', 'check_sendable', 'ignore_interrupts', 'collate_blocks', 'to_batch']
+           'workers_are_forked', 'default_workers', 'check_sendable', 'ignore_interrupts', 'collate_blocks', 'to_batch',
+           'Loader']
 
 # %% ../../nbs/api/data/09_batch.ipynb #5d5dfc6d
 import itertools
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core import cpu_cores
+from ..core import check_device, cpu_cores, default_device
 
 # %% ../../nbs/api/data/09_batch.ipynb #0eeec933
 def map_tensors(func: Callable[[Tensor], Any], part: Any) -> Any:
@@ -87,17 +88,21 @@ class Batch:
 
 # %% ../../nbs/api/data/09_batch.ipynb #9d576d1b
 def as_batch(data: Any) -> Batch:
-    "What a loader yields, as a `Batch`: one already, a tensor, or a tuple or list (inputs..., target), whose elements may be nested."
+    "What a loader yields, as a `Batch`: one already, a tensor, or a tuple or list (inputs..., target), whose elements may be nested or lists of texts."
     if isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor) and isinstance(data[1], Tensor):
         return Batch((data[0],), (data[1],))  # nearly always, and every microsecond here is paid for each batch
     if isinstance(data, Batch):
         return data
     if isinstance(data, Tensor):
         return Batch((data,))
-    if isinstance(data, (tuple, list)) and data and all(map(tensors_in, data)):
+    if isinstance(data, (tuple, list)) and data and all(tensors_in(part) or _are_texts(part) for part in data):
         return Batch(tuple(data[:-1]), (data[-1],)) if len(data) > 1 else Batch((data[0],))
     raise ValueError(f"a batch of type {type(data).__name__} cannot be used; the loader must yield tensors as "
                      "(input, target) or (input, ..., target).")
+
+
+def _are_texts(part: Any) -> bool:  # which PyTorch doesn't stack; they are fine to look at
+    return isinstance(part, (tuple, list)) and bool(part) and all(isinstance(v, str) for v in part)
 
 # %% ../../nbs/api/data/09_batch.ipynb #3e360895
 def derive_seed(*parts: int) -> int:  # e.g. seed, epoch, position -> 0 .. 2**63 - 1
@@ -215,3 +220,61 @@ def collate_blocks(blocks: Sequence, n_inp: int, samples: Sequence[tuple]) -> Ba
 def to_batch(collate: Callable, data: Any) -> Batch:
     "A `Batch` of what a dataset returns: a list of samples is stacked, a batch served in one call is passed on."
     return as_batch(collate(data) if isinstance(data, list) else data)
+
+# %% ../../nbs/api/data/09_batch.ipynb #d16937cb
+class Loader:
+    "Base class of loaders: yields `Batch`es on `device`."
+
+    def __init__(self, dataset: Any, *, device: torch.device | str | None, bs: int | None = None, batch_tfms: Sequence = ()):
+        check_device(device, type(self).__name__)
+        self.device = torch.device(device) if device is not None else default_device()
+        self.dataset, self.bs, self.wanted_bs, self.batch_tfms = dataset, bs, bs, tuple(batch_tfms)
+        self.blocks, self.n_inp = list(getattr(dataset, "blocks", ())), getattr(dataset, "n_inp", 1)
+        self.epoch, self._cpu = -1, self.device.type == "cpu"  # epoch: passes begun, from 0
+
+    @property
+    def targets(self) -> list:
+        "The blocks of the targets; empty if the dataset has no blocks."
+        return self.blocks[self.n_inp:]
+
+    @property
+    def kinds(self) -> list[str]:
+        "The kind of each block."
+        return [b.kind for b in self.blocks]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.starting_at(0)
+
+    def starting_at(self, skip: int) -> Iterator[Batch]:
+        "One pass without its first `skip` batches; the others are as they would be after these."
+        raise NotImplementedError(f"{type(self).__name__} must define starting_at(skip).")
+
+    def in_order(self) -> "Loader":
+        "A loader of all items in order, not augmented: what predictions must be made from, so that row i belongs to item i."
+        return self
+
+    def first_batch(self) -> Batch:
+        "The first batch of a new pass."
+        return next(iter(self))
+
+    def one_batch(self) -> Batch:
+        "The same under the name that `DataLoaders` has for it."
+        return self.first_batch()
+
+    def new(self, **changes: Any) -> "Loader":
+        "The same loader with something changed."
+        raise ValueError(f"DataLoaders.new: cannot change a plain loader ({', '.join(changes)}); build a new one with the options you need.")
+
+    def samples(self, indices: Sequence[int], seeds: Sequence[int]) -> Batch:
+        "A batch of chosen items with chosen draws."
+        raise ValueError("a plain loader cannot fetch single items; build the data with a DataBlock.")
+
+    def _here(self, batch: Batch) -> Batch:
+        "The batch on the loader's device."
+        if self._cpu:
+            for part in (*batch.xs, *batch.ys):
+                if not isinstance(part, Tensor) or not part.is_cpu:
+                    break
+            else:
+                return batch  # nearly always, and every microsecond here is paid for each batch
+        return batch.to(self.device, non_blocking=self.device.type == "cuda")

@@ -67,7 +67,7 @@ class Block:
 
     def collate(self, values: Sequence) -> Tensor:
         "Encoded values of a batch stacked into one tensor, samples first."
-        return torch.stack([torch.as_tensor(v) for v in values])
+        return _stacked(values, type(self).__name__)
 
     def decode(self, value: Tensor) -> Any:
         "One sample's tensor back as something people read."
@@ -84,6 +84,15 @@ class Block:
     def show_result(self, actual: Any, predicted: Any, ax) -> None:
         "Draw a decoded target with the prediction below it; a wrong one is marked by a cross and in red."
         _add_title(ax, f"{actual}\n{predicted}{'' if actual == predicted else ' ✗'}", wrong=actual != predicted)
+
+# %% ../../nbs/api/data/06_block.ipynb #ef0d5d84
+def _stacked(values: Sequence, who: str) -> Tensor:
+    "Values as one tensor; `who` begins the error."
+    try:
+        return torch.stack([torch.as_tensor(v) for v in values])
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{who}: values such as {reprlib.repr(values[0])} cannot be stacked into a tensor; say what they are, such as "
+                         "blocks=(ImageBlock, CategoryBlock).") from e
 
 # %% ../../nbs/api/data/06_block.ipynb #7752221e
 def _add_title(ax, text: str, *, wrong: bool = False) -> None:

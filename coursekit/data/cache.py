@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core import cpu_cores, plural
+from ..display import bar_class
 
 # %% ../../nbs/api/data/07_cache.ipynb #23b2309c
 Row = list[tuple[int, tuple, tuple]]  # for each part of a sample: start in its buffer, shape, strides
@@ -101,9 +102,7 @@ CHUNK = 128  # samples per buffer
 
 def _prepared(n: int, make: Callable[[int], list[Tensor]]) -> Iterator[list[list[Tensor]]]:
     "The samples in chunks, prepared by several threads, with a progress bar if it takes long."
-    from tqdm.auto import tqdm
-
-    with ThreadPoolExecutor(threads()) as pool, tqdm(total=n, desc="preparing", leave=False, delay=2, disable=None) as bar:
+    with ThreadPoolExecutor(threads()) as pool, bar_class()(total=n, desc="preparing", leave=False, delay=2, disable=None) as bar:
         for low in range(0, n, CHUNK):
             samples = list(pool.map(make, range(low, min(low + CHUNK, n))))
             yield samples

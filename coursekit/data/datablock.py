@@ -9,7 +9,7 @@ __all__ = ['Datasets', 'DataBlock']
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from typing_extensions import Unpack
 from ..core import plural, takes_options
 from .batch import collate_blocks
 from .block import Block
-from .dataset import Dataset, as_items, call_getter, describe_item, encode_part
-from .items import RandomSplitter
+from .dataset import Dataset, call_getter, describe_item, encode_part
+from .items import RandomSplitter, as_items
 from .loader import DataLoaders, LoaderOptions
 from .transforms import BatchTransform, ItemTransform, as_transforms
 
@@ -53,14 +53,16 @@ class _Unread(Sequence):
         return self.read(self.items[i])
 
 # %% ../../nbs/api/data/11_datablock.ipynb #b679ed45
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DataBlock:
-    "How to make training data from a source: a plan that works for any number of sources."
-    blocks: Sequence[Block | type[Block]] = ()  # kinds of inputs and targets, such as (ImageBlock, CategoryBlock)
+    """How to make training data from a source: a plan that works for any number of sources. You can begin with an empty one, look at what `datasets`
+    makes of it, and fill it in with `new`."""
+    blocks: Sequence[Block | type[Block]] = (Block, Block)  # kinds of inputs and targets, such as (ImageBlock, CategoryBlock); `Block`: as they are
+    _: KW_ONLY
     get_items: Callable[[Any], Sequence] | None = None  # source -> items; None: the source is a list of items
     get_x: Callable | Sequence[Callable] | None = None  # item -> input, one per input block; None: the item itself
     get_y: Callable | Sequence[Callable] | None = None  # item -> target, one per target block; None: the item itself
-    splitter: Callable | None = None  # items -> (training indices, validation indices); None: RandomSplitter(.2)
+    splitter: Callable | None = None  # items as get_items returned them -> (training, validation) positions; None: RandomSplitter(.2)
     n_inp: int | None = None  # how many blocks are inputs; None: all but the last
     item_tfms: ItemTransform | Sequence[ItemTransform] | None = None  # each sample, before stacking
     batch_tfms: BatchTransform | Sequence[BatchTransform] | None = None  # each batch, on the device
@@ -95,17 +97,23 @@ class DataBlock:
 
     def new(
         self,
+        item_tfms: ItemTransform | Sequence[ItemTransform] | None = None,  # None keeps those of this plan, here and below
+        batch_tfms: BatchTransform | Sequence[BatchTransform] | None = None,
         *,
-        item_tfms: ItemTransform | Sequence[ItemTransform] | None = None,  # None keeps those of this plan
-        batch_tfms: BatchTransform | Sequence[BatchTransform] | None = None,  # None keeps those of this plan
+        blocks: Sequence[Block | type[Block]] | None = None,
+        get_items: Callable[[Any], Sequence] | None = None,
+        get_x: Callable | Sequence[Callable] | None = None,
+        get_y: Callable | Sequence[Callable] | None = None,
+        splitter: Callable | None = None,
+        n_inp: int | None = None,  # if there are new blocks, None is all but the last
     ) -> "DataBlock":
-        "The same plan with other transforms."
-        changes = {k: v for k, v in dict(item_tfms=item_tfms, batch_tfms=batch_tfms).items() if v is not None}
-        return dataclasses.replace(self, **changes)
+        "The same plan with other parts."
+        changes = {k: v for k, v in locals().items() if v is not None and k != "self"}
+        return dataclasses.replace(self, **({"n_inp": None} if blocks is not None else {}) | changes)
 
-    def items(self, source: Any) -> Sequence:
-        "The items of a source; none at all is an error."
-        items = as_items(source if self.get_items is None else self.get_items(source))
+    def items(self, source: Any) -> Any:  # a sequence, or a table
+        "The items of a source, as get_items returns them; none at all is an error."
+        items = source if self.get_items is None else self.get_items(source)
         if isinstance(items, (str, bytes)) or not hasattr(items, "__len__"):
             raise ValueError(f"DataBlock: {items!r} is not a list of items; pass get_items, such as get_image_files, or a list as the source.")
         if len(items) == 0:
@@ -114,14 +122,17 @@ class DataBlock:
             raise ValueError(f"DataBlock: no items in {where}; check the path and what is in it.")
         return items
 
-    def split(self, items: Sequence) -> tuple[list[int], list[int]]:
-        "Indices for training and validation; an empty side is an error."
+    def split(self, items: Any) -> tuple[list[int], list[int]]:
+        "Positions for training and validation; an empty side is an error."
         splitter = self.splitter or RandomSplitter(0.2)
         train, valid = (list(map(int, s)) for s in splitter(items))
         for name, side in (("training", train), ("validation", valid)):
             if not side:
                 raise ValueError(f"DataBlock: {splitter!r} puts none of {plural(len(items), 'item')} into the {name} set; "
                                  "change the splitter or its share, or add items.")
+            if not -1 < min(side) <= max(side) < len(items):
+                raise ValueError(f"DataBlock: {splitter!r} names position {max(side) if min(side) >= 0 else min(side)}, but there are "
+                                 f"{plural(len(items), 'item')}; positions count from 0. (For a table, call reset_index(drop=True) first.)")
         return train, valid
 
     def datasets(
@@ -129,8 +140,8 @@ class DataBlock:
         source: Any,  # what get_items takes: a folder, a list, a DataFrame
     ) -> Datasets:  # both sets, blocks set up on the training items only
         "Training and validation set."
-        items = self.items(source)
-        splits = self.split(items)
+        found = self.items(source)
+        items, splits = as_items(found), self.split(found)
         blocks = [b() if isinstance(b, type) else copy.copy(b) for b in self.blocks]
         getters = self.getters()
         values = [self._read(p, b, getters[p], items, splits[0]) for p, b in enumerate(blocks)]
@@ -195,7 +206,7 @@ class DataBlock:
     def steps(self, source: Any, bs: int) -> Iterator[tuple[str, str]]:
         "Each step of `summary` as (name, what came out)."
         items = self.items(source)
-        yield "items", f"{plural(len(items), 'item')}, the first is {describe_item(items[0])}"
+        yield "items", f"{plural(len(items), 'item')}, the first is {describe_item(as_items(items)[0])}"
         train, valid = self.split(items)
         yield "split", f"{len(train):,} for training, {len(valid):,} for validation"
         dsets = self.datasets(source)

@@ -7,22 +7,19 @@ __all__ = ['STAND_INS', 'URLs', 'published_check', 'fetch_file', 'archive_name',
            'course_data', 'Check', 'Digest', 'DownloadError', 'MirrorError', 'download_url']
 
 # %% ../../nbs/api/data/02_download.ipynb #09349c5e
-import http.client
 import importlib
 import json
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from ..core import atomic_file, coursekit_home, show_path, suggest
-from .archive import extract_archive
-from .transfer import (Broken, Check, Digest, DownloadError, MirrorError, download_url, file_name, is_safe, locked, open_url, transfer)
+from .archive import extract_archive, locked, made_once
+from .transfer import (Broken, Check, Digest, DownloadError, MirrorError, download_url, file_name, is_safe, read_url, transfer)
 
 _all_ = ["Check", "Digest", "DownloadError", "MirrorError", "download_url"]
 
@@ -96,12 +93,16 @@ _published = {  # size in bytes, md5 of the first megabyte: fastai's table of do
 }
 
 
+_whole_md5 = {"imageclas/imagenette2.tgz": "fe2fc210e6bb7c5664d602c3cd71e612", "imageclas/imagenette2-160.tgz": "e793b78cc4c9e9a4ccc0c1155377a412",
+              "imageclas/imagenette2-320.tgz": "3df6f0d01a2c9592104656642f5e78a3"}  # of all bytes: torchvision's table
+
+
 def published_check(url: str) -> Check:  # empty if nothing is published
     "Size and md5 that are published for an archive"
     if url == URLs.ML_100k:  # GroupLens publishes the md5 of the whole file
         return Check(size=4924029, md5="0e33842e24a9c977be4e0107933c0723")
     size, md5 = _published.get(url.removeprefix(_s3), (None, None))
-    return Check(size=size, head_md5=md5)
+    return Check(size=size, head_md5=md5, md5=_whole_md5.get(url.removeprefix(_s3)))
 
 # %% ../../nbs/api/data/02_download.ipynb #7d8afed5
 def _write_json(path: Path, **values) -> None:
@@ -136,8 +137,9 @@ def _cached(url: str, folder: Path, check: Check, *, refresh: bool = False) -> t
         sha256 = (seen or transfer(url, dest, check)).sha256
         if known != sha256:
             _write_json(note, url=url, size=dest.stat().st_size, sha256=sha256)
-        if not check.has_hash:
-            print(f"{dest.name}: no hash is published, so its sha256, {sha256[:16]}..., was recorded to compare with next time.")
+        if not check.whole:
+            what = "only its size and the md5 of its first megabyte are published" if check.head_md5 else "no hash is published"
+            print(f"{dest.name}: {what}, so its sha256, {sha256[:16]}..., was recorded to compare with next time.")
     return dest, sha256
 
 # %% ../../nbs/api/data/02_download.ipynb #47de0fda
@@ -163,9 +165,8 @@ def _mirror_sums(root: str | Path) -> dict[str, str]:  # file name -> sha256
         if isinstance(root, Path):
             text = (root / "SHA256SUMS").read_text(encoding="utf-8")
         else:
-            with open_url(where, {}, timeout=20) as answer:
-                text = answer.read(1 << 22).decode("utf-8")
-    except (OSError, http.client.HTTPException, UnicodeDecodeError, Broken) as e:
+            text = read_url(where, 1 << 22, 60).decode("utf-8")
+    except (OSError, UnicodeDecodeError, Broken) as e:
         raise MirrorError(f"COURSEKIT_MIRROR: {where} cannot be read ({e}); create it with `sha256sum * > SHA256SUMS`.") from e
     sums = {}
     for line in filter(str.strip, text.splitlines()):
@@ -238,13 +239,6 @@ def archive_name(url: str) -> str:
     return short
 
 
-def _clean(folder: Path, name: str) -> None:
-    "Remove what killed processes left behind; the caller holds the lock"
-    for p in folder.iterdir():
-        if re.fullmatch(rf"\.{re.escape(name)}\.(new|old|((new|json)\.)?[0-9a-f]{{8}}\.tmp)", p.name):
-            shutil.rmtree(p) if p.is_dir() else p.unlink()
-
-
 def _usable(url: str, dest: Path, note: Path) -> bool:
     "Whether `dest` is a complete dataset made from `url`; raises if it is something else"
     if not dest.is_dir():
@@ -273,14 +267,16 @@ def untar_data(
     with locked(dest):
         if not force_download and _usable(url, dest, note):
             return dest
-        _clean(dest.parent, name)
+        old, new = (dest.parent / f".{name}.{end}" for end in ("old", "new"))
+        for left in (old, new):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         archive, sha256, source = _obtain(url, base / "archive", mirrored=Check(), public=published_check(url), refresh=force_download)
-        new = extract_archive(archive, dest.parent / f".{name}.new", strip_top=True)
+        extract_archive(archive, new, strip_top=True)
         if dest.exists():
-            os.rename(dest, dest.parent / f".{name}.old")
+            os.rename(dest, old)
         _write_json(note, url=url, sha256=sha256, source=source)
         os.rename(new, dest)  # from here on the dataset is there, all of it
-        _clean(dest.parent, name)
+        shutil.rmtree(old, ignore_errors=True)
     return dest
 
 # %% ../../nbs/api/data/02_download.ipynb #dba40d9a
@@ -349,21 +345,4 @@ def _stand_in_data(url: str) -> Path:
     dest = coursekit_home() / "samples" / f"{name}-v{getattr(module, 'VERSION', 1)}"
     more = " (COURSEKIT_DATA=full gets the real one)" if data_mode() == "sample" else ""
     print(f"{stand_in_title(name)}, generated on this machine in place of {name}{more}: {show_path(dest)}")
-    if dest.is_dir():
-        return dest
-    with locked(dest):
-        if not dest.is_dir():
-            _make(getattr(module, function), dest)
-    return dest
-
-
-def _make(make: Callable[[Path], Any], dest: Path) -> None:
-    "Call `make` with a folder that becomes `dest` when it is done"
-    _clean(dest.parent, dest.name)
-    tmp = dest.parent / f".{dest.name}.{uuid.uuid4().hex[:8]}.tmp"
-    tmp.mkdir()
-    try:
-        make(tmp)
-        os.rename(tmp, dest)
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+    return made_once(dest, getattr(module, function))

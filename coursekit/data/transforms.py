@@ -8,7 +8,7 @@ __all__ = ['ItemTransform', 'BatchTransform', 'as_transforms']
 # %% ../../nbs/api/data/05_transforms.ipynb #98467817
 import random
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -73,6 +73,13 @@ class BatchTransform:
     ) -> list[Tensor]:
         "Predictions taken back to where the items were before: those that `moves` names, moved the opposite way. Points count from -1 to 1."
         return preds
+
+    def fitted(
+        self,
+        dataset: Any,  # the training items, as a `Dataset`
+    ) -> "BatchTransform":
+        "Itself, or a copy that has learned what it needs from the training items, when loaders are made."
+        return self
 
     @property
     def of_model(self) -> "BatchTransform | None":

@@ -23,8 +23,9 @@ import torch
 
 from ..core import check_device, coursekit_home, show_path
 from ..data.download import fetch_file
-from .export import Exported, learner_of, read_export, write_ck
+from .export import Exported, learner_of, pixels, read_export, write_ck
 from ..training.learner import Learner
+from ..training.weights import well_formed
 
 # %% ../../nbs/api/deploy/03_hub.ipynb #62f57360
 class HubError(OSError):
@@ -94,6 +95,10 @@ def load_learner(
     """A learner that predicts, from an exported file. Nothing is unpickled, and no code of the file runs. An https address is fetched once,
     hf:// again when the repository has changed."""
     check_device(device, "load_learner")
+    if (name := Path(path)).suffix.lower() in (".pkl", ".pth", ".pt"):
+        beside = name.with_suffix(".ck")
+        fix = f"load_learner({str(beside)!r}) loads the file beside it" if beside.expanduser().is_file() else "export the model to a .ck file, by learn.export()"
+        raise ValueError(f"load_learner: {name.name} is the name of a pickle, which may run any code when it is opened, so it is not; {fix}.")
     file = model_file(path, sha256=sha256)
     try:
         exported = read_export(file)
@@ -105,16 +110,13 @@ def load_learner(
                 kept.unlink(missing_ok=True)
         raise ValueError(f"{e} It came from {path}.") from e
     who = f"load_learner: {show_path(file)}"
-    learn = learner_of(exported, who, path=file.parent, device=device)
-    blanks = [b.blank() for b in exported.blocks[:exported.n_inp]]
-    if blanks[0] is not None and len(blanks) == 1 < len(exported.blocks):
-        try:
+    with well_formed(who, "export the model again"):
+        learn = learner_of(exported, who, path=file.parent, device=device)
+        blanks = [b.blank() for b in exported.blocks[:exported.n_inp]]
+        if isinstance(blanks[0], dict):  # a row of a table, which has two blocks
+            blanks = [{k: v for b in blanks for k, v in b.items()}]
+        if len(blanks) == 1 and blanks[0] is not None and pixels(exported) <= 1 << 20:  # a trial of large images is left to who wants them
             learn.predict(blanks[0])
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as e:
-            reason = (str(e) or type(e).__name__).strip().partition("\n")[0][:300]
-            raise ValueError(f"{who} is malformed (it cannot predict: {reason}); export the model again.") from e
     return learn
 
 # %% ../../nbs/api/deploy/03_hub.ipynb #21f3f2ed

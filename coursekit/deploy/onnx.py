@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..training.learner import Learner
 from ..training.loop import as_float
-from ..training.weights import atomic_write
+from ..training.weights import atomic_write, finite_state
 
 # %% ../../nbs/api/deploy/02_onnx.ipynb #9a1d7851
 class ImageGraph(nn.Module):
@@ -98,7 +98,7 @@ def graph_notes(learn: Learner, shape: Sequence[int]) -> dict[str, str]:
     resizing = [t.resizing for t in learn.dls.batch_tfms if getattr(t, "resizing", None)]
     what = "probabilities" if all(vocabs) else "numbers"
     return {"coursekit": coursekit.__version__, "classes": json.dumps(vocabs[0] if len(vocabs) == 1 else vocabs),
-            "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; red, green, blue; 0 to 255; not normalized",
+            "input": f"images: (batch, {', '.join(map(str, shape[1:]))}) bytes; {'red, green, blue' if shape[1] == 3 else 'gray'}; 0 to 255; not normalized",
             "output": f"{what}: what {type(learn.loss_func).__name__} makes of the network's output",
             "preparation": "; ".join(filter(None, map(str, [learn.dls.valid_ds.blocks[0].note(), *learn.dls.valid_ds.item_tfms, *resizing])))}
 
@@ -107,6 +107,7 @@ def onnx_graph(learn: Learner) -> Any:  # an onnx.ModelProto
     "The graph from images to predictions, for any number of images at a time, with its notes."
     if missing := [p for p in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(p) is None]:
         raise ModuleNotFoundError(f"export: ONNX needs {', '.join(missing)}, which is not installed; pip install 'coursekit[onnx]'.")
+    finite_state(learn.model, "Learner.export")
     graph, shape = ImageGraph(learn), prepare_images(learn, trial_items(learn)[:1]).shape
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's exporter, about its own insides

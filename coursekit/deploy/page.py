@@ -75,7 +75,7 @@ def page_step(transform: Any) -> dict[str, Any]:  # of samples, or a resizing on
     if type(transform) is Augment:
         return {"name": "middle", **at, "share": 1, "how": "floor"}
     raise ValueError(f"export: a page cannot prepare images with {type(transform).__name__}, only with Resize, RandomResizedCrop and the size of "
-                     "aug_transforms. Use one of these, or export a .ck file for `coursekit app`, which runs your code.")
+                     "aug_transforms. Use one of these, or predict in a notebook with upload_and_predict, which runs your code.")
 
 
 def page_steps(learn: Learner) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def page_spec(learn: Learner) -> dict[str, Any]:
     odd = [f"{f.name}={value!r}" for f in dataclasses.fields(block) if f.init and (value := getattr(block, f.name)) != f.default]
     if type(block) is not ImageBlock or odd:
         raise ValueError(f"export: a page reads images as ImageBlock() does, and this input is {type(block).__name__}({', '.join(odd)}). "
-                         "Export a .ck file for `coursekit app`.")
+                         "Predict in a notebook, with upload_and_predict.")
     (target,), draft = targets, block.before(ds.item_tfms, ds.kinds).draft
     colors = {"colors": class_colors(len(target.vocab)).tolist()} if isinstance(target, MaskBlock) else {}
     return {"kind": KINDS[type(target)], **colors, "classes": [str(name) for name in target.vocab or ()], "steps": page_steps(learn),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core import plural, printable
 from ..data.batch import restored
 from ..data.loader import ordered
-from ..display import figure_output, finish
+from ..display import Shown, figure_output, finish
 from ..training.learner import Learner
 from ..training.loop import as_float
 
@@ -180,7 +180,7 @@ def _draw_neighbors(items: MapItems, i: int) -> tuple[Any, str]:  # a figure and
     return fig, f"{items!r}. Picked: {items.text(i)}. Nearest: {'; '.join(map(items.text, near))}."
 
 # %% ../../nbs/api/interpret/03_embeddings.ipynb #2514c782
-class EmbeddingMap(MapItems):
+class EmbeddingMap(MapItems, Shown):
     "A map of items by what the model takes for similar. A notebook shows it with a list to pick an item and see its nearest neighbors."
 
     @classmethod

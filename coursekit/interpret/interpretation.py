@@ -73,11 +73,12 @@ class Interpretation:
         k: int = 9,  # how many
         *,
         heatmap: bool = False,  # lay the evidence for the prediction over each image, by `heat_maps`
+        nrows: int | None = None,  # rows of the grid; None: as square as possible
         ncols: int | None = None,  # columns of the grid
         figsize: tuple[float, float] | None = None,  # inches
     ) -> None:
         "The items with the highest losses, each with target, prediction, loss and, for classes, the probability of the prediction."
-        _plot_top_losses(self, k, heatmap=heatmap, ncols=ncols, figsize=figsize)
+        _plot_top_losses(self, k, heatmap=heatmap, nrows=nrows, ncols=ncols, figsize=figsize)
 
     def report(self) -> Table:
         "How good the predictions of several labels, of numbers or of points are, in a row for each label, number or point."
@@ -87,14 +88,14 @@ class Interpretation:
         return f"{type(self).__name__}({plural(len(self.losses), 'item')}, mean loss {self.losses.mean():.4f})"
 
 # %% ../../nbs/api/interpret/01_interpretation.ipynb #abeae11b
-def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, ncols: int | None, figsize: tuple[float, float] | None) -> None:
+def _plot_top_losses(interp: Interpretation, k: int, *, heatmap: bool, **grid: Any) -> None:
     "What `Interpretation.plot_top_losses` does."
     losses, order = interp.top_losses(k)
     batch, blocks = interp.dl.samples(order.tolist(), order.tolist()), interp.dl.blocks
     block, classes = interp.dl.targets[interp.target], interp.vocab is not None and interp.decoded.ndim == 1
     targets = [interp.vocab[i] for i in interp.decoded[order].tolist()] if classes else None
     maps = heat_maps(interp.learn, batch, targets=targets, output=interp.target) if heatmap else []
-    fig, axes = figure_grid(len(order), ncols=ncols, figsize=figsize, imsize=2.6)
+    fig, axes = figure_grid(len(order), imsize=2.6, **grid)
     ys = [*batch.ys]
     ys[interp.target] = interp.decoded[order].to(ys[interp.target].device)  # decoded like targets: points need the size of their image
     said, n_inp = interp.learn.dls.decode_preds(batch, tuple(ys)), len(batch.xs)

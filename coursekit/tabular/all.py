@@ -1,19 +1,29 @@
-"""Everything the lesson on tables uses, for `from coursekit.tabular.all import *`. Written by hand; a test keeps it within its budget."""
+"""Everything the lesson on tables uses, for `from coursekit.tabular.all import *`, and the names that the fast.ai book uses.
 
+`Path.ls()`, which lists a folder, is added to Python's paths, because the book calls it. Written by hand; a test keeps it within its budget.
+"""
+
+import math
+import os
+import random
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from numpy import array
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from coursekit.course.fastai import no_such_name as _no_such_name
+from coursekit.hints import hint_errors as _hint_errors, no_such_name as _no_such_name
 from coursekit.core import default_device, lazy_module, seeded
 from coursekit.data.batch import Batch
 from coursekit.data.block import Block, CategoryBlock, MultiCategoryBlock, RegressionBlock
 from coursekit.data.download import URLs, course_data, untar_data
 from coursekit.data.items import ColReader, ColSplitter, FuncSplitter, IndexSplitter, RandomSplitter
+from coursekit.data.items import list_folder as _list_folder
 from coursekit.data.loader import DataLoader, DataLoaders
 from coursekit.deploy.hub import from_hub, load_learner, push_to_hub
 from coursekit.display import display_table, finish, new_axes
@@ -22,7 +32,7 @@ from coursekit.interpret.interpretation import ClassificationInterpretation, Int
 from coursekit.tabular.data import TabularDataLoaders, TabularPandas
 from coursekit.tabular.dataset import TableDataset
 from coursekit.tabular.estimators import TabularClassifier, TabularRegressor
-from coursekit.tabular.frames import add_datepart, cont_cat_split, range_of
+from coursekit.tabular.frames import add_datepart, cont_cat_split
 from coursekit.tabular.insight import category_embeddings, embedded, partial_dependence, permutation_importance
 from coursekit.tabular.learner import predict_frame, tabular_learner
 from coursekit.tabular.model import Embeddings, TabularModel, TabularNet
@@ -39,6 +49,7 @@ from coursekit.training.losses import BCEWithLogitsLossFlat, CrossEntropyLossFla
 from coursekit.training.metrics import (
     Metric, RocAuc, RocAucBinary, accuracy, accuracy_multi, error_rate, for_target, mae, mse, rmse
 )
+from coursekit.training.notation import Module, first, noop, range_of, set_seed, tensor, to_cpu, to_device, to_np
 from coursekit.training.optimizers import SGD, Adam, AdamW, RMSProp
 from coursekit.training.predictions import Prediction, Preds
 from coursekit.training.schedules import minimum, slide, steep, valley
@@ -46,6 +57,8 @@ from coursekit.tuning import Choice, LogUniform, Trials, Uniform, trials
 
 pd = lazy_module("pandas")
 plt = lazy_module("matplotlib.pyplot")
+Path.ls = _list_folder  # type: ignore[attr-defined]
 
 __all__ = [name for name in dir() if not name.startswith("_") and name != "lazy_module"]
 __getattr__ = _no_such_name(__name__)
+_hint_errors()

@@ -263,6 +263,9 @@ class TableLoaders(DataLoaders):
                 df[f"{name} predicted"] = [a[min(j, len(a) - 1)] for a in answers]
         show_frame(df)
 
+
+TableBlock.dls_class = TableLoaders  # how `dls.train.show_batch()` shows rows
+
 # %% ../../nbs/api/tabular/05_data.ipynb #4fcb1a8e
 class TabularDataLoaders(TableLoaders):
     "Loaders of the rows of a table."

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['pd', 'PARQUET', 'Columns', 'as_columns', 'read_csv', 'parquet_columns', 'read_table_file', 'cont_cat_split',
-           'name_list', 'range_of', 'as_dates', 'add_datepart']
+           'name_list', 'as_dates', 'add_datepart']
 
 # %% ../../nbs/api/tabular/00_frames.ipynb #131e5dbd
 import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,10 +231,6 @@ def name_list(names: Any) -> list:
         return []
     return list(names) if isinstance(names, (list, tuple, set, pd.Index)) else [names]
 
-
-def range_of(items: Sequence) -> list[int]:
-    "The positions 0, 1, ... of a table's rows, which a splitter takes."
-    return list(range(len(items)))
 
 # %% ../../nbs/api/tabular/00_frames.ipynb #02df7bee
 _PARTS = ("Year", "Month", "Week", "Day", "Dayofweek", "Dayofyear", "Is_month_end", "Is_month_start", "Is_quarter_end", "Is_quarter_start",

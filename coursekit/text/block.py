@@ -29,7 +29,7 @@ from .vocab import check_vocab, make_vocab
 @dataclass
 class _TextFields(Block):
     "What a block of texts knows, and how it gets to know it: tokenizer, vocabulary, sizes."
-    tokenizer: Any = field(default_factory=Tokenizer)  # cuts texts into tokens
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)  # cuts texts into tokens
     vocab: Sequence[str] | None = None  # tokens in the order of their numbers; None: those of the training texts
     is_lm: bool = False  # for a language model, which predicts the next token
     seq_len: int = 72  # tokens per row of a language model's batch, from 1
@@ -42,7 +42,7 @@ class _TextFields(Block):
     meaning: ClassVar[tuple[str, ...]] = ("tokenizer", "vocab")
 
     def __post_init__(self) -> None:
-        check_whole("TextBlock", "seq_len", self.seq_len, 1)
+        check_whole("TextBlock", "seq_len", self.seq_len, 1, high=1 << 20)
         check_whole("TextBlock", "max_len", self.max_len, 1)
         if self.vocab is not None:
             self.vocab = check_vocab(self.vocab, "TextBlock")

@@ -23,6 +23,9 @@ class ModelResetter(Callback):
         self.memory: list | None = None  # what the model remembers in the middle of an epoch
         self.restored = False
 
+    def before_fit(self, learn: LearnerLike) -> None:
+        self.memory, self.restored = None, False  # an earlier fit may have been interrupted
+
     def restore(self, kept: dict[str, Any]) -> None:
         super().restore(kept)
         self.restored = True

@@ -27,6 +27,7 @@ import numpy as np
 from ..core import coursekit_home, cpu_cores, plural, printable, show_path
 from ..data.batch import workers_are_forked
 from ..data.tables import is_missing
+from ..display import bar_class
 from .tokens import Tokenizer
 
 # %% ../../nbs/api/text/02_corpus.ipynb #7ea83ed8
@@ -125,14 +126,13 @@ def tokenize_texts(
     workers: int | None = None,  # processes; None: one per core if there are many texts, and if processes can be forked
 ) -> Corpus:
     "Cut texts into tokens. The result is the same for any number of workers."
-    from tqdm.auto import tqdm
     chunks = list(_chunks(sources, 1 << 21))
     if workers is None:
         workers = min(16, cpu_cores()) if len(chunks) > 2 and workers_are_forked() else 1
     numbers, ids, lengths = _Numbers(), [np.zeros(0, np.int32)], [0]
     with (ProcessPoolExecutor(workers, mp_context=get_context("fork")) if workers > 1 else nullcontext()) as pool:
         made = (pool.map if pool else map)(partial(_tokenize_some, tokenizer), chunks)
-        for pieces, part, sizes in tqdm(made, total=len(chunks), desc="tokenizing", leave=False, delay=2, disable=None):
+        for pieces, part, sizes in bar_class()(made, total=len(chunks), desc="tokenizing", leave=False, delay=2, disable=None):
             ids.append(np.fromiter(map(numbers.__getitem__, pieces), np.int32, len(pieces))[part])
             lengths += sizes
     return Corpus(list(numbers), np.concatenate(ids), np.cumsum(lengths, dtype=np.int64))

@@ -96,6 +96,11 @@ class TextLoaders(DataLoaders):
         dl = self.train if train else self.valid
         _show_texts(self, dl.first_batch() if b is None else b, max_n)
 
+    def test_dl(self, items: Sequence, *, with_labels: bool = False, bs: int | None = None, num_workers: int | None = None) -> Any:
+        if self.train.blocks[0].is_lm and hasattr(items, "__len__"):  # a row for each text at least, so that few texts are not cut into shreds
+            bs = max(1, min(self.valid.bs if bs is None else bs, len(items)))
+        return super().test_dl(items, with_labels=with_labels, bs=bs, num_workers=num_workers)
+
     def show_predicted(self, dl: DataLoader, batch: Batch, said: Sequence[tuple], *, ncols: int | None = None, figsize: Any = None) -> None:
         _show_texts(self, batch, batch.size, said)
 

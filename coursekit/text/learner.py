@@ -28,6 +28,7 @@ from .transformer import Transformer
 from ..training.callback import check_callbacks
 from ..training.layers import ModelSpec
 from ..training.learner import LearnerOptions
+from ..training.weights import well_formed
 
 # %% ../../nbs/api/text/18_learner.ipynb #b95587a6
 ENGLISH = Path(str(files("coursekit.text"))) / "english.safetensors"  # an AWD_LSTM that has read 3.4 million words about programming
@@ -116,7 +117,7 @@ def _encoder_config(arch: Any, pretrained: Any, config: dict | None, who: str) -
         return found, config
     tensors, header = read_encoder(Path(pretrained).expanduser().absolute(), f"{who}: {show_path(pretrained)}")
     sizes = {k: v for k, v in header["config"].items() if not k.endswith("_p") and k in found.lm_config}
-    with torch.device("meta"):  # shapes without memory: what the file says of its sizes is not believed
+    with well_formed(f"{who}: {show_path(pretrained)}", "write it again with save_encoder"), torch.device("meta"):  # shapes without memory: sizes in a file are not believed
         made = build_encoder(found.name, len(header["input"]["vocab"]), sizes).state_dict()
     if header["arch"] == found.name and {f"encoder.{k}": v.shape for k, v in made.items()} != {k: v.shape for k, v in tensors.items() if k.startswith("encoder.")}:
         raise ValueError(f"{who}: {show_path(pretrained)} holds other tensors than a {found.name!r} of the sizes that it names; write it again with save_encoder.")

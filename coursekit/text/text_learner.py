@@ -24,7 +24,7 @@ from ..training.callback import Callback, check_callbacks
 from ..training.learner import Learner
 from ..training.losses import CrossEntropyLossFlat
 from ..training.predictions import Preds, own_pass
-from ..training.weights import load_weights, read_tensors, write_tensors
+from ..training.weights import finite_state, load_weights, read_tensors, well_formed, write_tensors
 
 # %% ../../nbs/api/text/17_text_learner.ipynb #b0e060fb
 def remapped(
@@ -47,11 +47,12 @@ def read_encoder(
     tensors = {k: v.float() for k, v in tensors.items()}  # of a file in half precision, too
     if header.get("format") != "encoder":
         raise ValueError(f"{who} was not written by save_encoder. If learn.save wrote it, read it with learn.load; if learn.export, with load_learner.")
-    about, rows = header.get("input"), tensors.get("encoder.embed.emb.weight")
-    vocab = about.get("vocab") if isinstance(about, dict) else None
-    named = isinstance(vocab, list) and all(isinstance(t, str) for t in vocab) and rows is not None and rows.ndim == 2 and len(rows) == len(vocab)
-    if not (named and isinstance(header.get("arch"), str) and isinstance(header.get("config"), dict) and len(tensors.get("bias", vocab)) == len(vocab)):
-        raise ValueError(f"{who} is malformed; write it again with save_encoder.")
+    with well_formed(who, "write it again with save_encoder"):
+        vocab, rows = header["input"]["vocab"], tensors["encoder.embed.emb.weight"]
+        if not (isinstance(vocab, list) and all(isinstance(t, str) for t in vocab) and isinstance(header["arch"], str) and isinstance(header["config"], dict)):
+            raise ValueError("its vocabulary, arch or config is of another type")
+        if rows.ndim != 2 or {len(rows), len(tensors.get("bias", vocab))} != {len(vocab)}:
+            raise ValueError(f"it has {len(vocab):,} tokens and tensors for {len(rows):,}")
     return tensors, header
 
 
@@ -84,7 +85,7 @@ class TextLearner(Learner):
         "Save the encoder with its vocabulary, to hand it on to another learner. Of a language model, the decoder's bias goes with it."
         file, spec = self.file_of(name), self.model.spec
         check_writable(file, "TextLearner.save_encoder", "set learn.path to a folder you can write to, or pass an absolute path")
-        tensors = {k: v for k, v in self.model.state_dict().items() if k.startswith("encoder.") or k == "bias"}
+        tensors = {k: v for k, v in finite_state(self.model, "TextLearner.save_encoder").items() if k.startswith("encoder.") or k == "bias"}
         return write_tensors(file, tensors, {"format": "encoder", "arch": spec.arch, "config": spec.config, "input": self.meaning["inputs"][0]})
 
     def load_encoder(
@@ -95,7 +96,8 @@ class TextLearner(Learner):
         file, block = self.file_of(name), self.meaning["inputs"][0]
         who = f"TextLearner.load_encoder: {show_path(file)}"
         tensors, header = read_encoder(file, who)
-        check_encoder(header, self.model.spec, block, who)
+        with well_formed(who, "write it again with save_encoder"):
+            check_encoder(header, self.model.spec, block, who)
         old, new = header["input"]["vocab"], block["vocab"]
         tensors |= {k: remapped(tensors[k], old, new) for k in ("encoder.embed.emb.weight", "bias") if k in tensors}
         own = self.model.state_dict()
@@ -126,10 +128,11 @@ class TextLearner(Learner):
         check_range("TextLearner.fit_gradually", "lr", lr, 0, 1e6)
         n, cbs = len(self.groups), check_callbacks(cbs)
         stages = [(-k, 1, lr / 2 ** (k - 1)) for k in range(1, min(n, 4))]
-        for first, epochs, peak in [*stages, (0, n_epoch, lr / 20)]:
-            self.freeze_to(first)
-            lrs = slice(peak / factor ** (n - 1), peak)  # for the embedding, three layers and a head: 2.6**4
-            self.fit_one_cycle(epochs, lrs, moms=moms, wd=wd, cbs=cbs)
+        with self.phases(fit_gradually=f"{n_epoch=}, {lr=}, {factor=}, {moms=}, {wd=}"):
+            for first, epochs, peak in [*stages, (0, n_epoch, lr / 20)]:
+                self.freeze_to(first)
+                lrs = slice(peak / factor ** (n - 1), peak)  # for the embedding, three layers and a head: 2.6**4
+                self.fit_one_cycle(epochs, lrs, moms=moms, wd=wd, cbs=cbs)
 
 # %% ../../nbs/api/text/17_text_learner.ipynb #0529673f
 class LMLearner(TextLearner):

@@ -214,6 +214,24 @@ class CharTokenizer:
         "The text of these tokens."
         return "".join(t for t in tokens if len(t) == 1 or t == UNK)
 
+# %% ../../nbs/api/text/00_tokens.ipynb #7b68870b
+_LEARNED = {"type": ("BPE",), "dropout": (None,), "unk_token": (None,), "continuing_subword_prefix": (None, ""), "end_of_word_suffix": (None, ""),
+            "fuse_unk": (False,), "byte_fallback": (False,), "ignore_merges": (False,)}  # the library's options of a model, and what training sets
+
+
+def _is_learned(model: Any) -> bool:
+    "Whether a text is what `SubwordTokenizer.setup` learns. It may come from a file, and what the library makes of others is its own affair."
+    try:
+        found = json.loads(model)
+        bpe, before = found["model"], found["pre_tokenizer"]
+        vocab, pairs = bpe["vocab"], [m.split(" ") if isinstance(m, str) else m for m in bpe["merges"]]
+        others = {k: v for k, v in found.items() if k not in ("model", "pre_tokenizer", "version") and v}
+        return (not others and before == {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+                and all(v in _LEARNED[k] for k, v in bpe.items() if k not in ("vocab", "merges")) and bpe["type"] == "BPE"
+                and sorted(vocab.values()) == list(range(len(vocab))) and all(len(p) == 2 and {*p, "".join(p)} <= vocab.keys() for p in pairs))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
 # %% ../../nbs/api/text/00_tokens.ipynb #802fd254
 @dataclass(repr=False)
 class SubwordTokenizer:
@@ -224,11 +242,8 @@ class SubwordTokenizer:
 
     def __post_init__(self) -> None:
         check_whole("SubwordTokenizer", "vocab_sz", self.vocab_sz, 256 + len(SPECIALS))
-        if self.model is not None:
-            found = json.loads(self.model) if isinstance(self.model, str) else None
-            parts = {k: (found.get(k) or {}).get("type") for k in ("model", "pre_tokenizer")} if isinstance(found, dict) else {}
-            if parts != {"model": "BPE", "pre_tokenizer": "ByteLevel"} or any(found.get(k) for k in ("normalizer", "post_processor", "added_tokens")):
-                raise ValueError("SubwordTokenizer: model is not what setup learns; leave it out and call setup(texts).")
+        if self.model is not None and not _is_learned(self.model):
+            raise ValueError("SubwordTokenizer: model is not what setup learns; leave it out and call setup(texts).")
 
     def setup(self, texts: Iterable[str]) -> None:
         "Learn the pieces from the training texts, unless that is done."

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 
 from torch import nn
+from typing_extensions import Self
 
-from ..core import RngState, check_range, check_whole, plural, reuse_memory
+from ..core import RngState, check_range, check_whole, plural, precision_dtype, reuse_memory
 from ..display import Table
-from .callback import Callback, CancelFitException, ParamScheduler, State, check_callbacks, check_writes, collect_hooks
+from .callback import Callback, CancelFitException, ParamScheduler, Plan, State, check_callbacks, check_writes, collect_hooks
 from .faults import FiniteLoss, Interrupts, explained
 from .layers import is_norm
 from .loop import Loop
@@ -38,10 +39,12 @@ class Fits(Loop):
     wd: float  # weight decay, decoupled; never on norms and biases
     moms: tuple[float, float, float]  # momentum at the start, the peak and the end of a cycle
     train_bn: bool  # norm layers train in frozen groups, too
+    precision: str  # of training: "auto", "bf16" or "fp32"
     cbs: list[Callback]  # of every fit
     rng: RngState  # of everything that torch draws in a fit
     kept: KeptPreds  # of the last validation
     _progress: bool  # what was assigned to `progress`
+    _plan: Plan | None = None  # the call that trains now
 
     # ---- optimizer and parameter groups
 
@@ -92,6 +95,11 @@ class Fits(Loop):
     def unfreeze(self) -> None:
         "Make all parameters trainable."
         self.freeze_to(0)
+
+    def to_fp16(self) -> Self:
+        "Train in half precision (bf16) where that is faster, as is the default. It is there because notebooks call it."
+        self.precision, self.autocast_dtype = "auto", precision_dtype(self.device, "auto", model=self.model)
+        return self
 
     # ---- fits
 
@@ -159,11 +167,25 @@ class Fits(Loop):
         check_whole("Learner.fine_tune", "freeze_epochs", freeze_epochs, 1)
         check_range("Learner.fine_tune", "base_lr", base_lr, 0, math.inf)
         check_range("Learner.fine_tune", "lr_mult", lr_mult, 1e-6, math.inf)
-        self.freeze()
-        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
-        base_lr /= 2
-        self.unfreeze()
-        self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div, wd=wd, cbs=cbs)
+        with self.phases(fine_tune=f"{epochs=}, {base_lr=}, {freeze_epochs=}, {lr_mult=}, {pct_start=}, {div=}, {wd=}"):
+            self.freeze()
+            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, wd=wd, cbs=cbs)
+            base_lr /= 2
+            self.unfreeze()
+            self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div, wd=wd, cbs=cbs)
+
+    @contextlib.contextmanager
+    def phases(self, **facts: str) -> Iterator[Plan]:
+        "Inside, every fit is a phase of one call, whose `facts` a checkpoint compares from the first phase on."
+        if self._plan is not None:
+            yield self._plan
+            return
+        try:
+            self._plan = plan = Plan(facts)
+            yield plan
+            plan.returned = True
+        finally:
+            self._plan = None
 
     def lr_find(
         self,
@@ -198,9 +220,10 @@ class Fits(Loop):
             raise ValueError("Learner.fit: the training set is empty; set learn.dls to DataLoaders with training data.")
         if self.running:
             raise RuntimeError("Learner.fit: this learner is in a fit already, and a callback cannot start another one inside it; make a second learner.")
-        with Interrupts() as interrupts, self.turns.training():
+        with self.phases() as plan, Interrupts() as interrupts, self.turns.training():
+            plan.phase += not trial
             everyone = [*self.cbs, *cbs, FiniteLoss(), self.kept, interrupts, *([ProgressCallback()] if self.progress else [])]
-            self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial)
+            self.state = State(n_epoch=n_epoch, n_steps=n_epoch * len(self.dls.train), trial=trial, plan=plan)
             if not trial:
                 check_writes(everyone, self)
             self.running = sorted({id(cb): cb for cb in everyone}.values(), key=lambda cb: cb.order)

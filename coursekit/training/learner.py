@@ -22,6 +22,7 @@ from ..data.dataset import Dataset, unknown_label
 from ..data.loader import DataLoader, DataLoaders, ordered
 from ..data.transforms import BatchTransform, ItemTransform
 from ..display import Table
+from ..hints import no_such_attribute
 from . import predictions
 from .callback import Callback, State, check_callbacks, collect_hooks
 from .fits import Fits
@@ -32,7 +33,7 @@ from .optimizers import split_params, AdamW, load_opt_tensors, opt_tensors
 from .predictions import KeptPreds, Prediction, Preds, Turns, own_pass
 from .profile import layer_table, profile
 from .recorder import Recorder
-from .weights import check_meaning, load_weights, meaning_of, read_tensors, write_tensors
+from .weights import check_meaning, finite_state, load_weights, meaning_of, read_tensors, well_formed, write_tensors
 
 # %% ../../nbs/api/training/15_learner.ipynb #dc50a3ee
 class LearnerOptions(TypedDict, total=False):
@@ -63,6 +64,7 @@ WRITERS: dict[str, str] = {  # ending of a file -> what `Learner.export` calls f
 class Learner(Fits):
     """Data, model, loss and optimizer, and the loop that joins them. Weights that `learn.model` gets later are trained, too: the parameter
     groups are those of the model as it is when a fit starts."""
+    __getattr__ = no_such_attribute
 
     def __init__(
         self,
@@ -225,13 +227,14 @@ class Learner(Fits):
         *,
         ds_idx: int = 1,  # 0: training items, 1: validation items
         max_n: int = 9,  # items at most
+        nrows: int | None = None,  # rows of the grid; None: as square as possible
         ncols: int | None = None,  # columns of the grid
         figsize: tuple[float, float] | None = None,  # inches
         seed: int | None = None,  # which items; None: the first ones
     ) -> None:
         "Items with their target and, below it, the prediction."
         dl = self.eval_dl(ds_idx) if dl is None else ordered(dl)
-        predictions.show_results(self, dl, max_n=max_n, ncols=ncols, figsize=figsize, seed=seed)
+        predictions.show_results(self, dl, max_n=max_n, nrows=nrows, ncols=ncols, figsize=figsize, seed=seed)
 
     def summary(self) -> Table:
         "Layers with output shapes, parameters, whether they are trained, and the arithmetic of one item."
@@ -262,7 +265,7 @@ class Learner(Fits):
         "Save weights (and the optimizer's state) to train further later, and what inputs and outputs mean."
         file = self.file_of(name)
         check_writable(file, "Learner.save", "set learn.path to a folder you can write to, or pass an absolute path")
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors = {f"model.{k}": v for k, v in finite_state(self.model, "Learner.save").items()}
         if with_opt and self.opt is not None:
             tensors |= {f"opt.{k}": v for k, v in opt_tensors(self.opt).items()}
         return write_tensors(file, tensors, {"format": "weights", "meaning": self.meaning})
@@ -278,8 +281,8 @@ class Learner(Fits):
         tensors, header = read_tensors(file)
         weights, moments = ({k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)} for part in ("model.", "opt."))
         who = f"Learner.load: {show_path(file)}"
-        check_meaning(header.get("meaning"), self.meaning, who, "Load it into a learner with the data it was trained on.")
-        with self.turns.training():
+        with well_formed(who, "save it again"), self.turns.training():
+            check_meaning(header.get("meaning"), self.meaning, who, "Load it into a learner with the data it was trained on.")
             load_weights(self.model, weights, who)
             self.meaning, self.opt = self.meaning or header.get("meaning", {}), None
             if with_opt and moments:

@@ -108,7 +108,7 @@ class Loop:
                 self.call("after_backward")
                 self.take_step()
             else:
-                self.meter.update(self.loss_func.parts(s.preds), s.batch, s.loss)
+                self.meter.update(self.loss_func.parts(s.preds), s.batch, s.loss, self.loss_func.counted(*s.batch.ys))
         except CancelBatchException:
             if s.training:
                 self.opt.zero_grad()
@@ -160,27 +160,32 @@ class Meter:
         metrics: list[Metric],  # are reset
         device: torch.device,  # of the batches
     ):
-        self.metrics, self.n = metrics, 0
+        self.metrics, self.n = metrics, 0.0
         for m in metrics:
             m.reset()
-        self.total: Any = 0.0 if device.type == "cpu" else torch.zeros((), device=device)
+        self.total: Any = 0.0
 
     def update(
         self,
         preds: tuple,  # raw outputs of the model, one tensor (N, ...) per target
         batch: Batch,  # with its targets
         loss: Tensor,  # its mean loss
+        counted: Any,  # over so many items or targets: a number, or a scalar tensor
     ) -> None:
         "Count one batch."
-        n = batch.size
-        self.total += (loss.item() if loss.is_cpu else loss) * n
-        self.n += n
+        if loss.is_cpu:
+            self.total += loss.item() * float(counted) if counted else 0.0  # the mean of nothing is nan
+        else:
+            n = torch.as_tensor(counted, device=loss.device)
+            self.total, counted = self.total + torch.where(n > 0, loss * n, 0), n
+        self.n += float(counted) if loss.is_cpu else counted
         for m in self.metrics:
             m.update(preds[m.target], batch.ys[m.target])
 
     def compute(self) -> list[float]:
         "[loss, metrics...]; empty if there was no batch."
-        return [float(self.total) / self.n, *(m.compute() for m in self.metrics)] if self.n else []
+        n = float(self.n)
+        return [float(self.total) / n, *(m.compute() for m in self.metrics)] if n else []
 
 # %% ../../nbs/api/training/10_loop.ipynb #20ce65ba
 def timed(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import check_range
+from ..data.loader import DataLoaders
 
 # %% ../../nbs/api/training/01_losses.ipynb #ea9b3a08
 class Loss(nn.Module):
@@ -41,6 +42,10 @@ class Loss(nn.Module):
 
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) one loss per item
         raise NotImplementedError(f"{type(self).__name__} has no per_item(preds, targs); define it, to return one loss per item, (N,).")
+
+    def counted(self, *targs: Tensor) -> Any:  # a number or a scalar tensor
+        "How much a batch counts in the mean over a whole set: its items, unless `forward` averages over something else."
+        return len(targs[0])
 
     def activation(self, preds: Tensor) -> Tensor:  # same shape: probabilities, or the raw outputs themselves
         return preds
@@ -142,15 +147,16 @@ class CrossEntropyLossFlat(_ClassLoss):
 
     def per_item(self, preds: Tensor, targs: Tensor) -> Tensor:  # (N,) the mean over each item's targets that count
         losses = self._cross_entropy(*self._flat(preds, targs), "none").reshape(len(preds), -1)
-        if targs.is_floating_point():
-            return losses.mean(1)
         counted = (targs.reshape(len(preds), -1) != self.ignore_index).sum(1)
-        return losses.sum(1) / counted.clamp(min=1)
+        return losses.mean(1) if targs.is_floating_point() else losses.sum(1) / counted.clamp(min=1)
 
     def counts(self, targs: Tensor, dtype: torch.dtype) -> Tensor:  # in the shape of targs
         "How much each class number counts in the mean: the weight of its class, or 0 if it is ignored."
-        counted = (targs != self.ignore_index).to(dtype)
-        return counted if self.weight is None else counted * self.weight.to(counted)[targs.long().clamp(0, len(self.weight) - 1)]
+        found = (targs != self.ignore_index).to(dtype)
+        return found if self.weight is None else found * self.weight.to(found)[targs.long().clamp(0, len(self.weight) - 1)]
+
+    def counted(self, *targs: Tensor) -> Any:
+        return len(targs[0]) if targs[0].is_floating_point() else self.counts(targs[0], torch.float32).sum()
 
     def _flat(self, preds: Tensor, targs: Tensor) -> tuple[Tensor, Tensor]:
         "Scores with the classes in dimension 1, and the targets that belong to them."
@@ -160,8 +166,7 @@ class CrossEntropyLossFlat(_ClassLoss):
         who = type(self).__name__
         if preds.ndim < 2:
             raise ValueError(f"{who}: preds have the shape {tuple(preds.shape)}; pass scores (N, C, ...) of C classes.")
-        axis = self.axis % preds.ndim
-        targs, preds, n_classes = class_targets(who, preds, targs, axis), full_precision(preds), preds.shape[axis]
+        targs, preds, n_classes = class_targets(who, preds, targs, axis := self.axis % preds.ndim), full_precision(preds), preds.shape[axis]
         if self.weight is not None and len(self.weight) != n_classes:
             raise ValueError(f"{who}: {len(self.weight)} weights for {n_classes} classes; pass one per class.")
         if not preds.is_cpu and self._checked != n_classes:  # the CPU's error is caught below
@@ -375,3 +380,6 @@ def fitting_loss(
     if not losses or None in losses:
         return None
     return losses[0] if len(losses) == 1 else MultiTargetLoss(losses, [b.n_out for b in targets])
+
+
+DataLoaders.fitting = staticmethod(fitting_loss)  # what `dls.loss_func` says

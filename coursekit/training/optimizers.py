@@ -61,8 +61,8 @@ class DirectAdamW(torch.optim.AdamW):
 # %% ../../nbs/api/training/04_optimizers.ipynb #8574c343
 def AdamW(
     params: Iterable,  # parameters or group dictionaries
-    *,
     lr: float = 1e-3,  # learning rate
+    *,
     mom: float = 0.9,  # share of the old mean of the gradients that each step keeps, 0..1
     sqr_mom: float = 0.99,  # the same for the mean of their squares
     eps: float = 1e-5,  # added to the root before dividing
@@ -77,8 +77,8 @@ Adam = AdamW  # people write Adam and mean this one: the decay has been decouple
 # %% ../../nbs/api/training/04_optimizers.ipynb #4070e318
 def SGD(
     params: Iterable,  # parameters or group dictionaries
-    *,
     lr: float = 1e-3,  # learning rate
+    *,
     mom: float = 0.0,  # share of the last step that is added to the next; if 0, no schedule switches it on
     wd: float = 0.0,  # weight decay, added to the gradient as wd*weight
 ) -> torch.optim.Optimizer:  # a torch.optim.SGD
@@ -88,8 +88,8 @@ def SGD(
 # %% ../../nbs/api/training/04_optimizers.ipynb #565958af
 def RMSProp(
     params: Iterable,  # parameters or group dictionaries
-    *,
     lr: float = 1e-3,  # learning rate
+    *,
     mom: float = 0.0,  # momentum of the scaled gradient; if 0, no schedule switches it on
     sqr_mom: float = 0.99,  # share of the old mean of the squared gradients that each step keeps, 0..1
     eps: float = 1e-8,  # added to the root before dividing
@@ -222,6 +222,8 @@ def load_opt_tensors(opt: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, t in tensors.items():
         i, _, name = key.partition(".")
+        if t.ndim and t.shape != params[int(i)].shape:
+            raise ValueError(f"load_opt_tensors: {key} has the shape {list(t.shape)} and its parameter {list(params[int(i)].shape)}; load without the optimizer's state.")
         state.setdefault(int(i), {})[name] = laid_out_like(t, params[int(i)])
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
 

@@ -89,9 +89,12 @@ class KeptPreds(Callback):
     def after_loss(self, learn: LearnerLike) -> None:
         s = learn.state
         if not s.training and self.keep:
-            self.rows.append((s.preds, s.batch.ys))
             self.n += sum(p.numel() for p in learn.loss_func.parts(s.preds))
             self.keep = self.n <= self.max_numbers
+            if self.keep:
+                self.rows.append((s.preds, s.batch.ys))
+            else:
+                self.rows = []
 
     def after_validate(self, learn: LearnerLike) -> None:
         if self.keep and sum(len(ys[0]) for _, ys in self.rows) == len(learn.dl.dataset):
@@ -320,20 +323,21 @@ def predict(learn: LearnerLike, item: Any) -> Prediction:
     return Prediction(tuple(b.answer(i, dl, 0) for b, i in zip(blocks, index)), index, tuple(p[0] for p in found.preds))
 
 # %% ../../nbs/api/training/11_predictions.ipynb #20533817
-def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, ncols: int | None = None, figsize: tuple[float, float] | None = None,
-                 seed: int | None = None) -> None:
+def show_results(learn: LearnerLike, dl: Any, *, max_n: int = 9, nrows: int | None = None, ncols: int | None = None,
+                 figsize: tuple[float, float] | None = None, seed: int | None = None) -> None:
     "What `Learner.show_results` does."
     if not dl.blocks:
         raise ValueError("Learner.show_results: plain loaders do not say how to show their tensors; build the data with a DataBlock.")
     _check_items(dl, "show_results")
     n = len(dl.dataset)
-    picks = list(range(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist())[:max_n]
+    order = range(n) if seed is None else torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    picks = [int(i) for i in order[:max_n]]
     batch = dl.samples(picks, picks)
     with learn.turns.predicting(learn.model), torch.no_grad():
         decoded = learn.loss_func.decode(learn.loss_func.takes(as_float(learn.model(*batch.xs))))
     decoded = decoded if isinstance(decoded, tuple) else (decoded,)
     said = learn.dls.decode_preds(batch, decoded)
-    learn.dls.show_predicted(dl, batch, said, ncols=ncols, figsize=figsize)
+    learn.dls.show_predicted(dl, batch, said, ncols=ncols or (nrows and -(-len(picks) // nrows)), figsize=figsize)
 
 # %% ../../nbs/api/training/11_predictions.ipynb #528dce52
 @torch.no_grad()

@@ -117,6 +117,8 @@ class RecorderPlots(LossPlots):
         "The learning rate finder's curve, under its name in the first version of the course."
         self.plot_lr_find(skip_end=skip_end)
 
+    plot_losses = LossPlots.plot_loss  # its name at that time
+
 # %% ../../nbs/api/training/07_recorder.ipynb #ad902a98
 class Recorder(RecorderPlots, Callback):
     "Keeps loss, learning rate and momentum of every training batch, and a row of results for every epoch."

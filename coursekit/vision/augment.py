@@ -10,6 +10,7 @@ __all__ = ['imagenet_stats', 'cifar_stats', 'mnist_stats', 'ToFloat', 'Normalize
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -40,6 +41,24 @@ imagenet_stats = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and stan
 cifar_stats = ((0.491, 0.482, 0.447), (0.247, 0.243, 0.261))
 mnist_stats = ((0.1307,), (0.3081,))
 
+# %% ../../nbs/api/vision/03_augment.ipynb #02af3834
+def _measured(dataset: Any) -> tuple[list[float], list[float]]:
+    "Mean and standard deviation of each channel in 0..1, of at most 256 images of a dataset, evenly spread and not augmented."
+    ds, images = dataset.with_train(False), [i for i, kind in enumerate(dataset.kinds) if kind == "image"]
+    shown = [ds[k][images[0]].flatten(1).double() / 255 for k in range(0, len(ds), -(-len(ds) // 256))] if images else []
+    if not shown or not (pixels := torch.cat(shown, 1)).std(1, unbiased=False).all():
+        what = "are all of one color" if images else f"hold no images but {dataset.kinds}"
+        raise ValueError(f"Normalize: the training items {what}, so they have no standard deviation to divide by; pass mean and std, or leave it out.")
+    return pixels.mean(1).tolist(), pixels.std(1, unbiased=False).tolist()
+
+
+def _mapped(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    "x * scale + shift, channel by channel."
+    if x.ndim != 4 or len(scale) not in (1, x.shape[1]):
+        want = f"(batch, {len(scale) or '?'}, height, width)"
+        raise ValueError(f"Normalize: the images have shape {tuple(x.shape)}, not {want}; pass one mean and std per channel.")
+    return _scaled(x, scale, shift)
+
 # %% ../../nbs/api/vision/03_augment.ipynb #5716a7db
 @dataclasses.dataclass(frozen=True)
 class Normalize(BatchTransform):
@@ -47,13 +66,13 @@ class Normalize(BatchTransform):
 
     order = 90  # last, or nearly
 
-    mean: tuple[float, ...]  # each channel's mean, of values in 0..1
-    std: tuple[float, ...]  # each channel's standard deviation, > 0
+    mean: tuple[float, ...] = ()  # each channel's mean, of values in 0..1; with nothing given, both are measured when loaders are made
+    std: tuple[float, ...] = ()  # each channel's standard deviation, > 0
 
     def __post_init__(self):
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
-        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
             raise ValueError(f"Normalize: mean={self.mean} and std={self.std}; pass one of each per channel, standard deviations over 0.")
 
     @classmethod
@@ -65,14 +84,18 @@ class Normalize(BatchTransform):
         "`Normalize.from_stats(*imagenet_stats)`."
         return cls(mean, std)
 
+    def fitted(self, dataset: Any) -> "Normalize":
+        "Itself, or without numbers a copy with those of at most 256 training images, evenly spread and not augmented."
+        return self if self.mean else Normalize(*_measured(dataset))
+
     def apply(self, tensors: list[torch.Tensor], kinds: list[str], *, rng: torch.Generator | None = None, train: bool = False) -> list[torch.Tensor]:
         "A batch with its images normalized; bytes become floats on the way."
-        return [self._map(t, *self.scale_shift(t.device)) if k == "image" else t for t, k in zip(tensors, kinds)]
+        return [_mapped(t, *self.scale_shift(t.device)) if k == "image" else t for t, k in zip(tensors, kinds)]
 
     def decode(self, tensors: list[torch.Tensor], kinds: list[str]) -> list[torch.Tensor]:
         "The batch with its images in 0..1 again."
         column = lambda v, t: torch.tensor(v, device=t.device).view(-1, 1, 1)
-        undo = lambda t: self._map(t, column(self.std, t), column(self.mean, t))
+        undo = lambda t: _mapped(t, column(self.std, t), column(self.mean, t))
         return [undo(t) if k == "image" else t for t, k in zip(tensors, kinds)]
 
     def after(self, tfms: Sequence[BatchTransform]) -> tuple[BatchTransform, ...]:
@@ -93,13 +116,6 @@ class Normalize(BatchTransform):
         "What normalizing multiplies with and adds."
         mean, std = torch.tensor([self.mean, self.std], dtype=torch.float64)[:, :, None, None]
         return (1 / std).float().to(device), (-mean / std).float().to(device)
-
-    def _map(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        "x * scale + shift, channel by channel."
-        if x.ndim != 4 or len(self.mean) not in (1, x.shape[1]):
-            want = f"(batch, {len(self.mean)}, height, width)"
-            raise ValueError(f"Normalize: the images have shape {tuple(x.shape)}, not {want}; pass one mean and std per channel.")
-        return _scaled(x, scale, shift)
 
 # %% ../../nbs/api/vision/03_augment.ipynb #4adaee15
 def _drawn(aug: "Augment", n: int, source: tuple[int, int], size: tuple[int, int], rng: torch.Generator) -> _Draw:

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -191,19 +191,33 @@ def _gray_levels(img: Image.Image) -> list[int]:
     return [v for v, n in enumerate(img.histogram()) if n]
 
 # %% ../../nbs/api/vision/04_block.ipynb #9a11c0de
+def _channels_of(cls: Any, channels: int) -> int:  # 1 or 3
+    "The channels of a kind of images, such as `PILImageBW`; `channels` if it is None."
+    if cls is not None and getattr(cls, "mode", None) not in ("RGB", "L"):
+        raise ValueError(f"ImageBlock: cls={cls!r} is not a kind of image; pass PILImage or PILImageBW. (Masks have a MaskBlock.)")
+    channels = channels if cls is None else {"RGB": 3, "L": 1}[cls.mode]
+    if channels not in (1, 3):
+        raise ValueError(f"ImageBlock: channels={channels!r}; pass 3 for red, green and blue, or 1 for gray.")
+    return channels
+
+
 def _add_image(img: Image.Image, ax) -> None:
     "Draw an image to the right of those that are on the axes, in their height."
     left, right, down, up = ax.images[-1].get_extent()
     width = (down - up) * img.width / img.height
     start = right + max(1.0, (down - up) / 25)
-    ax.imshow(np.asarray(img), extent=(start, start + width, down, up), interpolation=ax.images[-1].get_interpolation())
+    ax.imshow(np.asarray(img), cmap="gray", extent=(start, start + width, down, up), interpolation=ax.images[-1].get_interpolation())
     ax.set(xlim=(ax.images[0].get_extent()[0], start + width), ylim=(down, up))
 
 
 class _ImageTarget(Block):
     "What an image is as a target, and how images are drawn side by side."
-    n_out: ClassVar[int | None] = 3  # red, green and blue of each pixel
+    channels: int = 3  # red, green and blue of each pixel; 1 if it is gray
     loss: ClassVar[Any] = "mse"
+
+    @property
+    def n_out(self) -> int | None:  # type: ignore[override]
+        return self.channels
 
     def show(self, value: Image.Image, ax) -> None:
         "Draw an image; if there is one on the axes already, as its target, beside it."
@@ -219,17 +233,20 @@ class _ImageTarget(Block):
 # %% ../../nbs/api/vision/04_block.ipynb #05073608
 @dataclass
 class ImageBlock(_ImageTarget):
-    "An RGB image from a file, bytes, an array, a PIL image or an upload: a (3, H, W) tensor of bytes, which become floats 0..1 on the device."
+    """An image from a file, bytes, an array, a PIL image or an upload: a (3, H, W) tensor of bytes, (1, H, W) if it is to be gray, which become floats
+    0..1 on the device."""
     kind: ClassVar[str] = "image"
     eager: ClassVar[bool] = False
     cached: ClassVar[bool] = True
     draft: ClassVar[int | None] = None  # a photo may be read smaller if both sides stay twice as long as this, in pixels; None: not smaller
     batch_tfms: ClassVar[tuple] = (ToFloat(),)
-    meaning: ClassVar[tuple[str, ...]] = ("scale",)
+    meaning: ClassVar[tuple[str, ...]] = ("scale", "channels")
+    cls: InitVar[Any] = None  # `PILImage` or `PILImageBW`: the same as 3 or 1 channels
+    channels: int = 3  # of the tensor: 3 for red, green and blue, 1 for gray
     scale: Sequence[float] | str | None = None  # (black, white) of gray images of 16 or 32 bits or floats; None: `setup` finds it
 
-    def __post_init__(self) -> None:
-        self.scale = as_scale(self.scale, "ImageBlock")
+    def __post_init__(self, cls: Any) -> None:
+        self.scale, self.channels = as_scale(self.scale, "ImageBlock"), _channels_of(cls, self.channels)
 
     def setup(self, values: Sequence) -> None:
         self.scale = find_scale(values) if self.scale is None else self.scale
@@ -246,7 +263,7 @@ class ImageBlock(_ImageTarget):
                 or hasattr(item, "observe") or (isinstance(item, dict) and "content" in item))
 
     def blank(self) -> Tensor:
-        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+        return torch.zeros(self.channels, 8, 8, dtype=torch.uint8)
 
     def inspect(self, value: Any) -> None:
         img = _open(*_read_source(value)) if isinstance(value, (str, os.PathLike)) else value  # it can be read: encode was called before
@@ -261,8 +278,8 @@ class ImageBlock(_ImageTarget):
         made.draft = size  # type: ignore[misc]  # of this copy only: it is not an option of the block, so a saved model does not keep it
         return made
 
-    def encode(self, value: Any) -> Tensor:  # (3, H, W) bytes
-        return to_uint8_tensor(load_image(value, draft_size=self.draft, scale=self.scale))
+    def encode(self, value: Any) -> Tensor:  # (channels, H, W) bytes
+        return to_uint8_tensor(load_image(value, mode="L" if self.channels == 1 else "RGB", draft_size=self.draft, scale=self.scale))
 
     def collate(self, values: Sequence) -> Tensor:
         sizes = sorted({tuple(v.shape[:0:-1]) for v in values})

@@ -8,20 +8,17 @@ __all__ = ['resize_images', 'Download', 'DownloadReport', 'download_images']
 # %% ../../nbs/api/vision/10_collect.ipynb #ea3fd69e
 import csv
 import hashlib
-import http.client
 import os
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
 
 from PIL import Image
 
 from ..core import atomic_file, check_range, plural, printable, show_path
 from ..data.items import get_image_files
-from ..data.transfer import Broken, DownloadError, is_safe, open_url
+from ..data.transfer import Broken, DownloadError, read_url
 from ..display import progress_bar
 from .block import find_scale
 from .images import FORMATS, ImageError, Scale, _open, _refused, check_image, load_image
@@ -42,8 +39,8 @@ def _shrink(src: Path, target: Path, max_size: int, scale: Scale = None) -> None
 
 # %% ../../nbs/api/vision/10_collect.ipynb #74d26b78
 def resize_images(
-    src: str | os.PathLike,  # the folder with the images; it is only read
-    dest: str | os.PathLike,  # the folder for the small ones, with the same layout; not inside src
+    src: str | os.PathLike,  # the folder with the images; it is only read, unless it is dest, too
+    dest: str | os.PathLike,  # the folder for the small ones, with the same layout; not inside src; src itself: larger images are replaced
     *,
     max_size: int = 512,  # pixels of the longer side; smaller images keep their size
 ) -> list[tuple[Path, str]]:  # the originals that were refused, and why
@@ -51,12 +48,14 @@ def resize_images(
     check_range("resize_images", "max_size", max_size, 1, 20_000)
     src, dest = Path(src).expanduser(), Path(dest).expanduser()
     a, b = src.resolve(), dest.resolve()
-    if a == b or a in b.parents or b in a.parents:
+    if (a == b and src != dest) or a in b.parents or b in a.parents:  # the same folder only if it is named twice, not by a link
         raise ValueError(f"resize_images: dest={show_path(dest)} and src={show_path(src)} overlap; pass a folder beside it, such as {a.name}-small.")
 
     def copy(file: Path) -> None:
         target = dest / file.relative_to(src)
-        if a in target.resolve().parents:
+        if a == b and max(_open(file.read_bytes(), file).size) <= max_size:  # nothing to do, and writing it again would cost quality
+            return check_image(file)
+        if a != b and a in target.resolve().parents:
             raise ImageError(f"{file.name} would be overwritten", reason="would be overwritten: a folder in dest is a link to src")
         _shrink(file, target, max_size, scale)
 
@@ -67,14 +66,6 @@ def resize_images(
 # %% ../../nbs/api/vision/10_collect.ipynb #81a7c871
 def _is_web(text: str) -> bool:
     return text.strip().lower().startswith(("http://", "https://"))
-
-
-def _as_url(text: str) -> str:
-    "An address in ASCII, as it goes over the wire, from one as people paste it, with spaces and umlauts; ValueError if it is not one."
-    if not _is_web(text):
-        raise ValueError
-    at, safe = urlsplit(text.strip()), "/%:@!$&'()*+,;=~-._?"
-    return urlunsplit((at.scheme, at.netloc.encode("idna").decode(), quote(at.path, safe), quote(at.query, safe), ""))
 
 
 def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
@@ -96,42 +87,25 @@ def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
 _LARGEST = 20_000_000  # bytes of a file; a larger one is given up at this size
 
 
-def _fetch(url: str, timeout: float) -> bytes:
-    "What an address gives; raises `DownloadError`, or another OSError, `Broken` or HTTPException for what may be worth another try."
-    if not is_safe(url):
-        raise DownloadError("is not https")
-    end, data = time.monotonic() + timeout, bytearray()
-    with open_url(url, {"Accept": "image/*"}, timeout) as answer:
-        while part := answer.read1(1 << 16):
-            data += part
-            if len(data) > _LARGEST:
-                raise DownloadError(f"has more than the {_LARGEST / 1e6:,.1f} MB allowed")
-            if time.monotonic() > end:  # a socket's own limit starts again with each byte
-                raise DownloadError(f"took longer than {timeout:g} seconds")
-        if answer.length:
-            raise Broken(f"the connection ended {answer.length:,} bytes early")
-    return bytes(data)
-
-
-def _save(url: str, dest: Path, timeout: float) -> tuple[str, str]:
+def _save(url: str, dest: Path, timeout: float, *, private: bool) -> tuple[str, str]:
     "Fetch, check and save one image: its file name and \"\", or \"\" and why there is none."
     try:
+        if not _is_web(url):
+            raise ValueError
         try:
-            data = _fetch(wire := _as_url(url), timeout)
-        except DownloadError:
-            raise
-        except (OSError, Broken, http.client.HTTPException):
-            data = _fetch(wire, timeout)
+            data = read_url(url.strip(), _LARGEST, timeout, private=private)
+        except Broken:
+            data = read_url(url.strip(), _LARGEST, timeout, private=private)
         check_image(data)
     except ImageError as e:
         return "", e.reason
     except ValueError:  # UnicodeError, too
         return "", "is not a web address: it does not start with https://"
-    except (OSError, Broken, http.client.HTTPException) as e:
+    except (DownloadError, Broken) as e:
         return "", printable(str(e) or type(e).__name__)[:200]
     kind = _open(data, "it").format
     name = f"{hashlib.sha256(data).hexdigest()[:20]}.{({'JPEG': 'jpg', 'MPO': 'jpg'}.get(kind) or kind.lower())}"
-    with atomic_file(dest / name) as f:
+    with atomic_file(dest / name, size=len(data)) as f:
         f.write(data)
     return name, ""
 
@@ -168,19 +142,22 @@ class DownloadReport:
 
 # %% ../../nbs/api/vision/10_collect.ipynb #cef11094
 def download_images(
-    urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one per line, or a CSV file with a column of them
     dest: str | os.PathLike,  # the folder to save in; made if missing
+    urls: Iterable[str] | str | os.PathLike,  # addresses, or a text file with one per line, or a CSV file with a column of them
     *,
     max_pics: int = 1000,  # use at most this many addresses, the first ones
     timeout: float = 30.0,  # seconds for one try at an image
+    private: bool = False,  # whether addresses may lead to this machine or to a private network; only for a list that you trust
 ) -> DownloadReport:  # what became of each address
     "Save the images behind addresses: checked, each once, named after their hash."
     check_range("download_images", "timeout", timeout, 0.01, 3600)
+    if not isinstance(dest, (str, os.PathLike)) or Path(dest).expanduser().is_file():
+        raise ValueError(f"download_images: dest={printable(repr(dest))} is not a folder; pass the folder first: download_images(folder, urls=...).")
     found, dest, used = _all_urls(urls)[:max_pics], Path(dest).expanduser(), set()
     dest.mkdir(parents=True, exist_ok=True)
     before, report, pool = set(os.listdir(dest)), DownloadReport(dest), ThreadPoolExecutor(8)
     try:
-        results = pool.map(lambda url: _save(url, dest, timeout), found)
+        results = pool.map(lambda url: _save(url, dest, timeout, private=private), found)
         results = progress_bar(results, total=len(found), desc="fetching images", unit="image", above=200)
         for url, (name, why) in zip(found, results):
             status = "failed" if why else "duplicate" if name in used else "there already" if name in before else "saved"

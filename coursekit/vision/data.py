@@ -18,8 +18,7 @@ from typing_extensions import Unpack
 from ..core import plural, printable, show_path, takes_options
 from ..data.block import Block, CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
-from ..data.dataset import as_items
-from ..data.items import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, RegexLabeller, get_image_files, parent_label
+from ..data.items import ColReader, ColSplitter, GrandparentSplitter, RandomSplitter, RegexLabeller, as_items, get_image_files, parent_label
 from ..data.loader import DataLoaders, LoaderOptions
 from ..data.tables import as_number, find_column, found_delimiter, is_blank, read_table
 from .block import ImageBlock, ImageOptions, ItemPart, NameFunc, target_block
@@ -327,6 +326,12 @@ class ImageDataLoaders(DataLoaders):
             return os.path.isfile(home / (options.get("folder") or "") / f"{cell}{suff}".replace("\\", "/"))
 
         table = read_table(home / csv_fname, header=header, delimiter=delimiter, is_file=is_file, who="ImageDataLoaders.from_csv")
+        names = [*table.values()][find_column("ImageDataLoaders.from_csv", options.get("fn_col", 0), table)]
+        roots = [Path(os.path.abspath(p)) for p in (home, home / (options.get("folder") or ""))]
+        for name in names:  # somebody else may have written the table
+            if not any(Path(os.path.abspath(roots[1] / name.replace("\\", "/"))).is_relative_to(root) for root in roots):
+                raise ValueError(f"ImageDataLoaders.from_csv: {printable(name)!r} lies outside {show_path(roots[1])}; move the images there, or read the "
+                                 "table with pandas and call from_df, which takes any path.")
         return cls.from_df(pd.DataFrame(table, dtype=object), path, **options)
 
 

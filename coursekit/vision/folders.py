@@ -237,7 +237,7 @@ def _why_no_files(table: dict[str, list[str]], path: Path, root: Path) -> str:
     for c, cells in table.items():
         if any(v.startswith(("http://", "https://")) for v in cells[:200]):
             return (f"column {c!r} of {show_path(path)} has web addresses; get the images first, with "
-                    f"download_images({path.name!r}, 'images').")
+                    f"download_images('images', {path.name!r}).")
     first = [printable(cells[0])[:40] for cells in table.values() if cells]
     return f"{show_path(path)} does not list any image in {show_path(root)} (its first row is {first}); pass the folder of the images with images=..."
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'Scale', 'ImageError', 'as_scale', 'is_deep', 'to_uint8_tensor', 'to_pil',
-           'load_image', 'PILImage', 'PILMask', 'check_image', 'check_images', 'verify_images']
+           'load_image', 'check_image', 'check_images', 'verify_images']
 
 # %% ../../nbs/api/vision/00_images.ipynb #d7321109
 import io
@@ -14,10 +14,12 @@ import os
 import re
 import stat
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +28,13 @@ import torch
 from PIL import Image
 
 from ..core import cpu_cores, plural, printable, show_path
+from ..data.items import Paths
 from ..display import progress_bar
 
 # %% ../../nbs/api/vision/00_images.ipynb #b9d22f08
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")  # what load_image decodes; JPEG includes MPO
 MAX_BYTES = 100 * 2**20  # the largest file that is read, in bytes
-MAX_PIXELS = 120_000_000  # the largest image that is decoded: 12,000 x 10,000 pixels, 360 MB of RGB
+MAX_PIXELS = 120_000_000  # the largest image that is decoded: 12,000 x 10,000 pixels, and 8 bytes of memory for each
 
 
 class ImageError(ValueError):
@@ -113,15 +116,8 @@ def _read_source(source, max_bytes: int = MAX_BYTES) -> tuple[bytes, str | Path]
     return bytes(data), name
 
 # %% ../../nbs/api/vision/00_images.ipynb #e87c93ce
-_SIGNATURES = {  # how files start that people mistake for images
-    b"%PDF": "a PDF",
-    b"PK\x03\x04": "a zip archive or an office document",
-    b"\x1f\x8b": "a gzip archive",
-    b"\x00\x00\x00\x0cJXL": "a JPEG XL image",
-    b"\x00\x00\x00\x0cjP": "a JPEG 2000 image",
-    b"8BPS": "a Photoshop file",
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
-}
+_SIGNATURES = {b"%PDF": "a PDF", b"PK\x03\x04": "a zip archive or an office document", b"\x1f\x8b": "a gzip archive", b"\0\0\0\x0cJXL": "a JPEG XL image",
+               b"\0\0\0\x0cjP": "a JPEG 2000 image", b"8BPS": "a Photoshop file", b"version https://git-lfs": "a Git LFS pointer, not the file itself"}
 
 
 def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no known kind"
@@ -207,21 +203,25 @@ def _guessed_range(img: Image.Image, a: np.ndarray, name: str | Path) -> tuple[f
 # %% ../../nbs/api/vision/00_images.ipynb #46d6c6f7
 def _gray8(img: Image.Image, name: str | Path, scale: Scale = None) -> Image.Image:  # a deep mode -> mode L
     "A gray image of 16 or 32 bits or of floats, scaled to 8 bits; nan is black."
-    a = np.asarray(img).astype(np.float64)
+    a = np.asarray(img)
     low, high = scale if isinstance(scale, tuple) else (_guessed_range if scale == "guess" else _own_range)(img, a, name)
-    a = np.nan_to_num(a.clip(low, high), nan=low)
-    return Image.fromarray(((a - low) * (255 / (high - low)) + 0.5).astype(np.uint8))
+    gray, rows = np.empty(a.shape, np.uint8), max(1, 2**20 // a.shape[1])
+    for top in range(0, len(a), rows):  # in strips, because float64 takes eight times the memory
+        part = np.nan_to_num(a[top : top + rows].astype(np.float64).clip(low, high), nan=low)
+        gray[top : top + rows] = (part - low) * (255 / (high - low)) + 0.5
+    return Image.fromarray(gray)
 
 
 def _to_rgb(img: Image.Image, name: str | Path, scale: Scale = None) -> Image.Image:  # any mode -> RGB; a new image without metadata
     "Any image as RGB, with transparency on white and palettes and inks converted."
     if is_deep(img.mode):
-        img = _gray8(img, name, scale)
+        img = _gray8(img, name, scale).convert("RGB")
     elif img.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in img.info:
-        rgba = img.convert("RGBA")
+        rgba = img if img.mode == "RGBA" else img.convert("RGBA")
         img = Image.new("RGB", rgba.size, "white")
-        img.paste(rgba, mask=rgba.getchannel("A"))
-    img = img.convert("RGB")
+        img.paste(rgba, mask=rgba)
+    else:
+        img = img.convert("RGB")
     img.info = {}  # the EXIF orientation has been applied, and nothing later reads the rest
     return img
 
@@ -283,12 +283,17 @@ def _why(error: Exception) -> tuple[str, str]:  # the reason, and what to do
     return f"{'is cut off' if 'truncated' in detail.lower() else 'is damaged'} ({detail})", "use another file; verify_images(files) lists all bad ones"
 
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
-def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> None:
-    "Raise unless an image has a reasonable number of pixels; nothing is decoded."
-    w, h = img.size
-    if w * h > max_pixels:
-        fix = "make it smaller, or pass a larger max_pixels"
-        raise _bad(name, f"has {w:,} x {h:,} pixels, more than the {max_pixels / 1e6:g} million allowed", fix)
+_ALONE, _LARGE = threading.Lock(), 2**29  # images that take more bytes than this are decoded one at a time, however many threads ask
+
+
+def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # bytes that decoding a pixel takes
+    "Raise unless an image has a reasonable number of pixels, of 8 bytes each. Pixels that take more to decode count as more; nothing is decoded."
+    (w, h), kept = img.size, 8 * (img.format in ("WEBP", "AVIF") or "progression" in img.info)  # whole copies inside the decoder
+    each = kept + {"P": 9, "1": 8, "L": 8, "RGB": 8, "RGBA": 8, "CMYK": 8, "I;16": 8}.get(img.mode, 14)  # with the copies on the way to RGB
+    if w * h * each > 8 * max_pixels:
+        why = f" in {img.format} of mode {img.mode}, {w * h * each / 1e6:,.0f} MB to decode" if each > 8 else ""
+        raise _bad(name, f"has {w:,} x {h:,} pixels{why}, more than the {max_pixels / 1e6:g} million of 8 bytes allowed", "make it smaller, or pass a larger max_pixels")
+    return each
 
 
 def _open(data: bytes, name: str | Path) -> Image.Image:
@@ -307,16 +312,17 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
 
 def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, draft_size: int | tuple[int, int] | None = None,
             scale: Scale = None) -> Image.Image:
-    "Decode an opened image and convert it to RGB, or a mask to mode L."
-    _check_size(img, name, max_pixels)
+    "Decode an opened image and convert it to RGB or gray, or a mask to mode L."
+    each = _check_size(img, name, max_pixels)
     if draft_size is not None and mode != "mask" and img.format in ("JPEG", "MPO"):
-        side = 2 * (draft_size if isinstance(draft_size, int) else max(draft_size))
-        img.draft(None, (side, side))
-    img.load()
-    img = _upright(img)
-    if mode == "mask":
-        return _to_indices(np.asarray(img), name)
-    return _to_rgb(img, name, scale)
+        img.draft(None, (2 * (draft_size if isinstance(draft_size, int) else max(draft_size)),) * 2)
+    with _ALONE if img.width * img.height * each > _LARGE else nullcontext():
+        img.load()
+        img = _upright(img)
+        if mode == "mask":
+            return _to_indices(np.asarray(img), name)
+        rgb = _to_rgb(img, name, scale)
+        return rgb if mode == "RGB" else rgb.convert("L")
 
 # %% ../../nbs/api/vision/00_images.ipynb #42fe3089
 def _array_to_pil(a: np.ndarray, name: str | Path = "The array", scale: Scale = None) -> Image.Image:  # (H, W[, C]), C 1, 3 or 4
@@ -357,15 +363,15 @@ def to_pil(x: torch.Tensor) -> Image.Image:  # (3, H, W), (1, H, W) or (H, W), u
 def load_image(
     source,  # path, bytes, memoryview, file object, array (H, W[, C]), tensor ([C,] H, W), PIL image, or FileUpload (value)
     *,
-    mode: str = "RGB",  # "RGB"; "mask" for the raw class numbers of a mask, as mode L
+    mode: str = "RGB",  # "RGB"; "L" for gray; "mask" for the raw class numbers of a mask, as mode L
     max_bytes: int = MAX_BYTES,  # larger files are refused before they are read
     max_pixels: int = MAX_PIXELS,  # larger images are refused before they are decoded
     draft_size: int | tuple[int, int] | None = None,  # pixels needed in the end: JPEGs over twice that are decoded smaller, faster
     scale: Sequence[float] | str | None = None,  # (black, white) of gray images of 16 or 32 bits or floats; None: by their kind (table above)
 ) -> Image.Image:  # upright, 8 bits, mode RGB or L; without metadata
     "An image from anywhere, or an `ImageError` that says what is wrong with it."
-    if mode not in ("RGB", "mask"):
-        raise ValueError(f"load_image: mode={mode!r} is unknown; use 'RGB' or 'mask'.")
+    if mode not in ("RGB", "L", "mask"):
+        raise ValueError(f"load_image: mode={mode!r} is unknown; use 'RGB', 'L' or 'mask'.")
     scale = as_scale(scale, "load_image")
     name: str | Path = f"The {type(source).__name__}"
     try:
@@ -373,42 +379,16 @@ def load_image(
             if mode == "mask":
                 return _to_indices(source.cpu().numpy() if isinstance(source, torch.Tensor) else source, name)
             source = _tensor_to_pil(source, scale) if isinstance(source, torch.Tensor) else _array_to_pil(source, scale=scale)
-        if isinstance(source, Image.Image):
-            draft_size = None  # it would make the caller's own image smaller
-        else:
-            data, name = _read_source(source, max_bytes)
-            source = _open(data, name)
-        return _decode(source, name, mode=mode, max_pixels=max_pixels, draft_size=draft_size, scale=scale)
+        if isinstance(source, Image.Image):  # no draft, which would make the caller's own image smaller
+            return _decode(source, name, mode=mode, max_pixels=max_pixels, scale=scale)
+        data, name = _read_source(source, max_bytes)
+        return _decode(_open(data, name), name, mode=mode, max_pixels=max_pixels, draft_size=draft_size, scale=scale)
     except ImageError:
         raise
     except MemoryError as e:
         raise _bad(name, "does not fit in memory", "make it smaller") from e
     except Exception as e:  # on damaged files Pillow's readers raise nearly any exception
         raise _bad(name, *_why(e)) from e
-
-# %% ../../nbs/api/vision/00_images.ipynb #9249f76b
-class PILImage:
-    "Makes RGB images: `PILImage.create(path)`."
-
-    @staticmethod
-    def create(
-        source,  # anything `load_image` takes
-        *,
-        scale: Sequence[float] | None = None,  # (black, white) of gray images of 16 or 32 bits or floats; None: by their kind
-    ) -> Image.Image:  # upright, 8 bits, mode RGB
-        "An RGB image from a path, bytes, an upload, an array, a tensor or another image."
-        return load_image(source, scale=scale)
-
-
-class PILMask:
-    "Makes masks: `PILMask.create(path)`."
-
-    @staticmethod
-    def create(
-        source,  # anything `load_image` takes; palette and gray files keep their raw numbers
-    ) -> Image.Image:  # mode L, pixels are class numbers
-        "A mask of class numbers from a path, bytes, an array, a tensor or another image."
-        return load_image(source, mode="mask")
 
 # %% ../../nbs/api/vision/00_images.ipynb #7ebf7152
 def check_image(
@@ -445,6 +425,6 @@ def check_images(
 
 def verify_images(
     files: Iterable[str | os.PathLike],  # the image files
-) -> list[Path]:  # those that cannot be read
+) -> Paths:  # those that cannot be read
     "The files that are not readable images; `check_images` says why."
-    return [path for path, _ in check_images(files)]
+    return Paths(path for path, _ in check_images(files))

@@ -20,7 +20,7 @@ from typing import Any, TypedDict
 from typing_extensions import Unpack
 
 from ..core import check_range, coursekit_home, plural, printable, show_path, takes_options
-from ..data.archive import ArchiveError, atomic_folder, extract_archive, extract_each
+from ..data.archive import ArchiveError, extract_archive, extract_each, locked, made_once
 from ..data.block import CategoryBlock, MultiCategoryBlock
 from ..data.datablock import DataBlock
 from ..data.download import Check, Digest
@@ -47,24 +47,19 @@ def _own_folder(name: str, sha256: str) -> Path:
 
 
 @contextlib.contextmanager
-def _unpacking(folder: Path) -> Iterator[None]:
-    "Errors of an archive begin with `plan_data`; it is none if another process was quicker to make the folder."
+def _unpacking() -> Iterator[None]:
+    "Errors of an archive begin with `plan_data`."
     try:
         yield
     except ArchiveError as e:
         raise ArchiveError(f"plan_data: {' '.join(str(e).split())}") from e
-    except OSError:
-        if not folder.is_dir():
-            raise
 
 
 def _unpacked(archive: Path) -> Path:
     "The folder below `coursekit_home()` with an archive's contents, unpacked now unless that was done before."
     folder = _own_folder(archive.name, Digest.of(archive, Check()).sha256)
-    if not folder.is_dir():  # it appears when it is complete
-        with _unpacking(folder):
-            extract_archive(archive, folder)
-    return folder
+    with _unpacking(), locked(folder):
+        return folder if folder.is_dir() else extract_archive(archive, folder)
 
 
 _ENDINGS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tgz", ".tbz2", ".txz", ".tar", ".zip")
@@ -82,12 +77,14 @@ def _with_archives(folder: Path, size: int | None = None) -> Path:
     tables = [f for f in files if f.suffix.lower() in (".csv", ".tsv", ".txt") and f.parent == folder]
     parts = [f"{f.name} {Digest.of(f, Check()).sha256}" for f in [*(f for _, f in packed), *tables]]
     dest = _own_folder(folder.name, hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest())
-    if not dest.is_dir():
-        with _unpacking(dest), atomic_folder(dest) as tmp:
-            extract_each(packed, tmp, size=size)
-            for table in tables:
-                shutil.copyfile(table, tmp / table.name)
-    return dest
+
+    def make(tmp: Path) -> None:
+        extract_each(packed, tmp, size=size)
+        for table in tables:
+            shutil.copyfile(table, tmp / table.name)
+
+    with _unpacking():
+        return made_once(dest, make)
 
 # %% ../../nbs/api/vision/08_plan.ipynb #9e655fdf
 def _find_layout(path: Path, images: str | os.PathLike | None, pat: str | None, folders: Mapping[str, Any],

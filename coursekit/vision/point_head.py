@@ -63,6 +63,7 @@ class PointModel(ModelSpec):
     n_out: int  # numbers to predict, two for each point
     width: int = 64  # channels of the head
     fixed_stats: bool = False  # the batch norms of the body keep their statistics in training
+    n_in: int = 3  # channels of the images: 3, or 1 for gray ones
 
     def __post_init__(self):
         if self.n_out % 2 or not 1 <= self.width <= 4096:  # they may come from a file
@@ -70,7 +71,7 @@ class PointModel(ModelSpec):
 
     def build(self) -> nn.Sequential:
         "Encoder and head; weights are drawn from torch's global generator."
-        body = create_body(self.arch)
+        body = create_body(self.arch, self.n_in)
         body.fixed_stats = self.fixed_stats
         encoder = Encoder(body)
         model = nn.Sequential(encoder, PointHead(encoder.channels, encoder.strides, self.n_out // 2, width=self.width))

@@ -22,7 +22,7 @@ from ..training.learner import Learner, LearnerOptions
 from .block import ImageBlock, ImageOptions
 from .data import ImageDataLoaders, _with_size
 from .images import load_image
-from .learner import _image_learner
+from .learner import _image_learner, image_channels
 from .masks import MaskBlock
 from .resize import Resize
 from .unet import UNetModel, unet_groups
@@ -68,7 +68,7 @@ def unet_learner(
     "A learner for masks: a U-Net by transfer learning, or from scratch with pretrained=False."
 
     def recipe(name: str, n: int, fixed: bool) -> UNetModel:
-        return UNetModel(name, n, tuple(widths), y_range and tuple(y_range), fixed)
+        return UNetModel(name, n, tuple(widths), y_range and tuple(y_range), fixed, image_channels(dls))
 
     return _image_learner("unet_learner", dls, arch, recipe, unet_groups, normalize=normalize, n_out=n_out, pretrained=pretrained, weights=weights,
                           seed=seed, fixed_stats=fixed_stats, options=options)

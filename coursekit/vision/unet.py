@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..training.layers import ModelSpec, SigmoidRange
-from .models import Body, TimmBody, _conv_bn, create_body
+from .models import Body, TimmBody, _conv_bn, create_body, first_conv
 
 # %% ../../nbs/api/vision/14_unet.ipynb #e88c20bf
 def _steps(module: nn.Module) -> list[nn.Module]:
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         size = body.net.pretrained_cfg["input_size"][1:] if isinstance(body, TimmBody) else (128, 128)  # timm's may take one size only
         body.eval()
         with torch.no_grad():
-            shapes = self._shapes(torch.zeros(1, 3, *size))
+            shapes = self._shapes(torch.zeros(1, first_conv(body).in_channels, *size))
         body.train()
         self.at = _last_of_each([_size(s) for s in shapes], size[0])
         if not self.at:
@@ -114,11 +114,12 @@ class Decoder(nn.Module):
         strides: Sequence[float],  # how many pixels of the image, along a side, one of the features covers
         n_out: int,  # scores per place
         widths: Sequence[int],  # channels of the decoder at strides of 2, 4, 8, ...
+        n_in: int = 3,  # channels of the images
     ):
         super().__init__()
         self.stem = None
         if strides[0] > 3:  # nothing in the body is fine enough, so the decoder looks at the image itself
-            self.stem = _conv_act(3, widths[0], stride=2)
+            self.stem = _conv_act(n_in, widths[0], stride=2)
             channels, strides = [widths[0], *channels], [2, *strides]
         own = [widths[min(len(widths), max(1, round(math.log2(s)))) - 1] for s in strides]
         self.bottom = _conv_act(channels[-1], own[-1], size=1)
@@ -164,6 +165,7 @@ class UNetModel(ModelSpec):
     widths: Sequence[int] = (24, 48, 96, 128, 256)  # channels of the decoder at strides of 2, 4, 8, 16, 32 pixels
     y_range: Sequence[float] | None = None  # squash the output between these two numbers
     fixed_stats: bool = False  # the batch norms of the body keep their statistics in training
+    n_in: int = 3  # channels of the images: 3, or 1 for gray ones
 
     def __post_init__(self):
         if not 0 < len(self.widths) <= 8 or not all(isinstance(w, int) and 1 <= w <= 4096 for w in self.widths):  # they may come from a file
@@ -171,10 +173,10 @@ class UNetModel(ModelSpec):
 
     def build(self) -> UNet:
         "The network; weights are drawn from torch's global generator."
-        body = create_body(self.arch)
+        body = create_body(self.arch, self.n_in)
         body.fixed_stats = self.fixed_stats
         encoder = Encoder(body)
-        model = UNet(encoder, Decoder(encoder.channels, encoder.strides, self.n_out, self.widths), self.y_range)
+        model = UNet(encoder, Decoder(encoder.channels, encoder.strides, self.n_out, self.widths, self.n_in), self.y_range)
         model = model.to(memory_format=torch.channels_last)  # convolutions are faster on it
         model.spec = self
         return model

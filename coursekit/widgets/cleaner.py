@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core import check_whole, plural, printable, show_path
+from ..display import Shown, close_widgets
 from ..training.learner import Learner
 from .edits import Edit, EditLog, Outcome, apply_edits, plan_edits, real_path, undo_edits
-from .parts import Shown, message_html, percent, status_html, style_sheet, thumbnail, voice
+from .parts import message_html, percent, status_html, style_sheet, thumbnail, voice
 
 # %% ../../nbs/api/widgets/04_cleaner.ipynb #69f82425
 KEEP, DELETE = "keep", "delete"
@@ -210,6 +211,13 @@ class ImageClassifierCleaner(Selection, Shown):
         self._view = self._view or CleanerView(self)
         return self._view.widget
 
+    def close(self) -> None:
+        "Take the widget off the page and out of memory. What was chosen stays, and the widget is made again when you show the cleaner."
+        if self._view is not None:
+            self._view.drop(self._view.old)
+            close_widgets(self._view.widget)
+            self._view = None
+
     def __repr__(self) -> str:
         return f"ImageClassifierCleaner({plural(len(self.fns), 'file')}, {self.choices!r})"
 
@@ -245,12 +253,16 @@ class CleanerPages:
         self.tell(self.range, f"{self.first + 1} to {last} of {len(order):,}, highest loss first" if order else "No images here.")
         self.back.disabled, self.on.disabled = self.first == 0, last >= len(order)
         if [card.i for card in self.cards] != self.shown:
-            for widget in (w for card in self.old for w in (card.box, card.image, card.pick)):
-                widget.close()  # in the browser too
+            self.drop(self.old)
             self.old, self.cards = self.cards, [Card(self, i) for i in self.shown]
         for card in self.cards:
             card.fill()
         self.grid.children = [card.box for card in self.cards]
+
+    def drop(self, cards: Sequence["Card"]) -> None:
+        "Close cards, in the browser too."
+        for card in cards:
+            close_widgets(card.box)
 
     def tell(self, line: Any, text: str) -> None:
         "Write a line and announce it, if it is new."

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core import check_range, check_whole, plural
-from ..display import figure_output, new_axes
+from ..display import Shown, figure_output, new_axes
 from ..training.learner import Learner
 from .parts import status_html, style_sheet, voice
 
@@ -60,7 +60,7 @@ def curve_figure(rates: list[float], losses: list[float], lr: float) -> tuple[An
     return fig, f"Loss by learning rate: {'; '.join(said)}."
 
 # %% ../../nbs/api/widgets/05_explorer.ipynb #db9818f3
-class LRExplorer:
+class LRExplorer(Shown):
     "The widget that `lr_explorer` makes: `widget` is the ipywidgets box, `lr` the learning rate chosen."
 
     def __init__(self, draw, rates: list[float], lr: float, momentum: float | None):
@@ -70,7 +70,9 @@ class LRExplorer:
         self.slider = w.FloatLogSlider(lr, min=math.log10(rates[0]), max=math.log10(rates[-1]), step=0.02,
                                        description="Learning rate", readout_format=".2g", style={"description_width": "initial"})
         self.momentum = w.FloatSlider(momentum or 0.0, max=0.98, step=0.02, description="Momentum")
-        sliders = [self.slider] if momentum is None else [self.slider, self.momentum]
+        if momentum is None:
+            self.momentum.layout.display = "none"
+        sliders = [self.slider, self.momentum]
         for s in sliders:
             s.observe(self.show, names="value")
         self.widget = w.VBox([style_sheet(), *sliders, self.text, self.out, self.voice])

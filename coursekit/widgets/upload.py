@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..core import check_whole, printable
+from ..display import Shown, close_widgets
 from ..training.learner import Learner
 from ..training.predictions import Prediction
 from ..vision.images import MAX_BYTES, ImageError, load_image
@@ -23,7 +24,7 @@ from ..vision.masks import class_colors, class_shares, paint_mask
 from ..vision.segmentation import predict_mask
 from .dropzone import dropzone, file_button
 from coursekit.widgets.parts import (
-    Shown, answer_text, bars_html, img_tag, jpeg, message_html, other_widgets, percent, prediction_html, status_html, style_sheet, voice,
+    answer_text, bars_html, img_tag, jpeg, message_html, other_widgets, percent, prediction_html, status_html, style_sheet, voice,
 )
 
 # %% ../../nbs/api/widgets/02_upload.ipynb #82c002e0
@@ -79,11 +80,12 @@ def look(learn: Learner, name: str, data: bytes, max_bytes: int) -> Seen:
     block, kind = learn.dls.valid_ds.blocks[0], _kind(learn)
     draft = None if kind in ("mask", "points") else SHOWN  # a photo that is read smaller has other pixels
     img = load_image({"name": name, "content": data}, max_bytes=max_bytes, draft_size=draft, scale=getattr(block, "scale", None))
+    if draft:  # the large image is gone before the file is decoded again
+        small, img = jpeg(img, SHOWN), None
+        return Seen(name, learn.predict(data), small)
     said = learn.predict(data)  # from the file, as predict(path) would
     if kind == "points":
         return Seen(name, said, jpeg(_marked(img, said.label.tolist()), SHOWN))
-    if kind != "mask":
-        return Seen(name, said, jpeg(img, SHOWN))
     mask, vocab = predict_mask(learn, img), learn.dls.vocab
     shares = [(vocab[k], share, "#" + bytes(class_colors(k + 1)[k]).hex()) for k, share in class_shares(mask, vocab)]
     return Seen(name, said, jpeg(paint_mask(img, mask), SHOWN), shares)
@@ -151,7 +153,7 @@ class UploadPage(Shown):
         self.seen.clear()
         self.refused.clear()
         for child in self.results.children:
-            child.close()
+            close_widgets(child)
         self.results.children = ()
         self.clear_button.disabled = self.toggle.disabled = True
         self.voice.say("All images were removed.")

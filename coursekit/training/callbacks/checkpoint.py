@@ -6,17 +6,21 @@
 __all__ = ['pack_value', 'unpack_value', 'Checkpoint']
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #5a4a4d1b
+import hashlib
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...core import check_fname, check_whole, show_path, state_folder
-from ..callback import Callback, CancelFitException, ParamScheduler
+from ...core import check_fname, check_whole, remove_strays, show_path, state_folder
+from ...data.dataset import Dataset
+from ..callback import Callback, CancelFitException, ParamScheduler, Plan
+from ..layers import num_params
 from ..learner import Learner
 from ..optimizers import get_hyper, laid_out_like, load_opt_tensors, opt_tensors
-from ..weights import check_meaning, load_weights, read_tensors, write_tensors
+from ..weights import check_meaning, load_weights, not_finite, read_tensors, well_formed, write_tensors
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #c1e90954
 def pack_value(
@@ -55,8 +59,9 @@ def unpack_value(
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #e2a6cbab
 class Checkpoint(Callback):
-    """Keeps a fit in a file. If you make the same call again after a crash, with the same data, it resumes where the file was written. This
-    also works for `fine_tune`, which is two fits. A fit that is complete in the file is not run again: its weights are loaded.
+    """Keeps a fit in a file, from its first batch on. If you make the same call again after an interrupt or a crash, with the same data, it resumes
+    where the file was written: in the same kernel or in another one, with this callback or a new one. This also works for `fine_tune`, which is two
+    fits. A fit that is complete in the file is not run again: its weights are loaded. After a call that returned, this callback begins another fit.
 
     Data made from a `DataBlock` need the same `seed=`. A plain loader resumes exactly if it draws only from torch's generator in this process,
     or from its own `generator`. On a GPU, the result is the same except for what the device's kernels vary from run to run."""
@@ -71,7 +76,9 @@ class Checkpoint(Callback):
     ):
         check_whole("Checkpoint", "every", every, 1)
         check_fname("Checkpoint", "name", name)
-        self.name, self.every, self.resume, self.fit, self.active = name, every, resume, -1, False
+        self.name, self.every, self.resume, self.active = name, every, resume, False
+        self.plan: Plan | None = None  # the last call; below, what tells fits apart, for those of this callback so far, and where that call's begin
+        self.fits, self.first = list[dict[str, Any]](), 0
         self.resumed: dict[str, Tensor] = {}  # random states of an epoch to resume in the middle
 
     def file_of(self, learn: Learner) -> Path:
@@ -79,14 +86,14 @@ class Checkpoint(Callback):
         return state_folder(learn.path) / "checkpoints" / f"{self.name}.safetensors"
 
     def before_fit(self, learn: Learner) -> None:
-        self.active, self.resumed = False, {}
+        self.file, self.in_epoch, self.active, self.resumed = self.file_of(learn), 0, False, {}
         if learn.state.trial:
             return
-        self.fit += 1
-        self.file, self.about, self.in_epoch = self.file_of(learn), _describe_fit(learn), 0
-        if self.resume and self.file.is_file():
-            _resume(self, learn, *read_tensors(self.file))
+        _take_place(self, learn)
+        found = self.resume and self.file.is_file() and _resume(self, learn, *read_tensors(self.file))
         self.active = True
+        if not found and not learn.state.plan.phase:
+            _write(self, learn, 0, 0)  # the same call may be made again when the weights have moved
 
     def writes(self, learn: Learner) -> list[Path]:
         return [self.file_of(learn)]
@@ -105,9 +112,7 @@ class Checkpoint(Callback):
             _write(self, learn, learn.state.epoch + 1, 0)
 
     def after_fit(self, learn: Learner) -> None:
-        if self.active and learn.state.interrupted:
-            self.fit -= 1  # the next one is this one again
-        elif self.active:
+        if self.active and not learn.state.interrupted:
             _write(self, learn, learn.state.epoch + 1, 0, done=True)
         self.active = False
 
@@ -115,6 +120,15 @@ class Checkpoint(Callback):
         return f"Checkpoint({self.name!r}, every={self.every})"
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #12406642
+def _take_place(cb: Checkpoint, learn: Learner) -> None:
+    "Give the fit its place among those of a callback. A call that was interrupted is made again, and keeps its place."
+    remove_strays(cb.file)
+    plan: Any = learn.state.plan
+    if cb.plan is not plan and (cb.plan is None or cb.plan.returned):
+        cb.first = len(cb.fits)
+    cb.plan, cb.fits = plan, [*cb.fits[:cb.first + plan.phase], _describe_fit(learn)]
+
+
 def _begin_epoch(cb: Any, learn: Learner) -> None:
     "Note where the epoch's random numbers start; if it is resumed in its middle, go to that place."
     s = learn.state
@@ -127,50 +141,65 @@ def _begin_epoch(cb: Any, learn: Learner) -> None:
         cb.resumed = {}
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #e000f3f3
-def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: dict) -> None:
-    "Continue from the file, if it belongs to this fit."
-    where, s = f"Checkpoint: {show_path(cb.file)}", learn.state
+def _resume(cb: Checkpoint, learn: Learner, tensors: dict[str, Tensor], header: dict) -> bool:
+    "Continue from the file, if it holds this fit, and say whether it does."
+    where, s, k = f"Checkpoint: {show_path(cb.file)}", learn.state, len(cb.fits) - 1
     if header.get("format") != "checkpoint":
         raise ValueError(f"{where} is not a checkpoint; choose another name.")
-    if header["fit"] > cb.fit:
-        print(f"{where} is of fit {header['fit'] + 1} of this callback, so fit {cb.fit + 1} is complete and is skipped.", flush=True)
-        raise CancelFitException
-    if header["fit"] < cb.fit:
-        return
-    other = [f"{k} {header['about'].get(k)} there and {v} here" for k, v in cb.about.items() if header["about"].get(k) != v]
+    fits = header.get("fits")
+    fits = fits if isinstance(fits, list) and all(isinstance(f, dict) for f in fits) else [{"coursekit": "an earlier version"}]
+    if len(fits) <= k:
+        return False
+    here = cb.fits[k] if "coursekit" not in fits[k] else {"coursekit": "this one"}
+    other = [f"{name} {fits[k].get(name)} there and {value} here" for name, value in here.items() if fits[k].get(name) != value]
     if other:
         hint = " Data made without seed= are in a new order each time." if any(o.startswith("order's") for o in other) else ""
         raise ValueError(f"{where} is of a different fit ({'; '.join(other)[:400]}).{hint} Pass resume=False to overwrite it, or choose another name.")
-    _load_fit(learn, tensors, header, where)
+    if len(fits) > k + 1:
+        print(f"{where} is of fit {len(fits)} of this callback, so fit {k + 1} is complete and is skipped.", flush=True)
+        raise CancelFitException
+    with well_formed(where, "pass resume=False to overwrite it, or choose another name"):
+        _load_fit(learn, tensors, header, where)
     if header["done"]:
         print(f"{where} holds this fit up to its end, so its weights are loaded. To train again, pass resume=False.", flush=True)
         raise CancelFitException
     cb.resumed = {k: v for k, v in tensors.items() if k.startswith("rng.")} if s.skip else {}
     print(f"{where}: resuming after batch {s.step} of {s.n_steps}.", flush=True)
+    return True
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #34759980
 def _write(cb: Any, learn: Learner, epoch: int, skip: int, *, done: bool = False) -> None:
     "Write the file: the fit in an epoch after `skip` batches."
     s = learn.state
-    if not all(bool(t.isfinite().all()) for t in learn.model.state_dict().values()):
-        raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, so {show_path(cb.file)} was not "
+    if bad := not_finite(learn.model, learn.model.state_dict()):
+        raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, such as {bad[0]!r}, so {show_path(cb.file)} was not "
                                  "overwritten. Try a learning rate ten times smaller, or GradientClip.")
+    for stray in cb.file.parent.glob(f".{cb.file.name}.*"):  # of a process that was killed while it wrote
+        stray.unlink(missing_ok=True)
     tensors, header = _pack_fit(learn, epoch, skip, cb.begun if skip else _data_state(learn))
     if skip:
         tensors["rng.epoch"] = cb.epoch_rng
-    write_tensors(cb.file, tensors, header | {"fit": cb.fit, "about": cb.about, "done": done})
+    write_tensors(cb.file, tensors, header | {"fits": cb.fits, "done": done})
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #799d1234
 def _describe_fit(learn: Learner) -> dict[str, Any]:
-    "The facts that tell fits apart: epochs, batches, the order of the data, optimizer, learning rates along the way, callbacks."
+    "The facts that tell fits apart: the data and their order, the model, epochs, optimizer, learning rates along the way, callbacks, the plan of phases."
     dl, schedulers, hypers = learn.dls.train, [cb for cb in learn.running if isinstance(cb, ParamScheduler)], get_hyper(learn.opt)
     lrs = [[f(p / 4) for p in range(5)] for cb in schedulers for f in cb.scheds] or [[g["lr"]] for g in learn.opt.param_groups]
-    return {"network": f"{type(learn.model).__name__}({learn.model.extra_repr()})", "epochs": learn.state.n_epoch, "batches": len(dl),
-            "batch size": dl.bs, "order's seed": getattr(dl, "seed", None), "optimizer": type(learn.opt).__name__, "learning rates": lrs,
+    return {**learn.state.plan.facts, "phase": learn.state.plan.phase, "network": f"{type(learn.model).__name__}({learn.model.extra_repr()})",
+            "trained parameters": num_params(learn.model, trainable=True), "precision": str(learn.autocast_dtype),
+            "epochs": learn.state.n_epoch, "batches": len(dl), "items": [_names_of(part.dataset) for part in (dl, learn.dls.valid)], "batch size": dl.bs, "order's seed": getattr(dl, "seed", None), "optimizer": type(learn.opt).__name__, "learning rates": lrs,
             "weight decay": [h["wd"] for h in hypers], "momentum": hypers[0]["mom"], "loss": type(learn.loss_func).__name__,
             "metrics": [m.name for m in learn.metrics], "callbacks": [type(cb).__name__ for cb in learn.running if cb.keeps]}
 
 # %% ../../../nbs/api/training/callbacks/06_checkpoint.ipynb #be8a60fc
+def _names_of(dataset: Any) -> str:
+    "A hash of the files or texts of a dataset; empty for items of other kinds."
+    dataset = getattr(dataset, "plain", dataset)
+    names = [str(i) for i in dataset.items if isinstance(i, (str, os.PathLike))] if isinstance(dataset, Dataset) else []
+    return hashlib.sha256("\n".join(names).encode(errors="surrogatepass")).hexdigest()[:12] if names else ""
+
+
 def _data_state(learn: Learner) -> dict[str, Any]:
     "The passes that the training and validation loaders have started, and the state of a loader's own generator."
     own = getattr(getattr(learn.dls.train, "loader", None), "generator", None)

@@ -33,6 +33,7 @@ class ActivationStats(Callback):
         layers: nn.Module | str | Sequence[nn.Module | str] | None = None,  # modules or their names; None: all activation functions
         *,
         every: int = 1,  # batches between two records, from 1
+        with_hist: bool = True,  # record histograms, too
         bins: int = 40,  # of the histogram, from 1
         limits: tuple[float, float] = (0, 10),  # of the histogram; values outside count in the first or last bin
     ):
@@ -41,13 +42,13 @@ class ActivationStats(Callback):
         numbers = isinstance(limits, (tuple, list)) and len(limits) == 2 and all(isinstance(v, (int, float)) for v in limits)
         if not (numbers and -math.inf < limits[0] < limits[1] < math.inf):
             raise ValueError(f"ActivationStats: limits={limits!r}; pass a lower and a higher number, such as (0, 10).")
-        self.layers, self.every, self.bins, self.limits = layers, every, bins, limits
+        self.layers, self.every, self.bins, self.limits, self.with_hist = layers, every, bins, limits, with_hist
         self.handles: list[Any] = []
         self.record = {}
 
     @property
     def record(self) -> dict[str, Tensor]:
-        "By layer name, (batches, 3 + bins): mean, standard deviation, share near zero, then the counts of the histogram."
+        "By layer name, (batches, 3 + bins): mean, standard deviation, share near zero, then the counts of the histogram, if there is one."
         for name, rows in self._new.items():
             if rows:
                 new = torch.stack(rows).cpu()
@@ -61,6 +62,7 @@ class ActivationStats(Callback):
 
     def before_fit(self, learn: Learner) -> None:
         if not learn.state.trial:
+            learn.activation_stats = self  # type: ignore[attr-defined]  # where notebooks look for it
             self.record = {}
             self.found = find_layers(learn.model, _default_layers(learn.model) if self.layers is None else self.layers)
 
@@ -74,8 +76,8 @@ class ActivationStats(Callback):
         if threading.get_ident() == self.thread and learn.state.step % self.every == 0 and isinstance(output, Tensor):
             with torch.no_grad():
                 x = output.detach().float()
-                some = [x.mean(), x.std(unbiased=False), (x.abs() <= self.near_zero).float().mean()]
-                self._now[name] = torch.cat([torch.stack(some), x.clamp(*self.limits).histc(self.bins, *self.limits)])
+                some = torch.stack([x.mean(), x.std(unbiased=False), (x.abs() <= self.near_zero).float().mean()])
+                self._now[name] = torch.cat([some, x.clamp(*self.limits).histc(self.bins, *self.limits)]) if self.with_hist else some
 
     def after_batch(self, learn: Learner) -> None:
         if learn.state.training:
@@ -93,12 +95,13 @@ class ActivationStats(Callback):
     def plot_stats(
         self,
         *,
+        layer: int | str | None = None,  # only this one of the layers that are recorded, by position or name; None: all
         figsize: tuple[float, float] = (10, 3),  # inches
     ) -> None:
         "Plot mean, standard deviation and share near zero of every layer over the batches."
         import matplotlib.pyplot as plt
 
-        record = self._recorded("plot_stats")
+        record = self._recorded("plot_stats", layer)
         fig, axes = plt.subplots(1, 3, figsize=figsize, layout="constrained")
         for k, (ax, what) in enumerate(zip(axes, ("mean", "standard deviation", "share near zero"))):
             for i, (name, rows) in enumerate(record.items()):
@@ -111,14 +114,35 @@ class ActivationStats(Callback):
         finish(fig, f"Mean, standard deviation and share near zero of the activations of {plural(len(record), 'layer')}; at the end "
                + ", ".join(f"{n}: {r[-1, 0]:.2g}, {r[-1, 1]:.2g}, {r[-1, 2]:.2g}" for n, r in list(record.items())[:6]))
 
+    def plot_layer_stats(
+        self,
+        layer: int | str,  # one of the layers that are recorded, by position (-1: the last) or name
+        *,
+        figsize: tuple[float, float] = (10, 3),  # inches
+    ) -> None:
+        "`plot_stats` of one layer."
+        self.plot_stats(layer=layer, figsize=figsize)
+
+    def color_dim(
+        self,
+        layer: int | str,  # one of the layers that are recorded, by position (-1: the last) or name
+        *,
+        figsize: tuple[float, float] = (10, 5),  # inches
+    ) -> None:
+        "`plot_histograms` of one layer, under the name that the fast.ai course gave such images."
+        self.plot_histograms(layer=layer, figsize=figsize)
+
     def plot_histograms(
         self,
         *,
+        layer: int | str | None = None,  # only this one of the layers that are recorded; None: all
         ncols: int | None = None,  # layers per row
         figsize: tuple[float, float] | None = None,  # inches
     ) -> None:
         "One image per layer. Each column is the histogram of one batch, bright for many activations (on a logarithmic scale)."
-        record = self._recorded("plot_histograms")
+        record = self._recorded("plot_histograms", layer)
+        if not self.with_hist:
+            raise ValueError("ActivationStats.plot_histograms: with_hist=False, so there are no histograms; pass with_hist=True before the fit.")
         fig, axes = figure_grid(len(record), ncols=ncols, figsize=figsize)
         for ax, (name, rows) in zip(axes, record.items()):
             ax.axis("on")
@@ -126,10 +150,15 @@ class ActivationStats(Callback):
             ax.set(title=name, xlabel="batches", ylabel="activation")
         finish(fig, f"Histograms of the activations of {plural(len(record), 'layer')} over the batches, from {self.limits[0]} to {self.limits[1]}")
 
-    def _recorded(self, who: str) -> dict[str, Tensor]:
+    def _recorded(self, who: str, layer: int | str | None = None) -> dict[str, Tensor]:
         if not self.record:
             raise ValueError(f"ActivationStats.{who}: nothing is recorded yet; pass this callback to a fit first.")
-        return self.record
+        names = [*self.record]
+        if isinstance(layer, int) and -len(names) <= layer < len(names):
+            layer = names[layer]
+        if layer is not None and layer not in names:
+            raise ValueError(f"ActivationStats.{who}: layer={layer!r} is not recorded; pass a position from {-len(names)} to {len(names) - 1}, or one of {names}.")
+        return self.record if layer is None else {str(layer): self.record[str(layer)]}
 
 # %% ../../../nbs/api/training/callbacks/05_stats.ipynb #ae310959
 def _default_layers(model: nn.Module) -> list[str]:
