@@ -90,7 +90,9 @@ def imported(cells: list[str]) -> dict[str, str]:
 def handed_on(module: str) -> dict[str, str]:
     """Name -> module of what `from module import *` gives: what a hub or a package imports, and what any other module defines."""
     files = [ROOT / f"{module.replace('.', '/')}{end}" for end in (".py", "/__init__.py")]
-    file = next(f for f in files if f.exists())
+    file = next((f for f in files if f.exists()), None)
+    if file is None:  # a name of fastai's that the package answers
+        return {}
     text = file.read_text(encoding="utf-8")
     return imported([text]) if file.name in ("all.py", "__init__.py") else {n.name: module for n in reference.public(text)}
 

@@ -20,14 +20,13 @@ from PIL import Image
 from coursekit.vision import images
 from coursekit.vision.images import (
     ImageError,
-    PILImage,
-    PILMask,
     check_images,
     load_image,
     to_pil,
     to_uint8_tensor,
     verify_images,
 )
+from coursekit.vision.pil import PILImage, PILMask
 
 HEADS = [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"RIFF\x20\0\0\0WEBP", b"P6\n"]
 FILES = [

@@ -290,7 +290,7 @@ def test_an_export_holds_no_pickle(pictures: Path, tmp_path: Path) -> None:
     with raises(ValueError, "changed"):
         load_learner(damaged)
     (tmp_path / "model.pkl").write_bytes(b"\x80\x04N.")
-    with raises(ValueError, "pickles"):
+    with raises(ValueError, "pickle"):
         load_learner(tmp_path / "model.pkl")
 
 

@@ -353,5 +353,7 @@ class CategoryMap:
         try:
             return self._o2i[value]
         except (KeyError, TypeError):  # TypeError: not hashable, so not a label
+            if is_missing(value):
+                raise ValueError(f"CategoryMap: a label is missing ({value}); drop that item or give it a label.") from None
             raise ValueError(f"CategoryMap: {value!r} is not one of the {plural(len(self.vocab), 'label')} {reprlib.repr(self.vocab)}"
                              f"{suggest(str(value), map(str, self.vocab)) or '.'}") from None

@@ -274,10 +274,10 @@ def _check_status(answer: Any, *, asked: bool) -> None:  # asked: whether a part
     raise kind(f"the server answered {answer.status} {reason}" + ", a part of the file, though all of it was asked for" * (answer.status == 206))
 
 
-def read_url(url: str, most: int, seconds: float, **options: Any) -> bytes:  # most bytes, most seconds; those of `open_url`
+def read_url(url: str, most: int, seconds: float, *, private: bool = True) -> bytes:  # most bytes, most seconds; as in `open_url`
     "What an address gives, in memory"
     budget = Budget(seconds, slowest=math.inf)
-    with open_url(url, {}, budget, timeout=seconds, **options) as (_, _, pieces):
+    with open_url(url, {}, budget, timeout=seconds, private=private) as (_, _, pieces):
         budget.allow(most)
         return b"".join(pieces)
 

@@ -222,7 +222,7 @@ def load_opt_tensors(opt: torch.optim.Optimizer, tensors: dict[str, torch.Tensor
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, t in tensors.items():
         i, _, name = key.partition(".")
-        if t.ndim and t.shape != params[int(i)].shape:
+        if t.shape != params[int(i)].shape[:t.ndim]:  # a number for all of it, for each row, or for each weight
             raise ValueError(f"load_opt_tensors: {key} has the shape {list(t.shape)} and its parameter {list(params[int(i)].shape)}; load without the optimizer's state.")
         state.setdefault(int(i), {})[name] = laid_out_like(t, params[int(i)])
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})

@@ -114,6 +114,7 @@ class Decoder(nn.Module):
         strides: Sequence[float],  # how many pixels of the image, along a side, one of the features covers
         n_out: int,  # scores per place
         widths: Sequence[int],  # channels of the decoder at strides of 2, 4, 8, ...
+        *,
         n_in: int = 3,  # channels of the images
     ):
         super().__init__()
@@ -176,7 +177,7 @@ class UNetModel(ModelSpec):
         body = create_body(self.arch, self.n_in)
         body.fixed_stats = self.fixed_stats
         encoder = Encoder(body)
-        model = UNet(encoder, Decoder(encoder.channels, encoder.strides, self.n_out, self.widths, self.n_in), self.y_range)
+        model = UNet(encoder, Decoder(encoder.channels, encoder.strides, self.n_out, self.widths, n_in=self.n_in), self.y_range)
         model = model.to(memory_format=torch.channels_last)  # convolutions are faster on it
         model.spec = self
         return model

@@ -174,8 +174,6 @@ def _write(cb: Any, learn: Learner, epoch: int, skip: int, *, done: bool = False
     if bad := not_finite(learn.model, learn.model.state_dict()):
         raise FloatingPointError(f"Checkpoint: after batch {s.step} of {s.n_steps} some weights are not finite, such as {bad[0]!r}, so {show_path(cb.file)} was not "
                                  "overwritten. Try a learning rate ten times smaller, or GradientClip.")
-    for stray in cb.file.parent.glob(f".{cb.file.name}.*"):  # of a process that was killed while it wrote
-        stray.unlink(missing_ok=True)
     tensors, header = _pack_fit(learn, epoch, skip, cb.begun if skip else _data_state(learn))
     if skip:
         tensors["rng.epoch"] = cb.epoch_rng
