@@ -386,7 +386,7 @@ def load_body_weights(body: nn.Module, arch: str | Callable, file: str | os.Path
     pairs = dict(zip(wanted, given))  # a body is a prefix of its network
     for w, g in pairs.items():
         if g in state and own[w].shape[1:2] == (1,) and state[g].shape[1:2] == (3,):  # the first convolution, of a body for gray images
-            state[g] = state[g].sum(1, keepdim=True)
+            state[g] = state[g].float().sum(1, keepdim=True)  # published in half precision, some of them
         if g not in state or state[g].shape != own[w].shape:
             has = f"is {list(state[g].shape)} there" if g in state else "is not there"
             raise WeightsError(f"vision_learner: {show_path(file)} does not fit {name}: {g} should be {list(own[w].shape)} and {has}. If "
