@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_faults_downloads import as_nobody, files_below, full_at_a_megabyte  # noqa: F401
+from test_faults_downloads import as_nobody, closed_folder, files_below, full_at_a_megabyte  # noqa: F401
 
 from coursekit.core import DiskError
 from coursekit.data import archive as archive_module
@@ -171,12 +171,7 @@ def test_full_disk_and_read_only_folder(tmp_path: Path, full_at_a_megabyte: None
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_of(("x/a", b"1"), ("x/b", MEGABYTE * 2))))
     with pytest.raises(DiskError, match=r"out cannot be written \(File too large\).*are free.*another folder"):
         extract_archive(tmp_path / "a.tar.gz", tmp_path / "out")
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    for folder in (closed, *closed.parents):
-        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
-            folder.chmod(0o755)
-    closed.chmod(0o555)
+    closed = closed_folder(tmp_path)
     said = as_nobody(lambda: extract_archive(tmp_path / "a.tar.gz", closed / "out"))
     assert said.startswith("DiskError:") and "Permission denied" in said and str(closed / "out") in said
     assert files_below(tmp_path) == ["a.tar.gz"] and not list(closed.iterdir()) and not (tmp_path / "out").exists()

@@ -461,6 +461,17 @@ def test_a_disk_without_room_is_noticed_before_the_download(serve, tmp_path: Pat
     assert files_below(tmp_path) == []
 
 
+def closed_folder(tmp_path: Path) -> Path:
+    """A folder that another user can reach and not write to."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    for folder in (closed, *closed.parents):
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    closed.chmod(0o555)
+    return closed
+
+
 def as_nobody(work: Callable[[], object]) -> str:
     """What an error says in a process without root's rights."""
     read, write = os.pipe()
@@ -485,12 +496,7 @@ def test_a_folder_that_is_read_only(serve, tmp_path: Path) -> None:
     import httpcore2  # noqa: F401  the other process may not be allowed to read it
 
     server = serve(lambda s, conn, asked: s.whole(conn))
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    for folder in (closed, *closed.parents):
-        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
-            folder.chmod(0o755)
-    closed.chmod(0o555)
+    closed = closed_folder(tmp_path)
 
     def write() -> None:
         with atomic_file(closed / "sub" / "model.ck") as f:

@@ -126,7 +126,7 @@ def serve(
         classes = learn.dls.vocab
         say(printable(show_path(path) if path.is_file() else model) + (f", {len(classes)} classes" if classes else ""))
         if ip not in ("127.0.0.1", "localhost", "::1"):
-            say("anyone who can reach this machine can get the page, and the model in it; there is no password.")
+            say("anyone who can reach this machine can get the page and the model in it, without a password.")
         url = f"http://{'localhost' if ip in ('127.0.0.1', '0.0.0.0', '::1', '::') else ip}:{server.server_address[1]}/"
         say(f"serving at {url}  (Ctrl-C ends it)")
         if browser:

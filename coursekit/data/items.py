@@ -114,7 +114,7 @@ def get_image_files(
     *,
     recurse: bool = True,  # search subfolders, too
     folders: str | Iterable[str] | None = None,  # only these folders directly below `path`
-) -> Paths:  # sorted; empty if there is no image (`DataBlock` then raises an error)
+) -> Paths:  # sorted; empty if no image was found (`DataBlock` then raises an error)
     "The files under `path` that have the extension of an image, or no extension and the first bytes of one"
     return get_files(path, recurse=recurse, folders=folders).filter(_is_image)
 

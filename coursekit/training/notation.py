@@ -104,7 +104,7 @@ def ConvLayer(
     *,
     stride: int = 1,  # 2 halves height and width
     padding: int | None = None,  # pixels on each side; None: half the kernel, which keeps the size
-    bias: bool | None = None,  # None: where there is no norm
+    bias: bool | None = None,  # None: only without a norm
     norm_type: str | None = NormType.Batch,  # one of `NormType`; None: no norm
     act_cls: Callable[[], nn.Module] | None = nn.ReLU,  # makes the activation function; None: none
 ) -> nn.Sequential:  # (N, ni, H, W) -> (N, nf, H / stride, W / stride)

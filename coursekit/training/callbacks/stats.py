@@ -142,7 +142,7 @@ class ActivationStats(Callback):
         "One image per layer. Each column is the histogram of one batch, bright for many activations (on a logarithmic scale)."
         record = self._recorded("plot_histograms", layer)
         if not self.with_hist:
-            raise ValueError("ActivationStats.plot_histograms: with_hist=False, so there are no histograms; pass with_hist=True before the fit.")
+            raise ValueError("ActivationStats.plot_histograms: with_hist=False, so no histograms were recorded; pass with_hist=True before the fit.")
         fig, axes = figure_grid(len(record), ncols=ncols, figsize=figsize)
         for ax, (name, rows) in zip(axes, record.items()):
             ax.axis("on")
