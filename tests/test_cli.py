@@ -374,7 +374,7 @@ def test_ctrl_c_while_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
         said += more
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and err == "coursekit: stopped\n", (run.returncode, out, err)
+    assert run.returncode == 130 and err.endswith("coursekit: stopped\n") and "Traceback" not in err, (run.returncode, out, err)  # old kernels warn first
     assert "executed copy: " in out
     kept = nbformat.read(tmp_path / "out" / notebook.name, as_version=4)
     assert next(c.execution_count for c in kept.cells if c.cell_type == "code") == 1 and kept.metadata["coursekit"]["failed"]
