@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'Scale', 'ImageError', 'as_scal
            'load_image', 'check_image', 'check_images', 'verify_images']
 
 # %% ../../nbs/api/vision/00_images.ipynb #d7321109
+import functools
 import io
 import logging
 import math
@@ -25,7 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ..core import cpu_cores, plural, printable, show_path
 from ..data.items import Paths
@@ -137,6 +138,32 @@ def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no kno
 # %% ../../nbs/api/vision/00_images.ipynb #020f6647
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs goes to your handlers, but not to the terminal by itself
+
+# %% ../../nbs/api/vision/00_images.ipynb #2b082b93
+class _Counted:
+    "A file that may be read twice as a whole, and not more"
+
+    def __init__(self, fp: Any):
+        self.fp, self.seek, self.tell, start = fp, fp.seek, fp.tell, fp.tell()
+        self.left = 2 * fp.seek(0, os.SEEK_END)
+        fp.seek(start)
+
+    def read(self, n: int = -1) -> bytes:
+        data = self.fp.read(n)
+        self.left -= len(data)
+        if self.left < 0:
+            raise OSError("its tags are larger than the file")
+        return data
+
+
+def _limit_tags(directory: Any) -> None:  # Pillow's class for a list of tags
+    "Let each `load` of a directory read its file twice at most."
+    load = directory.load
+    if not hasattr(load, "__wrapped__"):
+        directory.load = functools.wraps(load)(lambda self, fp: load(self, _Counted(fp)))
+
+
+_limit_tags(TiffImagePlugin.ImageFileDirectory_v2)
 
 # %% ../../nbs/api/vision/00_images.ipynb #2b082b91
 _Turn = Image.Transpose
@@ -283,7 +310,7 @@ def _why(error: Exception) -> tuple[str, str]:  # the reason, and what to do
     return f"{'is cut off' if 'truncated' in detail.lower() else 'is damaged'} ({detail})", "use another file; verify_images(files) lists all bad ones"
 
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
-_ALONE, _LARGE = threading.Lock(), 2**29  # images that take more bytes than this are decoded one at a time, however many threads ask
+_ALONE, _LARGE = threading.Lock(), 2**27  # images that take more bytes than this are decoded one at a time, however many threads ask
 
 
 def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # bytes that decoding a pixel takes
