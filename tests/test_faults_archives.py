@@ -317,6 +317,39 @@ def test_tags_take_no_more_memory_than_their_file(fmt: str) -> None:
         tracemalloc.stop()
 
 
+def jpeg(side: int, **options: bool) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (side, side)).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def gif(between: bytes) -> bytes:
+    out = io.BytesIO()
+    Image.new("P", (8, 8)).save(out, "GIF")
+    start = 13 + (6 << (out.getvalue()[10] & 7))
+    return out.getvalue()[:start] + between + out.getvalue()[start:]
+
+
+def tiff(strips: int) -> bytes:
+    places = struct.pack("<I", 8) * strips
+    tags = [(256, 1, 8), (257, 1, 8), (258, 1, 8), (259, 1, 1), (262, 1, 1), (273, strips, 8), (277, 1, 1), (278, 1, 1), (279, strips, 8 + len(places))]
+    listed = b"".join(struct.pack("<HHII", tag, 4, n, value) for tag, n, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + 2 * len(places)) + places * 2 + struct.pack("<H", len(tags)) + listed + bytes(4)
+
+
+@pytest.mark.parametrize(("make", "match"), [
+    (lambda: gif(b"\x21\xfe" + (b"\xff" + b"a" * 255) * 200_000 + b"\0"), "too many parts"), (lambda: gif(b"\x21\xfe\0" * 2_000_000), "too many parts"),
+    (lambda: jpeg(8)[:2] + b"\xff\xe3\0\2" * 5_000_000 + jpeg(8)[2:], "too many parts"), (lambda: b"P3 9 9 255\n" + b"#\n" * 5_000_000, "1,000 comments"),
+    (lambda: tiff(3_000_000), "damaged"), (lambda: jpeg(4_000, progressive=True) + b"\xff\xda\0\x08" * 10_000, "10,006 scans")],
+    ids=["a long comment", "comments", "segments", "comments of PPM", "strips", "scans"])  # fmt: skip
+def test_images_of_a_few_pixels_that_take_an_hour(make: Callable[[], bytes], match: str) -> None:
+    data = make()
+    with little_memory(), pytest.raises(ImageError, match=match):
+        load_image(data)
+    for good in (gif(b"\x21\xfe\5hello\0"), jpeg(8, progressive=True), b"P3 1 1 #x\n255 1 2 3", tiff(8)):
+        assert load_image(good).width in (1, 8)
+
+
 def test_eight_threads_with_images_below_the_limit() -> None:
     """Those that may be decoded at the same time, and a largest one: less than 2.1 GB."""
     assert 8 * _LARGE + 8 * MAX_PIXELS < 2.1e9

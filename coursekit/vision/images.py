@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -140,30 +141,41 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs goes to your handlers, but not to the terminal by itself
 
 # %% ../../nbs/api/vision/00_images.ipynb #2b082b93
-class _Counted:
-    "A file that may be read twice as a whole, and not more"
+class _Tags:
+    "A file of which only so much may be read"
 
     def __init__(self, fp: Any):
         self.fp, self.seek, self.tell, start = fp, fp.seek, fp.tell, fp.tell()
-        self.left = 2 * fp.seek(0, os.SEEK_END)
+        self.left = min(2 * fp.seek(0, os.SEEK_END), 1 << 23)
         fp.seek(start)
 
     def read(self, n: int = -1) -> bytes:
         data = self.fp.read(n)
         self.left -= len(data)
         if self.left < 0:
-            raise OSError("its tags are larger than the file")
+            raise OSError("its tags are too large")
         return data
 
 
 def _limit_tags(directory: Any) -> None:  # Pillow's class for a list of tags
-    "Let each `load` of a directory read its file twice at most."
+    "Let each `load` of a directory read only so much of its file."
     load = directory.load
     if not hasattr(load, "__wrapped__"):
-        directory.load = functools.wraps(load)(lambda self, fp: load(self, _Counted(fp)))
+        directory.load = functools.wraps(load)(lambda self, fp: load(self, _Tags(fp)))
 
 
 _limit_tags(TiffImagePlugin.ImageFileDirectory_v2)
+
+
+class _Header(io.BytesIO):
+    "A file that may be read in so many pieces, until `reads` is set to more."
+    reads = 20_000
+
+    def read(self, n: int | None = -1) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise OSError("its header has too many parts")
+        return super().read(n)
 
 # %% ../../nbs/api/vision/00_images.ipynb #2b082b91
 _Turn = Image.Transpose
@@ -333,7 +345,14 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
         factory, accept = Image.OPEN.get(fmt, (None, None))
         verdict = factory is not None and (accept is None or accept(data[:16]))
         if verdict is True or (verdict and not isinstance(verdict, str)):
-            return factory(io.BytesIO(_without_ballast(data) if fmt == "PNG" else data), "")
+            if data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > 1000:  # PPM as text: Pillow takes out its comments one by one
+                raise _bad(name, "has more than 1,000 comments", "save it again")
+            file = _Header(_without_ballast(data) if fmt == "PNG" else data)
+            img = factory(file, "")
+            file.reads = sys.maxsize
+            if fmt == "JPEG" and (area := img.width * img.height) * len(data) > 1e11 and area * data.count(b"\xff\xda") > 1e10:  # a scan may take 12 bytes
+                raise _bad(name, f"is {img.width:,} x {img.height:,} pixels in {data.count(bytes((255, 218))):,} scans", "save it again")
+            return img
     raise _bad(name, f"is {_guess_kind(data)}, not an image that can be read", f"save it as one of {', '.join(FORMATS)}")
 
 
