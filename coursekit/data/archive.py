@@ -141,15 +141,15 @@ def _pieces(f: BinaryIO) -> Iterator[bytes]:
     if new is None:
         yield from iter(lambda: f.read(1 << 18), b"")
         return
-    data = f.read(1 << 18)
+    data = f.read(1 << 15)  # little, because the rest of it is copied at the end of each stream, and a stream may have 20 bytes
     while data:
         unzip = new()
         while not unzip.eof:
-            if not data and getattr(unzip, "needs_input", True) and not (data := f.read(1 << 18)):
+            if not data and getattr(unzip, "needs_input", True) and not (data := f.read(1 << 15)):
                 raise EOFError("it ends too early")
             yield unzip.decompress(data, 1 << 18)
             data = getattr(unzip, "unconsumed_tail", b"")  # zlib hands back what it has not used, the others keep it
-        data = (unzip.unused_data or f.read(1 << 18)).lstrip(b"\0")  # another stream may follow, or padding
+        data = (unzip.unused_data or f.read(1 << 15)).lstrip(b"\0")  # another stream may follow, or padding
 
 # %% ../../nbs/api/data/00_archive.ipynb #4c1e6858
 class _Tape:

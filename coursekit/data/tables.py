@@ -161,6 +161,8 @@ def _columns(who: str, path: Path, rows: list[list[str]], header: int | None) ->
         raise ValueError(f"{who}: a row of {show_path(path)} has {len(long)} cells, {printable(reprlib.repr(long))}, but there are only {len(head)} "
                          "column names; put quotes around a cell that holds the character between the columns.")
     width, names = len(head) or max(map(len, body)), dict[str, None]()
+    if width > 100_000:
+        raise ValueError(f"{who}: {show_path(path)} has {width:,} columns; the limit is 100,000.")
     for i in range(width):
         name = (head[i] if head else "") or f"column {i}"
         while name in names:
