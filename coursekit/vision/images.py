@@ -335,6 +335,9 @@ def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # 
     return each
 
 
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")
+
+
 def _open(data: bytes, name: str | Path) -> Image.Image:
     "Read an image file's header; nothing is decoded."
     if not data:
@@ -350,8 +353,9 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
             file = _Header(_without_ballast(data) if fmt == "PNG" else data)
             img = factory(file, "")
             file.reads = sys.maxsize
-            if fmt == "JPEG" and (area := img.width * img.height) * len(data) > 1e11 and area * data.count(b"\xff\xda") > 1e10:  # a scan may take 12 bytes
-                raise _bad(name, f"is {img.width:,} x {img.height:,} pixels in {data.count(bytes((255, 218))):,} scans", "save it again")
+            most = 10**10 // max(1, img.width * img.height)  # a scan of a large image may have 12 bytes
+            if fmt == "JPEG" and len(data) > 12 * most and data.count(b"\xff\xda") > most and (n := len(_SCAN.findall(data))) > most:
+                raise _bad(name, f"is {img.width:,} x {img.height:,} pixels in {n:,} scans", "save it again")
             return img
     raise _bad(name, f"is {_guess_kind(data)}, not an image that can be read", f"save it as one of {', '.join(FORMATS)}")
 
