@@ -94,6 +94,15 @@ def test_html() -> None:
     assert clean_html("<b" * 100_000).startswith("<b")  # in linear time
 
 
+def test_a_number_that_python_does_not_read() -> None:
+    assert clean_html("a &#" + "1" * 5_000 + "; b &#65; &#" + "9" * 10 + ";") == "a \ufffd b A \ufffd"
+
+
+def test_repeated_words_have_a_limit() -> None:
+    assert len(WordTokenizer().join(["xxwrep", "9999", "a" * 10**6] * 3)) < 7e6
+    assert WordTokenizer().join(["xxrep", "9999", "!"]) == "!" * 9999
+
+
 def test_columns_are_marked() -> None:
     assert Tokenizer()(["Title", "Text"]) == ["xxbos", "xxfld", "1", "xxmaj", "title", "xxfld", "2", "xxmaj", "text"]
 

@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'Scale', 'ImageError', 'as_scal
            'load_image', 'check_image', 'check_images', 'verify_images']
 
 # %% ../../nbs/api/vision/00_images.ipynb #d7321109
+import functools
 import io
 import logging
 import math
@@ -14,6 +15,7 @@ import os
 import re
 import stat
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -25,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ..core import cpu_cores, plural, printable, show_path
 from ..data.items import Paths
@@ -137,6 +139,43 @@ def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no kno
 # %% ../../nbs/api/vision/00_images.ipynb #020f6647
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs goes to your handlers, but not to the terminal by itself
+
+# %% ../../nbs/api/vision/00_images.ipynb #2b082b93
+class _Tags:
+    "A file of which only so much may be read"
+
+    def __init__(self, fp: Any):
+        self.fp, self.seek, self.tell, start = fp, fp.seek, fp.tell, fp.tell()
+        self.left = min(2 * fp.seek(0, os.SEEK_END), 1 << 23)
+        fp.seek(start)
+
+    def read(self, n: int = -1) -> bytes:
+        data = self.fp.read(n)
+        self.left -= len(data)
+        if self.left < 0:
+            raise OSError("its tags are too large")
+        return data
+
+
+def _limit_tags(directory: Any) -> None:  # Pillow's class for a list of tags
+    "Let each `load` of a directory read only so much of its file."
+    load = directory.load
+    if not hasattr(load, "__wrapped__"):
+        directory.load = functools.wraps(load)(lambda self, fp: load(self, _Tags(fp)))
+
+
+_limit_tags(TiffImagePlugin.ImageFileDirectory_v2)
+
+
+class _Header(io.BytesIO):
+    "A file that may be read in so many pieces, until `reads` is set to more."
+    reads = 20_000
+
+    def read(self, n: int | None = -1) -> bytes:
+        self.reads -= 1
+        if self.reads < 0:
+            raise OSError("its header has too many parts")
+        return super().read(n)
 
 # %% ../../nbs/api/vision/00_images.ipynb #2b082b91
 _Turn = Image.Transpose
@@ -283,7 +322,7 @@ def _why(error: Exception) -> tuple[str, str]:  # the reason, and what to do
     return f"{'is cut off' if 'truncated' in detail.lower() else 'is damaged'} ({detail})", "use another file; verify_images(files) lists all bad ones"
 
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
-_ALONE, _LARGE = threading.Lock(), 2**29  # images that take more bytes than this are decoded one at a time, however many threads ask
+_ALONE, _LARGE = threading.Lock(), 2**27  # images that take more bytes than this are decoded one at a time, however many threads ask
 
 
 def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # bytes that decoding a pixel takes
@@ -296,6 +335,9 @@ def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # 
     return each
 
 
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")
+
+
 def _open(data: bytes, name: str | Path) -> Image.Image:
     "Read an image file's header; nothing is decoded."
     if not data:
@@ -306,7 +348,15 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
         factory, accept = Image.OPEN.get(fmt, (None, None))
         verdict = factory is not None and (accept is None or accept(data[:16]))
         if verdict is True or (verdict and not isinstance(verdict, str)):
-            return factory(io.BytesIO(_without_ballast(data) if fmt == "PNG" else data), "")
+            if data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > 1000:  # PPM as text: Pillow takes out its comments one by one
+                raise _bad(name, "has more than 1,000 comments", "save it again")
+            file = _Header(_without_ballast(data) if fmt == "PNG" else data)
+            img = factory(file, "")
+            file.reads = sys.maxsize
+            most = 10**10 // max(1, img.width * img.height)  # a scan of a large image may have 12 bytes
+            if fmt == "JPEG" and len(data) > 12 * most and data.count(b"\xff\xda") > most and (n := len(_SCAN.findall(data))) > most:
+                raise _bad(name, f"is {img.width:,} x {img.height:,} pixels in {n:,} scans", "save it again")
+            return img
     raise _bad(name, f"is {_guess_kind(data)}, not an image that can be read", f"save it as one of {', '.join(FORMATS)}")
 
 
