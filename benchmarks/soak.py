@@ -4,9 +4,10 @@
     python benchmarks/soak.py                  # two hours
     python benchmarks/soak.py --minutes 30 --log soak.jsonl
 
-After every round the kernel counts its memory (RSS), handles, threads and live widgets. After the first ten minutes (or a third of the
-time, if that is less), memory must grow by less than 1%, from the median of the first half of the samples to the median of the second half
-(a sample is the lowest of ten rounds), and the other three must not grow at all. Otherwise the exit code is 1.
+After every round the kernel counts its memory (RSS), Python objects, handles, threads and live widgets. After the first ten minutes (or a
+third of the time, if that is less), memory must grow by less than 1%, from the median of the first half of the samples to the median of the
+second half (a sample is the lowest of ten rounds). The most objects of the second half must be less than 1% above those of the first, and
+the other three must not grow at all. Otherwise the exit code is 1.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def rounds(minutes: float, place: str) -> Any:
 
 
 def verdict(samples: list[dict[str, float]], settled: float, *, tolerance: float = 0.01, group: int = 10) -> dict[str, Any]:
-    """How memory, handles, threads and widgets grew after the first seconds."""
+    """How memory, objects, handles, threads and widgets grew after the first seconds."""
     rest = [s for s in samples if s["seconds"] >= settled]
     group = max(1, min(group, len(rest) // 6))
     low = [min(s["rss"] for s in rest[i : i + group]) for i in range(0, len(rest) - group + 1, group)]
@@ -136,10 +137,10 @@ def verdict(samples: list[dict[str, float]], settled: float, *, tolerance: float
     before, after = statistics.median(low[:half]), statistics.median(low[-half:])
     found: dict[str, Any] = {"rounds": len(samples), "rss_before": before, "rss_after": after, "growth": after / before - 1}
     problems = [f"memory grew by {after / before - 1:.2%}, from {before:.0f} to {after:.0f} MB"] if after > before * (1 + tolerance) else []
-    for name in COUNTS:
+    for name in ("objects", *COUNTS):
         first, last = max(s[name] for s in rest[: len(rest) // 2]), max(s[name] for s in rest[len(rest) // 2 :])
         found[name] = (first, last)
-        problems += [f"{name} grew from {first:.0f} to {last:.0f}"] if last > first else []
+        problems += [f"{name} grew from {first:.0f} to {last:.0f}"] if last > first * (1 + tolerance * (name == "objects")) else []
     return {**found, "problems": problems}
 
 
@@ -155,7 +156,8 @@ def main() -> int:
             log.write(json.dumps(s) + "\n")
             log.flush()
             if len(samples) % 10 == 1:
-                print(f"{s['seconds'] / 60:6.1f} min  round {len(samples):5}  {s['rss']:7.1f} MB  " + "  ".join(f"{s[k]:.0f} {k}" for k in COUNTS), flush=True)
+                counts = "  ".join(f"{s[k]:.0f} {k}" for k in ("objects", *COUNTS))
+                print(f"{s['seconds'] / 60:6.1f} min  round {len(samples):5}  {s['rss']:7.1f} MB  {counts}", flush=True)
     found = verdict(samples, min(600, 20 * args.minutes))
     print(json.dumps(found))
     for problem in found["problems"]:

@@ -35,26 +35,26 @@ def timed(f):
     return time.perf_counter() - start, result
 
 
-def adult(data: Path, bs: int):
+def adult(data: Path, bs: int, seed: int):
     "The learner that fastai_baseline.py trains, with another batch size if asked for."
     from coursekit.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, accuracy, tabular_learner
 
     dls = TabularDataLoaders.from_csv(
-        data / "adult_sample" / "adult.csv", path=data, y_names="salary", bs=bs, procs=[Categorify, FillMissing, Normalize],
+        data / "adult_sample" / "adult.csv", path=data, y_names="salary", bs=bs, seed=seed, procs=[Categorify, FillMissing, Normalize],
         cat_names=["workclass", "education", "marital-status", "occupation", "relationship", "race"], cont_names=["age", "fnlwgt", "education-num"])
-    return tabular_learner(dls, metrics=accuracy)
+    return tabular_learner(dls, metrics=accuracy, seed=seed)
 
 
-def tabular(data: Path) -> None:
+def tabular(data: Path, seed: int) -> None:
     "Three epochs of Adult as fastai_baseline.py trains it; then in larger batches, beside gradient boosting on the same rows and columns."
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    learn = adult(data, 64)
+    learn = adult(data, 64, seed)
     with learn.no_bar():
         s, _ = timed(lambda: learn.fit_one_cycle(3))
     say("tabular", "rate", 3 * (len(learn.dls.train_ds) + len(learn.dls.valid_ds)) / s, "rows/s")
     say("tabular", "accuracy", learn.recorder.final_record[-1], "")
-    learn = adult(data, 1024)
+    learn = adult(data, 1024, seed)
     with learn.no_bar():
         s, _ = timed(lambda: learn.fit_one_cycle(5, 1e-2))
     say("tabular", "accuracy, bs 1024", learn.recorder.final_record[-1], "")
@@ -67,25 +67,25 @@ def tabular(data: Path) -> None:
     say("tabular", "seconds, boosting", s, "s")
 
 
-def collab(data: Path) -> None:
+def collab(data: Path, seed: int) -> None:
     "Five epochs of MovieLens as fastai_baseline.py trains it."
     from coursekit.collab import CollabDataLoaders, collab_learner
 
-    dls = CollabDataLoaders.from_csv(data / "movie_lens_sample" / "ratings.csv", bs=64, seed=42)
-    learn = collab_learner(dls, y_range=(0.5, 5.5))
+    dls = CollabDataLoaders.from_csv(data / "movie_lens_sample" / "ratings.csv", bs=64, seed=seed)
+    learn = collab_learner(dls, y_range=(0.5, 5.5), seed=seed)
     with learn.no_bar():
         s, _ = timed(lambda: learn.fit_one_cycle(5, 5e-3, wd=0.1))
     say("collab", "rate", 5 * (len(dls.train_ds) + len(dls.valid_ds)) / s, "rows/s")
     say("collab", "valid_mse", learn.recorder.final_record[1], "")
 
 
-def text(data: Path) -> None:
+def text(data: Path, seed: int) -> None:
     "Training batches of the language model that fastai_baseline.py trains, in the precision that the processor is fast in; then in float32."
     from collections import Counter
 
     import torch
 
-    from coursekit.core import precision_dtype, reuse_memory
+    from coursekit.core import precision_dtype, reuse_memory, seeded
     from coursekit.text.awd_lstm import AWD_LSTM, LanguageModel
     from coursekit.text.callbacks import activation_penalty
     from coursekit.text.next_word import next_word_loss
@@ -97,7 +97,8 @@ def text(data: Path) -> None:
     few = [b for _, b in zip(range(5), LMDataLoader([[ids.get(w, 0) for w in d] for d in words], bs=64, seq_len=72, device="cpu"))]
     reuse_memory()  # as a fit does
     for name, dtype in (("rate", precision_dtype(torch.device("cpu"))), ("rate, float32", None)):
-        model = LanguageModel(AWD_LSTM(20_001)).train()
+        with seeded(seed):
+            model = LanguageModel(AWD_LSTM(20_001)).train()
         opt = Adam(model.parameters())
 
         def step(x, y, model=model, opt=opt, dtype=dtype) -> None:
@@ -124,13 +125,13 @@ def as_matrix(cats, conts):
     return torch.cat([cats.double(), conts.double()], 1).numpy()
 
 
-def ours(data: Path, case: str) -> None:
+def ours(data: Path, case: str, seed: int) -> None:
     "coursekit's side of one case; the same work as the function of this name in fastai_baseline.py."
     import torch
 
     if case in ("tabular", "collab", "text"):
         torch.set_num_threads(2)
-        {"tabular": tabular, "collab": collab, "text": text}[case](data)
+        {"tabular": tabular, "collab": collab, "text": text}[case](data, seed)
         say(case, "peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KB, "MB")
         return
 
@@ -239,9 +240,10 @@ def main() -> None:
     ap.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "vs_fastai.md")
     ap.add_argument("--cases", nargs="+", choices=("import", *CASES), default=["import", *CASES], help="what to compare (default: everything)")
     ap.add_argument("--ours", choices=CASES, help=argparse.SUPPRESS)
+    ap.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)  # of our side: of the split, the weights and the order; fastai's baseline sets none
     args = ap.parse_args()
     if args.ours:
-        ours(args.data, args.ours)
+        ours(args.data, args.ours, args.seed)
         return
     with tempfile.TemporaryDirectory() as scratch:
         data = args.data
@@ -255,9 +257,9 @@ def main() -> None:
                 (data / f"{name}.new").rename(data / name)
         peer: dict[tuple[str, str], list[float]] = {}
         mine: dict[tuple[str, str], list[float]] = {}
-        for _ in range(args.rounds):
+        for seed in range(args.rounds):
             for case in args.cases:
-                commands = ([args.peer, "-c", WRAP, str(args.script), str(data), case], [sys.executable, __file__, "--data", str(data), "--ours", case])
+                commands = ([args.peer, "-c", WRAP, str(args.script), str(data), case], [sys.executable, __file__, "--data", str(data), "--ours", case, "--seed", str(seed)])
                 if case == "import":
                     commands = ([args.peer, "-c", IMPORT.format("fastai")], [sys.executable, "-c", IMPORT.format("coursekit")])
                 for side, command in zip((peer, mine), commands):

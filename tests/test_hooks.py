@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +249,25 @@ def test_hooks_are_removed_after_an_error_and_gradients_come_on_request() -> Non
     with pytest.raises(ValueError, match="did you mean"):
         find_layers(models.resnet18(), "layer5")
     assert last_maps(nn.Linear(2, 2), torch.zeros(1, 2)) is None
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_nothing_lives_on_after_gradients_were_recorded(frozen: bool) -> None:
+    """The gradients' hook must not hold the tensor that it is on: such a circle goes through PyTorch's own graph, where Python never frees it."""
+    net, x = pooled_net().requires_grad_(not frozen), torch.rand(1, 3, 16, 16)
+    with hook_outputs(net, "4", grads=True) as (seen,):
+        net(x)
+        first = seen.tensor
+        out = net(x)
+    assert first is not None and seen.tensor is not None
+    first.sum().backward()
+    assert seen.grad is None  # that was an earlier run
+    out.sum().backward()
+    assert seen.grad is not None and torch.equal(seen.grad, torch.autograd.grad(net[5:](seen.tensor).sum(), seen.tensor)[0])
+    alive = [weakref.ref(o) for o in (seen, seen.tensor, first, *net.modules(), *net.parameters())]
+    del net, seen, first, out
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * len(alive)
 
 
 def test_a_picture_that_nothing_speaks_for_gives_a_map_of_zeros() -> None:

@@ -228,7 +228,7 @@ def test_readme_rendering() -> None:
 def soaked(grow: dict[str, float], n: int = 240) -> dict[str, Any]:
     """The verdict on two hours, in which memory jumps by up to 30 MB and the named figures grow by so much per hour."""
     noise = random.Random(0)
-    about = {"rss": 1000.0, "handles": 70, "threads": 16, "widgets": 0}
+    about = {"rss": 1000.0, "objects": 400_000, "handles": 70, "threads": 16, "widgets": 0}
     samples = [{"seconds": 30.0 * i, **{k: v + int(grow.get(k, 0) * i / 120) for k, v in about.items()}} for i in range(n)]
     for s in samples:
         s["rss"] += 30 * noise.random() + (400 * s["seconds"] / 600 if s["seconds"] < 600 else 400)  # at first it grows
@@ -238,7 +238,8 @@ def soaked(grow: dict[str, float], n: int = 240) -> dict[str, Any]:
 def test_the_long_run_is_judged() -> None:
     assert soaked({})["problems"] == [] and soaked({"rss": 5})["problems"] == []
     assert "memory grew by" in soaked({"rss": 60})["problems"][0] and len(soaked({"rss": 60})["problems"]) == 1
-    for name in soak.COUNTS:
-        (problem,) = soaked({name: 2})["problems"]
+    assert soaked({"objects": 3000})["problems"] == []
+    for name, grow in {**dict.fromkeys(soak.COUNTS, 2), "objects": 30_000}.items():
+        (problem,) = soaked({name: grow})["problems"]
         assert name in problem and "grew from" in problem
     assert soak.verdict([{"seconds": 1.0, "rss": 1.0, "handles": 1, "threads": 1, "widgets": 0}], 0)["problems"]

@@ -17,7 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WHAT = ["-e", ".[dev]"]
-OLDEST = ["--resolution", "lowest-direct", "-e", ".[course,onnx]", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]
+# Without the strategy, the oldest version would be that of the first index that has the package at all; pip, too, looks into all of them.
+OLDEST = ["--resolution", "lowest-direct", "--index-strategy", "unsafe-best-match",
+          "-e", ".[course,onnx]", "pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100"]  # fmt: skip
 FETCH = [sys.executable, "docs/build.py", "--fetch"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 # An option of pip -> the same for uv. uv separates several folders of wheels by commas, everything else by spaces.

@@ -131,7 +131,8 @@ class EpochSampler:
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.n, generator=generator) if self.shuffle else torch.arange(self.n)
+        small = torch.int32 if self.n < 1 << 31 else torch.int64  # half the memory, and the same order
+        order = torch.randperm(self.n, generator=generator, dtype=small) if self.shuffle else torch.arange(self.n, dtype=small)
         return iter(order.split(self.bs)[:len(self)])
 
 

@@ -8,6 +8,7 @@ __all__ = ['POOLING', 'FINE', 'Recorded', 'find_layers', 'hook_outputs', 'last_m
 # %% ../../nbs/api/training/16_hooks.ipynb #2addc018
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,10 +41,11 @@ class Recorded:
             return None
         tensor = output if output.requires_grad else output.detach().requires_grad_()  # a frozen model has no graph so far
         self.tensor = tensor
+        me, it = weakref.ref(self), weakref.ref(tensor)  # a hook that holds its own tensor lives forever: Python can't see all of the graph
 
         def keep(grad: Tensor) -> None:
-            if tensor is self.tensor:  # of several runs, the one that `output` is of
-                self.grad = grad
+            if (seen := me()) is not None and seen.tensor is it():  # of several runs, the one that `output` is of
+                seen.grad = grad
 
         tensor.register_hook(keep)
         return tensor.clone()
