@@ -38,10 +38,11 @@ def test_api_notebooks_run(path: Path, tmp_path: Path) -> None:
 
 @of(LESSONS + SOLUTIONS + INDEX)
 def test_lesson_runs(path: Path, tmp_path: Path) -> None:
+    cpu = nbtool.cpu_seconds()
     nb, seconds = nbtool.run_notebook(path, out=tmp_path, timeout=CELL_TIMEOUT)
     for line in nbtool.results(nb):
         print(line)
-    print(f"{name_of(path)}: {seconds:.0f} s")
+    print(f"{name_of(path)}: {seconds:.0f} s, {nbtool.cpu_seconds() - cpu:.0f} s of CPU")
     assert not nbtool.check_outputs(nb), "\n".join(nbtool.check_outputs(nb))
 
 
