@@ -119,7 +119,7 @@ def test_mutated_files_load_or_raise_image_error(fmt, mode, options):
     assert refused > 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(HEADS))
 def test_any_bytes_load_or_raise_image_error(data, head):
     with contextlib.suppress(ImageError):
