@@ -7,18 +7,14 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'Scale', 'ImageError', 'as_scal
            'load_image', 'check_image', 'check_images', 'verify_images']
 
 # %% ../../nbs/api/vision/00_images.ipynb #d7321109
-import functools
-import io
 import logging
 import math
 import os
 import re
 import stat
-import struct
 import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -27,11 +23,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from ..core import cpu_cores, plural, printable, show_path
 from ..data.items import Paths
 from ..display import progress_bar
+from .headers import Header, limited_tags, without_ballast
 
 # %% ../../nbs/api/vision/00_images.ipynb #b9d22f08
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")  # what load_image decodes; JPEG includes MPO
@@ -140,43 +137,6 @@ def _guess_kind(data: bytes) -> str:  # "a PDF", "a web page", ... or "of no kno
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs goes to your handlers, but not to the terminal by itself
 
-# %% ../../nbs/api/vision/00_images.ipynb #2b082b93
-class _Tags:
-    "A file of which only so much may be read"
-
-    def __init__(self, fp: Any):
-        self.fp, self.seek, self.tell, start = fp, fp.seek, fp.tell, fp.tell()
-        self.left = min(2 * fp.seek(0, os.SEEK_END), 1 << 23)
-        fp.seek(start)
-
-    def read(self, n: int = -1) -> bytes:
-        data = self.fp.read(n)
-        self.left -= len(data)
-        if self.left < 0:
-            raise OSError("its tags are too large")
-        return data
-
-
-def _limit_tags(directory: Any) -> None:  # Pillow's class for a list of tags
-    "Let each `load` of a directory read only so much of its file."
-    load = directory.load
-    if not hasattr(load, "__wrapped__"):
-        directory.load = functools.wraps(load)(lambda self, fp: load(self, _Tags(fp)))
-
-
-_limit_tags(TiffImagePlugin.ImageFileDirectory_v2)
-
-
-class _Header(io.BytesIO):
-    "A file that may be read in so many pieces, until `reads` is set to more."
-    reads = 20_000
-
-    def read(self, n: int | None = -1) -> bytes:
-        self.reads -= 1
-        if self.reads < 0:
-            raise OSError("its header has too many parts")
-        return super().read(n)
-
 # %% ../../nbs/api/vision/00_images.ipynb #2b082b91
 _Turn = Image.Transpose
 _TURNS = {2: _Turn.FLIP_LEFT_RIGHT, 3: _Turn.ROTATE_180, 4: _Turn.FLIP_TOP_BOTTOM, 5: _Turn.TRANSPOSE, 6: _Turn.ROTATE_270,
@@ -277,37 +237,6 @@ def _to_indices(a: np.ndarray, name: str | Path) -> Image.Image:  # (H, W), (1, 
         raise _bad(name, f"has values from {a.min():g} to {a.max():g}", fix)
     return Image.fromarray(np.ascontiguousarray(a, dtype=np.uint8))
 
-# %% ../../nbs/api/vision/00_images.ipynb #43a0a7ce
-_TEXT_BYTES, _ALL_TEXT_BYTES = 2**19, 2**23  # the longest text that stays in a PNG; what is unpacked of all its texts. Pillow stops at 2**20 and 2**26
-_PACKED = {b"zTXt": re.compile(rb"[^\0]*\0\0"), b"iTXt": re.compile(rb"[^\0]*\0\x01\0[^\0]*\0[^\0]*\0")}  # what is in front of a packed text
-
-
-def _text_size(kind: bytes, chunk: bytes) -> int:
-    "The bytes of a text in a PNG; more than `_TEXT_BYTES` are not unpacked."
-    packed = _PACKED[kind].match(chunk) if kind in _PACKED else None
-    if packed is None:
-        return len(chunk)
-    try:
-        return len(zlib.decompressobj().decompress(chunk[packed.end() :], _TEXT_BYTES + 1))
-    except zlib.error:  # Pillow leaves such a text out
-        return 0
-
-
-def _without_ballast(data: bytes) -> bytes:
-    "A PNG without its color profile and without long texts; the same bytes if it has none."
-    kept, start, at, unpacked = [], 0, 8, 0
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + length + 12
-        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and end <= len(data):
-            size = _text_size(kind, data[at + 8 : end - 4]) if kind != b"iCCP" and unpacked <= _ALL_TEXT_BYTES else _TEXT_BYTES + 1
-            unpacked += min(size, _TEXT_BYTES + 1)
-            if size > _TEXT_BYTES:
-                kept.append(data[start:at])
-                start = end
-        at = end
-    return b"".join([*kept, data[start:]]) if kept else data
-
 # %% ../../nbs/api/vision/00_images.ipynb #7f77f116
 _UNSUPPORTED = re.compile(r"unknown pixel mode|samples per pixel|not yet supported|unsupported (bmp|picture)|cannot handle (1[26]-bit|\d-layer)|"
                           r"support not installed|(de|en)coder \w+ not available|"
@@ -350,8 +279,9 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
         if verdict is True or (verdict and not isinstance(verdict, str)):
             if data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > 1000:  # PPM as text: Pillow takes out its comments one by one
                 raise _bad(name, "has more than 1,000 comments", "save it again")
-            file = _Header(_without_ballast(data) if fmt == "PNG" else data)
-            img = factory(file, "")
+            file = Header(without_ballast(data) if fmt == "PNG" else data)
+            with limited_tags():
+                img = factory(file, "")
             file.reads = sys.maxsize
             most = 10**10 // max(1, img.width * img.height)  # a scan of a large image may have 12 bytes
             if fmt == "JPEG" and len(data) > 12 * most and data.count(b"\xff\xda") > most and (n := len(_SCAN.findall(data))) > most:
@@ -366,7 +296,7 @@ def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, d
     each = _check_size(img, name, max_pixels)
     if draft_size is not None and mode != "mask" and img.format in ("JPEG", "MPO"):
         img.draft(None, (2 * (draft_size if isinstance(draft_size, int) else max(draft_size)),) * 2)
-    with _ALONE if img.width * img.height * each > _LARGE else nullcontext():
+    with limited_tags(), _ALONE if img.width * img.height * each > _LARGE else nullcontext():
         img.load()
         img = _upright(img)
         if mode == "mask":
