@@ -1,6 +1,6 @@
 """JupyterLab in a headless Chromium, for tests that do what a person does.
 
-    with lab_server(folder) as lab, lab_page(chromium, lab, "notebook.ipynb") as page:
+    with lab_server(folder) as lab, lab_page(context, lab, "notebook.ipynb") as page:
         nb = LabNotebook(page)
         nb.run_all()
         nb.upload("cat.png")
@@ -98,23 +98,31 @@ def lab_server(folder: Path, *, timeout: float = 90) -> Iterator[Lab]:
 
 
 @contextmanager
-def lab_page(chromium: str, lab: Lab, notebook: str, *, timeout: float = 90, width: int = 1200) -> Iterator[Any]:
-    """A Playwright page with the notebook open and its kernel ready."""
+def chromium_of(path: str) -> Iterator[Any]:
+    """A Chromium without a window; its pages share what they have loaded."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
-        page = browser.new_page(viewport={"width": width, "height": 1400})
-        page.set_default_timeout(timeout * 1000)
-        try:
-            page.goto(lab.address(notebook), wait_until="domcontentloaded")
-            page.wait_for_function("window.jupyterapp !== undefined")
-            page.evaluate("async () => { await window.jupyterapp.restored }")
-            page.wait_for_function(f"{PANEL}?.context?.isReady === true")
-            page.wait_for_function(f"{PANEL}.context.sessionContext.session?.kernel?.status === 'idle'")
-            yield page
-        finally:
-            browser.close()
+        browser = play.chromium.launch(executable_path=path, headless=True, args=FLAGS)
+        yield browser.new_context(viewport={"width": 1200, "height": 1400})
+        browser.close()
+
+
+@contextmanager
+def lab_page(context: Any, lab: Lab, notebook: str, *, timeout: float = 90) -> Iterator[Any]:
+    """A Playwright page with the notebook open and its kernel ready; the kernel ends with it."""
+    page = context.new_page()
+    page.set_default_timeout(timeout * 1000)
+    try:
+        page.goto(lab.address(notebook), wait_until="domcontentloaded")
+        page.wait_for_function("window.jupyterapp !== undefined")
+        page.evaluate("async () => { await window.jupyterapp.restored }")
+        page.wait_for_function(f"{PANEL}?.context?.isReady === true")
+        page.wait_for_function(f"{PANEL}.context.sessionContext.session?.kernel?.status === 'idle'")
+        yield page
+        page.evaluate(f"async () => {{ await {PANEL}.context.sessionContext.shutdown() }}")
+    finally:
+        page.close()
 
 
 class LabNotebook:

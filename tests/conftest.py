@@ -32,6 +32,30 @@ os.environ.pop("COURSEKIT_MIRROR", None)
 os.environ.pop("COURSEKIT_DEVICE", None)
 
 
+# The files that take longest, longest first; of the notebooks, each counts by itself.
+LONG = ("test_notebooks", "test_docs", "test_forged", "test_faults", "test_page", "test_browser", "test_exercises", "test_real", "test_wheel", "test_lint", "test_app")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long tests first, in the share of each process: xdist cuts the list into equal shares, and a process that is done takes from the end of another's."""
+    n = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long: dict[tuple[int, str], list[pytest.Item]] = {}
+    short = []
+    for item in items:
+        if (file := item.path.stem) in LONG:
+            long.setdefault((LONG.index(file), item.name if file == "test_notebooks" else ""), []).append(item)
+        else:
+            short.append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(n)]
+    for i, key in enumerate(sorted(long)):
+        shares[i % n] += long[key]
+    for i, share in enumerate(shares):
+        room = max(0, len(items) // n - len(share)) if i < n - 1 else len(short)
+        share += short[:room]
+        del short[:room]
+    items[:] = [item for share in shares for item in share]
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     if not KEPT_HOME:
         shutil.rmtree(RUN_HOME, ignore_errors=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import notebooks as nbtool
 import numpy as np
 import pytest
 from bad_inputs import HOSTILE, make_hostile_classes
-from browser import LabNotebook, lab_page, lab_server
+from browser import Lab, LabNotebook, chromium_of, lab_page, lab_server
 from helpers import NBS, real_photo
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
@@ -50,6 +52,30 @@ def write_notebook(path: Path, *sources: str) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One JupyterLab for all; each test has a folder of its own in it."""
+    with lab_server(tmp_path_factory.mktemp("lab")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def context(chromium: str) -> Iterator[Any]:
+    with chromium_of(chromium) as found:
+        yield found
+
+
+@pytest.fixture
+def desk(lab: Lab, request: pytest.FixtureRequest) -> Path:
+    """Where the notebook of a test and its files lie."""
+    (path := lab.folder / request.node.name).mkdir()
+    return path
+
+
+def opened(context: Any, lab: Lab, notebook: Path) -> AbstractContextManager[Any]:
+    return lab_page(context, lab, notebook.relative_to(lab.folder).as_posix())
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
@@ -57,10 +83,10 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_upload_widget(tmp_path: Path, chromium: str, photo: Path) -> None:
-    write_notebook(tmp_path / "upload.ipynb", UPLOADER, "print('the last cell')")
+def test_upload_widget(context: Any, lab: Lab, desk: Path, tmp_path: Path, photo: Path) -> None:
+    notebook = write_notebook(desk / "upload.ipynb", UPLOADER, "print('the last cell')")
     (tmp_path / "note.png").write_text("no picture at all")
-    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "upload.ipynb") as page:
+    with opened(context, lab, notebook) as page:
         nb = LabNotebook(page)
         nb.run_all(timeout=120)
         assert "the last cell" in nb.shown()
@@ -72,22 +98,23 @@ def test_upload_widget(tmp_path: Path, chromium: str, photo: Path) -> None:
         nb.wait_shown("nothing yet")
 
 
-def test_a_failing_cell_is_reported(tmp_path: Path, chromium: str) -> None:
-    write_notebook(tmp_path / "bad.ipynb", "import math", "math.sqrt(-1)")
-    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "bad.ipynb") as page:
+def test_a_failing_cell_is_reported(context: Any, lab: Lab, desk: Path) -> None:
+    with opened(context, lab, write_notebook(desk / "bad.ipynb", "import math", "math.sqrt(-1)")) as page:
         nb = LabNotebook(page)
         with pytest.raises(AssertionError, match="ValueError"):
             nb.run_all(timeout=60)
 
 
-def test_the_beginning_of_lesson_1_in_the_lab(tmp_path: Path, chromium: str) -> None:
-    """The first cells of lesson 1 and its two widgets, as a reader runs them in a fresh JupyterLab; then a photo through the file chooser."""
+def test_the_beginning_of_lesson_1_in_the_lab(context: Any, lab: Lab, desk: Path, tmp_path: Path) -> None:
+    """The first cells of lesson 1, which a few of its images are enough for, and its two widgets, as a reader runs them; then a photo through the file chooser."""
     code = [c.source for c in nbtool.read(LESSON_1).cells if c.cell_type == "code"]
     assert "cat_learn.fine_tune(1)" in code[1] and any("upload_and_predict(namer)" in source for source in code)
-    lesson = write_notebook(tmp_path / LESSON_1.name, *code[:3], "upload_and_predict(cat_learn)", "namer = pretrained('imagenet')\nupload_and_predict(namer)")
+    few = code[1].replace("get_image_files(path)", "get_image_files(path)[::16]")
+    assert few != code[1]
+    lesson = write_notebook(desk / LESSON_1.name, code[0], few, code[2], "upload_and_predict(cat_learn)", "namer = pretrained('imagenet')\nupload_and_predict(namer)")
     photo = real_photo(tmp_path)
     (tmp_path / "note.jpg").write_text("no picture at all")
-    with lab_server(tmp_path) as lab, lab_page(chromium, lab, lesson.name) as page:
+    with opened(context, lab, lesson) as page:
         nb = LabNotebook(page)
         nb.run_all(timeout=600)
         made = nbformat.from_dict({**nbtool.read(lesson), "cells": nb.cells()})
@@ -107,13 +134,12 @@ def test_the_beginning_of_lesson_1_in_the_lab(tmp_path: Path, chromium: str) -> 
         nb.screenshot(tmp_path / "lesson.png")
 
 
-def test_a_quiz_in_the_lab_is_remembered(tmp_path: Path, chromium: str) -> None:
+def test_a_quiz_in_the_lab_is_remembered(context: Any, lab: Lab, desk: Path, tmp_path: Path) -> None:
     """Clicks reach the kernel: the first choice of each question counts, and a restarted kernel knows it."""
     home = tmp_path / "home"
     setup = f"import os\nos.environ |= {{'COURSEKIT_HOME': {str(home)!r}, 'COURSEKIT_PROGRESS': 'on'}}"
     seen = "from coursekit.course.progress import read_progress\nprint('right:', sorted(read_progress()['quiz'].values()))"
-    write_notebook(tmp_path / "quiz.ipynb", setup, seen, "from coursekit.course import quiz\nquiz(1)")
-    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "quiz.ipynb") as page:
+    with opened(context, lab, write_notebook(desk / "quiz.ipynb", setup, seen, "from coursekit.course import quiz\nquiz(1)")) as page:
         nb = LabNotebook(page)
         nb.run_all(timeout=120)
         assert "right: []" in nb.shown()
@@ -154,15 +180,14 @@ def images(page: Any) -> list[tuple[int, int, str]]:
     return [tuple(x) for x in page.evaluate(script)]
 
 
-def test_upload_and_predict(tmp_path: Path, chromium: str) -> None:
+def test_upload_and_predict(context: Any, lab: Lab, desk: Path, tmp_path: Path) -> None:
     """Pictures chosen and dropped: seen upright, named, with bars and heat map; bad ones are lines; no name runs a script."""
-    make_hostile_classes(tmp_path / "classes")
+    make_hostile_classes(desk / "classes")
     phone, hostile = phone_photo(tmp_path / "phone.jpg"), tmp_path / f"{HOSTILE}.png"
     Image.new("RGB", (40, 30), "red").save(hostile)
     (tmp_path / "note.jpg").write_text("no picture at all")
-    write_notebook(tmp_path / "upload.ipynb", TINY, HEAT, "upload_and_predict(learn, heatmap=heat)",
-                   "upload_and_predict(learn, uploader='plain')")
-    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "upload.ipynb") as page:
+    widgets = "upload_and_predict(learn, heatmap=heat)", "upload_and_predict(learn, uploader='plain')"
+    with opened(context, lab, write_notebook(desk / "upload.ipynb", TINY, HEAT, *widgets)) as page:
         ran: list[str] = []
         page.on("dialog", lambda d: (ran.append(d.message), d.dismiss()))
         nb = LabNotebook(page)
@@ -201,11 +226,10 @@ def test_upload_and_predict(tmp_path: Path, chromium: str) -> None:
         assert not ran
 
 
-def test_cleaner_and_explorer(tmp_path: Path, chromium: str) -> None:
+def test_cleaner_and_explorer(context: Any, lab: Lab, desk: Path) -> None:
     """Choices stay when class and set are changed; nothing moves before Apply is confirmed; it can be taken back. And the explorer."""
-    folder = make_hostile_classes(tmp_path / "classes")
-    write_notebook(tmp_path / "clean.ipynb", TINY, "cleaner = ImageClassifierCleaner(learn, max_n=4)\ncleaner",
-                   "lr_explorer(lr=0.09)")
+    folder = make_hostile_classes(desk / "classes")
+    notebook = write_notebook(desk / "clean.ipynb", TINY, "cleaner = ImageClassifierCleaner(learn, max_n=4)\ncleaner", "lr_explorer(lr=0.09)")
 
     def lying() -> list[str]:
         return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
@@ -213,7 +237,7 @@ def test_cleaner_and_explorer(tmp_path: Path, chromium: str) -> None:
     before = lying()
     split = ImageDataLoaders.from_folder(folder, valid_pct=0.34, seed=1, item_tfms=Resize(32), bs=4, num_workers=0)  # as TINY does
     dls = [split.train, split.valid]
-    with lab_server(tmp_path) as lab, lab_page(chromium, lab, "clean.ipynb") as page:
+    with opened(context, lab, notebook) as page:
         ran: list[str] = []
         page.on("dialog", lambda d: (ran.append(d.message), d.dismiss()))
         nb = LabNotebook(page)

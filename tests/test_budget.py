@@ -16,29 +16,32 @@ LATER = ("pandas", "matplotlib", "sklearn", "scipy", "ipywidgets", "anywidget", 
 PROBE = """
 import json, sys
 import torch, torchvision
-before = set(sys.modules)
-names = {{}}
-exec("from {hub} import *", names)
-print(json.dumps([sorted(n for n in names if not n.startswith("__")), sorted(set(sys.modules) - before)]))
+before, said = set(sys.modules), {}
+for hub in sys.argv[1:]:
+    names = {}
+    exec(f"from {hub} import *", names)
+    said[hub] = sorted(n for n in names if not n.startswith("__")), sorted(set(sys.modules) - before)
+print(json.dumps(said))
 """
 
 
-@pytest.fixture(scope="module", params=HUBS)
-def brought(request: pytest.FixtureRequest) -> tuple[list[str], set[str]]:
-    done = run([sys.executable, "-c", PROBE.format(hub=request.param)])
-    names, loaded = json.loads(done.stdout.splitlines()[-1])
-    return names, set(loaded)
+@pytest.fixture(scope="module")
+def brought() -> dict[str, tuple[list[str], list[str]]]:
+    """Hub -> its names, and the modules that are loaded after it and those before it in the list."""
+    return json.loads(run([sys.executable, "-c", PROBE, *HUBS]).stdout.splitlines()[-1])
 
 
-def test_names(brought: tuple[list[str], set[str]]) -> None:
-    names, _ = brought
+@pytest.mark.parametrize("hub", HUBS)
+def test_names(brought: dict[str, tuple[list[str], list[str]]], hub: str) -> None:
+    names, _ = brought[hub]
     assert 40 <= len(names) <= MAX_NAMES, f"{len(names)} names, at most {MAX_NAMES}"
     private = [n for n in names if n.startswith("_")]
     assert not private, private
 
 
-def test_what_can_wait_is_not_loaded(brought: tuple[list[str], set[str]]) -> None:
-    early = sorted(m for m in brought[1] for later in LATER if m == later or m.startswith(f"{later}."))
+@pytest.mark.parametrize("hub", HUBS)
+def test_what_can_wait_is_not_loaded(brought: dict[str, tuple[list[str], list[str]]], hub: str) -> None:
+    early = sorted(m for m in brought[hub][1] for later in LATER if m == later or m.startswith(f"{later}."))
     assert not early, f"the star import loads {early}"
 
 

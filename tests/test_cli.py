@@ -240,24 +240,19 @@ def test_lessons_are_listed() -> None:
     assert files == sorted(p.name for p in (ROOT / "nbs" / "lessons").glob("*.ipynb")) and files
 
 
-ANSWER = """
-from coursekit.course import check, quiz
-check("validation pictures", {answer}), quiz(1).answer(1, "{letter}")
-"""
-
-
 def test_progress_survives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process stands for a kernel. What is wrong, answered late, or run by a tool does not count, and a damaged file is said once."""
-    from coursekit.course.quiz import quiz
+    """A process of its own stands for another kernel. What is wrong, answered late, or run by a tool does not count, and a damaged file is said once."""
+    from coursekit.course import check, quiz
 
     monkeypatch.setenv("COURSEKIT_HOME", str(tmp_path))
     letters = ["abcde"[i] for right in (True, False) for i, c in enumerate(quiz(1).questions[0].choices) if c[2] is right][:2]
     row = lambda: next(line for line in invoke("lessons").output.splitlines() if line.endswith("01_image_classification.ipynb"))
-    run = lambda answer, letter, kept="on": subprocess.run([sys.executable, "-c", ANSWER.format(answer=answer, letter=letter)], check=True,
-                                                           env={**os.environ, "COURSEKIT_PROGRESS": kept})
-    run(405, letters[0], kept="off")
+    run = lambda answer, letter: (check("validation pictures", answer), quiz(1).answer(1, letter))
+    run(405, letters[0])
     assert not (tmp_path / "progress.json").exists() and " 0/" in row()
-    run(400, letters[1])
+    monkeypatch.setenv("COURSEKIT_PROGRESS", "on")
+    code = f"from coursekit.course import check, quiz; check('validation pictures', 400), quiz(1).answer(1, {letters[1]!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)
     assert " 0/" in row() and " 1/" not in row()
     run(405, letters[0])
     assert row().count(" 1/") == 1 and row().count(" 0/") == 1, "the second answer to a question counts"
@@ -374,7 +369,7 @@ def test_ctrl_c_while_a_notebook_runs(notebook: Path, tmp_path: Path) -> None:
         said += more
     os.killpg(run.pid, signal.SIGINT)
     out, err = run.communicate(timeout=60)
-    assert run.returncode == 130 and err == "coursekit: stopped\n", (run.returncode, out, err)
+    assert run.returncode == 130 and err.endswith("coursekit: stopped\n") and "Traceback" not in err, (run.returncode, out, err)  # old kernels warn first
     assert "executed copy: " in out
     kept = nbformat.read(tmp_path / "out" / notebook.name, as_version=4)
     assert next(c.execution_count for c in kept.cells if c.cell_type == "code") == 1 and kept.metadata["coursekit"]["failed"]

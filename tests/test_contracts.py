@@ -376,14 +376,14 @@ def test_batch_transform(name, make):
 
 
 # ---------------------------------------------------------------- models and exported files
-SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("resnet18"), lambda: _vision_model("squeezenet1_1")],
+SPECS = made(ModelSpec, {"VisionModel": [lambda: _vision_model("coursenet"), lambda: _vision_model("squeezenet1_1")],
                          "TabularModel": [lambda: _tabular_model("one_input"), lambda: _tabular_model("two_inputs"), lambda: _tabular_model("two_models")],
                          "CollabModel": [lambda: CollabModel(4, 7, [5]), lambda: CollabModel(4, 7, [3, 2], [8], [0, 5.5])],
-                         "UNetModel": [lambda: _unet_model("resnet18"), lambda: _unet_model("coursenet")],
-                         "PointModel": [lambda: PointModel("resnet18", 4), lambda: PointModel("coursenet", 2, width=8)],
+                         "UNetModel": [lambda: _unet_model("coursenet")],
+                         "PointModel": [lambda: PointModel("coursenet", 4), lambda: PointModel("coursenet", 2, width=8)],
                          "LanguageModelSpec": [lambda a=arch: _text_model("LanguageModelSpec", a) for arch in ("awd_lstm", "transformer")],
                          "TextClassifierSpec": [lambda a=arch: _text_model("TextClassifierSpec", a, 3) for arch in ("awd_lstm", "transformer")],
-                         "ImageUNetModel": [lambda: ImageUNetModel("resnet18"), lambda: ImageUNetModel("coursenet", [8, 16], 4)],
+                         "ImageUNetModel": [lambda: ImageUNetModel("coursenet"), lambda: ImageUNetModel("coursenet", [8, 16], 4)],
                          "GANModel": [lambda: GANModel(8, 16, (16, 8, 8), (8, 16)), lambda: GANModel(8, 16, (8, 8), (8, 8), spectral=False)]})
 
 
@@ -437,7 +437,7 @@ def test_exported_file(tmp_path: Path):
     dls = ImageDataLoaders.from_name_re(
         tmp_path, files, r"^([a-z]+)_", valid_pct=0.25, seed=1, bs=4, item_tfms=Resize(32), batch_tfms=aug_transforms()
     )
-    model = VisionModel("resnet18", dls.n_out, lin_ftrs=[16]).build()
+    model = VisionModel("coursenet", dls.n_out, lin_ftrs=[16]).build()
     learn = Learner(dls, model, path=tmp_path, precision="fp32", seed=0)
     learn.progress = False
     learn.fit(1)

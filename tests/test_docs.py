@@ -274,8 +274,8 @@ def opened(browser: Any, site: Path, name: str, size: tuple[int, int] = DESKTOP,
     return page
 
 
-@pytest.mark.parametrize(("name", "theme"), [("index.html", "light"), ("index.html", "dark"), (LESSON, "light"), ("lessons/00_welcome.html", "dark"),
-                                             (MODULE, "light"), ("api/training/callback.html", "dark"), ("glossary.html", "light")])
+@pytest.mark.parametrize(("name", "theme"), [("index.html", "dark"), (LESSON, "light"), ("lessons/00_welcome.html", "dark"), (MODULE, "light"),
+                                             ("api/training/callback.html", "dark"), ("glossary.html", "light")])
 def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
     """axe-core finds nothing serious, and the page isn't wider than a phone."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")

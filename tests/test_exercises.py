@@ -818,7 +818,7 @@ patterns = st.from_regex(r"[-^(]{1,3}[\\w.+*]{1,4}[-)]{1,2}", fullmatch=True)
 
 
 @pytest.mark.parametrize("name", all_exercises())
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(answer=answers | st.lists(st.floats(1e-7, 1.0), min_size=3, max_size=3) | st.floats(-1, 2) | st.integers(-10, 3000) | patterns)
 def test_no_answer_raises_or_draws_the_solution_out(name, answer):
     result = check(name, answer)

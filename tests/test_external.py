@@ -290,7 +290,7 @@ def child(code: str, *args: str) -> subprocess.Popen:
 
 
 def test_two_processes_fetch_one_file_once(server, tmp_path):
-    server.drip = 0.1  # about 5 s for the whole file, so that they meet
+    server.drip = 0.04  # about 2 s for the whole file, so that they meet
     both = [child(FETCH, server.url) for _ in range(2)]
     outs = [p.communicate(timeout=300) for p in both]
     assert [p.returncode for p in both] == [0, 0], outs
@@ -491,7 +491,7 @@ def test_damaged_list_of_entries(tmp_path):
     refused(tmp_path, gzip.compress(bytes(raw)), "damaged")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(["tar", "tgz", "zip"]),
     st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=8),

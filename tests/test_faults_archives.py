@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -12,19 +13,26 @@ import random
 import resource
 import struct
 import tarfile
+import tracemalloc
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_faults_downloads import as_nobody, closed_folder, files_below, full_at_a_megabyte  # noqa: F401
 
 from coursekit.core import DiskError
 from coursekit.data import archive as archive_module
 from coursekit.data.archive import ArchiveError, Limits, extract_archive, extract_each
+from coursekit.data.tables import as_number, read_table
+from coursekit.vision.collect import download_images
 from coursekit.vision.data import ImageDataLoaders
+from coursekit.vision.images import _LARGE, MAX_PIXELS, ImageError, load_image
+from coursekit.vision.names import Index, by_names
 from coursekit.vision.plan import plan_data
 
 MEGABYTE = bytes(1 << 20)
@@ -48,18 +56,24 @@ def header(kind: bytes, size: int) -> bytes:
     return m.tobuf(tarfile.GNU_FORMAT)
 
 
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    """512 MB more than the process has."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 29), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
 def refused(folder: Path, data: bytes, match: str, limits: Limits = Limits()) -> None:
     """The archive is refused with one line that names it, nothing stays, and little memory was used."""
     folder.mkdir(exist_ok=True)
     (folder / "evil.bin").write_bytes(data)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + (1 << 29), hard))  # 512 MB more than the process has
-    try:
-        with pytest.raises(ArchiveError, match=match) as e:
-            extract_archive(folder / "evil.bin", folder / "out", limits=limits)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    with little_memory(), pytest.raises(ArchiveError, match=match) as e:
+        extract_archive(folder / "evil.bin", folder / "out", limits=limits)
     assert "evil.bin" in str(e.value)
     assert [p.name for p in folder.iterdir()] == ["evil.bin"]
 
@@ -100,6 +114,66 @@ def test_absurd_headers(tmp_path: Path, kind: bytes) -> None:
         refused(tmp_path / str(size), gzip.compress(header(kind, size)) + zeros * 5, match)
     chain = gzip.compress(header(kind, 2 << 20)) + zeros * 2
     refused(tmp_path / "chain", chain * 400, "250 times its size|damaged")
+
+
+@pytest.mark.parametrize("text", [b"1" * (2 << 20), b"2 " * (1 << 20), b"9" * 99 + b" a=b\n", b"11 a=bcdefg", b"99 path=a\n", b"9 =a\n"], ids=range(6))
+def test_extended_headers_that_take_hours(tmp_path: Path, text: bytes) -> None:
+    """The standard library looks for records in them with expressions that try everything."""
+    refused(tmp_path, gzip.compress(header(tarfile.XHDTYPE, len(text)) + text + bytes(-len(text) % 512) + header(tarfile.REGTYPE, 0)), "malformed")
+
+
+def test_lists_of_holes_take_no_memory(tmp_path: Path) -> None:
+    """Sparse files, whose lists the standard library reads before it can be asked what they are: 50 MB of them become a gigabyte."""
+    start, more = bytearray(header(tarfile.GNUTYPE_SPARSE, 0)), bytearray(512)
+    start[482] = more[504] = 1  # the list goes on in the next block
+    start[148:156] = b"%06o\0 " % (sum(start[:148]) + 256 + sum(start[156:]))
+    for i in range(42):
+        more[i * 12 : i * 12 + 12] = b"\x80" + (2**70 + i).to_bytes(11, "big")
+    refused(tmp_path / "old", gzip.compress(bytes(start) + bytes(more) * 100_000), "special")
+    records = b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n32 GNU.sparse.realsize=99999999\n"
+    listed = b"99999999999\n" + b"1\n" * 30_000_000
+    data = header(tarfile.XHDTYPE, len(records)) + records + bytes(-len(records) % 512) + header(tarfile.REGTYPE, len(listed)) + listed
+    refused(tmp_path / "new", gzip.compress(data, 1), "special")
+
+
+def test_folders_that_only_names_mention_are_entries(tmp_path: Path) -> None:
+    names = ["/".join([f"{i}", *"a" * 30, "f"]) for i in range(200)]
+    data = gzip.compress(tar_of(*((name, b"") for name in names)))
+    refused(tmp_path / "a", data, "more than 2,000 entries in", Limits(free_entries=2_000))
+    (tmp_path / "good").write_bytes(data)
+    assert len(files_below(extract_archive(tmp_path / "good", tmp_path / "out"))) == 200
+
+
+def test_long_names_have_a_limit_together() -> None:
+    names = archive_module._Names()
+    names.size = (1 << 29) - 100  # as if there had been many
+    with pytest.raises(ArchiveError, match="names of its entries take more than 512 MB"):
+        names.add(["\U0001f600" * 60], False)
+
+
+def test_a_tar_file_that_is_cut_off_between_two_entries(tmp_path: Path) -> None:
+    whole = tar_of(("a", b"1"), ("b", b"2"))
+    for pack in PACK.values():
+        refused(tmp_path / pack.__name__, pack(whole[:1024]), "ends too early")
+
+
+NAMES = st.lists(st.text("abé.-😀", min_size=1, max_size=60).filter(lambda p: p.strip(".")), min_size=1, max_size=4).map("/".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(NAMES.map(lambda name: f"x/{name}"), st.binary(max_size=1500), max_size=6), st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+def test_entries_are_what_the_standard_library_wrote(files: dict[str, bytes], kind: int) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=kind) as t:
+        written = {}
+        for name, data in files.items():
+            m = tarfile.TarInfo(name)
+            m.size, m.mtime, m.uid = len(data), 1e9 + 0.5, 2**25  # what needs more than the plain header
+            with contextlib.suppress(ValueError):  # a name that this format cannot write
+                t.addfile(m, io.BytesIO(data))
+                written[name] = data
+    read = archive_module._tar_members(io.BytesIO(out.getvalue()), archive_module._Spent(Limits(), 10**6))
+    assert {name: b"".join(pieces) for name, _, pieces in read} == written
 
 
 @pytest.mark.parametrize("pack", ["gz", "bz2", "xz"])
@@ -198,6 +272,87 @@ def test_a_table_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> None:
     assert len(plan.items) == 4 and len(plan.layout.missing) == 1
     (data / "labels.csv").write_text("\n".join(rows[:-1] + ["dog/../cat/1.png,cat"]))
     assert len(ImageDataLoaders.from_csv(data, bs=2, num_workers=0, device="cpu").train.dataset) == 4
+
+
+def test_tables_and_names_that_take_minutes(tmp_path: Path) -> None:
+    """A header of 60,000 columns, a name of 60,000 folders, and names of files that the usual patterns nearly fit."""
+    (tmp_path / "a.csv").write_text("file,label" + "," * 60_000 + "\n1.png,x\n")
+    assert len(read_table(tmp_path / "a.csv")) == 60_002
+    files = [tmp_path / ("a" * 85 + "_" * 80 + "1" * 80 + f"!{i}!.png") for i in range(600)]
+    with little_memory():
+        assert Index(tmp_path, files).find("a/" * 60_000 + files[0].name) is None
+    assert by_names(files) is None and by_names([f.with_name("1" + "_" * 120 + "a" * 120) for f in files]) is None
+
+
+def test_numbers_and_cells_without_end(tmp_path: Path) -> None:
+    assert as_number("9" * 5_000) is None and as_number("9" * 200) == int("9" * 200)
+    (tmp_path / "urls.csv").write_text("url\n" + "x" * 200_000 + "\n")
+    with pytest.raises(ValueError, match="download_images: .*urls.csv cannot be read as a table"):
+        download_images(tmp_path / "images", tmp_path / "urls.csv")
+
+
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+def lying_tags(order: str) -> bytes:
+    """200 tags of a megabyte each, all of them the same megabyte."""
+    tags = b"".join(struct.pack(f"{order}HHII", 0x8000 + i, 1, 1 << 20, 8) for i in range(200))
+    return (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + (1 << 20)) + bytes(1 << 20) + struct.pack(f"{order}H", 200) + tags + bytes(4)
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "WEBP", "AVIF", "TIFF"])
+def test_tags_take_no_more_memory_than_their_file(fmt: str) -> None:
+    out, tags = io.BytesIO(), lying_tags("<" if fmt in ("PNG", "TIFF") else ">")
+    Image.new("RGB", (8, 8), "red").save(out, fmt, **({"exif": tags} if fmt in ("PNG", "WEBP", "AVIF") else {}))
+    data = tags if fmt == "TIFF" else out.getvalue()
+    if fmt == "JPEG":
+        pieces = [b"Exif\0\0" + tags[i : i + 65_000] for i in range(0, len(tags), 65_000)]
+        data = data[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(p) + 2) + p for p in pieces) + data[20:]  # without the resolution
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ImageError):
+            assert load_image(data).size == (8, 8)
+        assert tracemalloc.get_traced_memory()[1] < 40e6  # 200 MB otherwise
+    finally:
+        tracemalloc.stop()
+
+
+def jpeg(side: int, **options: bool) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", (side, side)).save(out, "JPEG", **options)
+    return out.getvalue()
+
+
+def gif(between: bytes) -> bytes:
+    out = io.BytesIO()
+    Image.new("P", (8, 8)).save(out, "GIF")
+    start = 13 + (6 << (out.getvalue()[10] & 7))
+    return out.getvalue()[:start] + between + out.getvalue()[start:]
+
+
+def tiff(strips: int) -> bytes:
+    places = struct.pack("<I", 8) * strips
+    tags = [(256, 1, 8), (257, 1, 8), (258, 1, 8), (259, 1, 1), (262, 1, 1), (273, strips, 8), (277, 1, 1), (278, 1, 1), (279, strips, 8 + len(places))]
+    listed = b"".join(struct.pack("<HHII", tag, 4, n, value) for tag, n, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + 2 * len(places)) + places * 2 + struct.pack("<H", len(tags)) + listed + bytes(4)
+
+
+@pytest.mark.parametrize(("make", "match"), [
+    (lambda: gif(b"\x21\xfe" + (b"\xff" + b"a" * 255) * 200_000 + b"\0"), "too many parts"), (lambda: gif(b"\x21\xfe\0" * 2_000_000), "too many parts"),
+    (lambda: jpeg(8)[:2] + b"\xff\xe3\0\2" * 5_000_000 + jpeg(8)[2:], "too many parts"), (lambda: b"P3 9 9 255\n" + b"#\n" * 5_000_000, "1,000 comments"),
+    (lambda: tiff(3_000_000), "damaged"), (lambda: jpeg(4_000, progressive=True) + b"\xff\xda\0\x08" * 10_000, "10,006 scans")],
+    ids=["a long comment", "comments", "segments", "comments of PPM", "strips", "scans"])  # fmt: skip
+def test_images_of_a_few_pixels_that_take_an_hour(make: Callable[[], bytes], match: str) -> None:
+    data = make()
+    with little_memory(), pytest.raises(ImageError, match=match):
+        load_image(data)
+    for good in (gif(b"\x21\xfe\5hello\0"), jpeg(8, progressive=True), b"P3 1 1 #x\n255 1 2 3", tiff(8)):
+        assert load_image(good).width in (1, 8)
+
+
+def test_eight_threads_with_images_below_the_limit() -> None:
+    """Those that may be decoded at the same time, and a largest one: less than 2.1 GB."""
+    assert 8 * _LARGE + 8 * MAX_PIXELS < 2.1e9
 
 
 def test_nothing_of_ours_is_believed_because_it_lies_in_the_data(tmp_path: Path) -> None:

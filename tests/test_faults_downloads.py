@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import resource
@@ -11,6 +12,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import tarfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 
 from coursekit.core import DiskError, atomic_file, remove_strays
 from coursekit.data import transfer as transfer_module
+from coursekit.data.archive import ArchiveError
 from coursekit.data.download import Check, DownloadError, MirrorError, URLs, download_url, fetch_file, untar_data
 from coursekit.vision.collect import download_images
 
@@ -221,6 +224,16 @@ def test_a_part_of_another_file_is_not_glued_on(serve, tmp_path: Path, second: d
     assert get(serve(answer), tmp_path) == OTHER
 
 
+def test_a_part_that_is_longer_than_it_says(serve, tmp_path: Path) -> None:
+    def answer(s: Server, conn: socket.socket, asked: dict[str, str]) -> None:
+        if "range" in asked:
+            s.whole(conn, BODY[SIZE // 2 :] * 2, status="206 Partial Content", ETag='"a"', Content_Range=f"bytes {SIZE // 2}-{SIZE - 1}/{SIZE}")
+        else:
+            s.whole(conn, cut=SIZE // 2, ETag='"a"')
+
+    refused("announced 4,000,000", serve(answer), tmp_path)
+
+
 @pytest.mark.parametrize("mark", [{}, {"ETag": 'W/"a"'}, {"Last_Modified": "Mon, 30 Nov 2026 00:00:00 GMT"}, {"ETag": '"a"', "Content_Length": "-"}])
 def test_without_a_strong_mark_and_a_size_nothing_is_resumed(serve, tmp_path: Path, mark: dict[str, str]) -> None:
     def answer(s: Server, conn: socket.socket, asked: dict[str, str]) -> None:
@@ -254,12 +267,24 @@ def test_a_redirect_to_nonsense(serve, tmp_path: Path, to: str) -> None:
     refused("not an address|which is not https|answered 302|no connection|five times", server, tmp_path, retries=0)
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b"\n <html lang='en'>please pay", b"<HTML>x"])
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><title>Log in</title>", b"\n <html lang='en'>please pay", b"<HTML>x", b"\xef\xbb\xbf<!doctype html>", b"<script>x"])
 def test_a_web_page_with_status_200(serve, tmp_path: Path, page: bytes) -> None:
     server = serve(lambda s, conn, asked: s.whole(conn, page, Content_Type="text/html"))
     refused("a web page instead of the file", server, tmp_path)
     with pytest.raises(DownloadError, match="a web page instead of the file"):
         fetch_file(server.url, "models")
+
+
+def test_a_page_that_is_taken_for_the_archive_is_not_kept(serve, tmp_path: Path) -> None:
+    """The page of a hotel's network, which does not look like one: the next call gets the archive."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as t:
+        t.addfile(tarfile.TarInfo("pets/a"))
+    server = serve(lambda s, conn, asked: s.whole(conn, b"<p>please log in" if len(s.asked) == 1 else out.getvalue()))
+    url = server.url.replace("data.bin", "pets.tgz")
+    with pytest.raises(ArchiveError, match="not an archive"):
+        untar_data(url)
+    assert files_below(untar_data(url)) == ["a"]
 
 
 # ------------------------------------------------------------------------------------------------- where an address leads
@@ -335,7 +360,7 @@ def test_https_and_a_redirect_to_another_public_name(net, tmp_path: Path) -> Non
 
 
 INSIDE = ["127.1", "0x7f000001", "2130706433", "0177.0.0.1", "localhost", "127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[64:ff9b::7f00:1]",
-          "0.0.0.0", "10.0.0.7", "192.168.1.1", "169.254.169.254", "[fd00::1]", "[fe80::1]", "100.64.0.1", "intern.example", "mixed.example", "six.example"]  # fmt: skip
+          "0.0.0.0", "10.0.0.7", "192.168.1.1", "169.254.169.254", "[fd00::1]", "[fe80::1]", "[fec0::1]", "[::7f00:1]", "[::ffff:0:7f00:1]", "100.64.0.1", "intern.example", "mixed.example", "six.example"]  # fmt: skip
 
 
 @pytest.mark.parametrize("host", INSIDE)

@@ -79,7 +79,7 @@ grids = st.tuples(st.lists(st.sampled_from(CLASSES), min_size=2, max_size=3, uni
                   st.sampled_from(["above", "below"]), st.sampled_from(OTHERS), st.booleans())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(names=trees, wrapped=st.sampled_from(["", "data/", "pets-main/photos/"]))
 def test_classes_and_split_of_a_usual_tree_are_found(tmp_path_factory: pytest.TempPathFactory, names, wrapped: str) -> None:
     root = touch(tmp_path_factory.mktemp("tree"), *(wrapped + name for name in names))
@@ -88,7 +88,7 @@ def test_classes_and_split_of_a_usual_tree_are_found(tmp_path_factory: pytest.Te
     assert not layout.doubts and not layout.stray
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(grid=grids)
 def test_one_more_level_is_understood_or_doubted(tmp_path_factory: pytest.TempPathFactory, grid) -> None:
     names = tree(*grid)
@@ -102,7 +102,7 @@ def test_one_more_level_is_understood_or_doubted(tmp_path_factory: pytest.TempPa
     assert read(asked) == truth and not asked.doubts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(classes=st.lists(st.sampled_from(CLASSES), min_size=2, max_size=3, unique=True), place=st.sampled_from(["above", "below"]),
        sides=st.sampled_from([("north", "south"), ("split_1", "split_2"), ("A", "B"), ("test", "train")]), given_train=st.booleans())
 def test_sides_that_a_person_names(tmp_path_factory: pytest.TempPathFactory, classes, place: str, sides, given_train: bool) -> None:
@@ -246,7 +246,7 @@ def test_from_folder_says_which_folders_there_are(tmp_path: Path) -> None:
 words = st.sampled_from(["train", "valid", "test", "val_set", "seg_train", "seg_test", "a", "b", "1", "2", "split_1", "images", "pred"])
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(paths=st.sets(st.lists(words, max_size=4).map(tuple), min_size=1, max_size=8), n=st.integers(1, 3), depth=st.none() | st.integers(1, 4),
        train=st.none() | words, valid=st.none() | words)
 def test_no_image_gets_lost_in_any_tree(tmp_path_factory: pytest.TempPathFactory, paths, n: int, depth, train, valid) -> None:
@@ -405,7 +405,7 @@ def respelled(name: str, upper: bool, form: str) -> str:
     return unicodedata.normalize(form, name.upper() if upper else name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(names=st.lists(spelled, min_size=1, max_size=6), forms=st.lists(st.sampled_from(["NFC", "NFD"]), min_size=6, max_size=6),
        upper=st.booleans(), form=st.sampled_from(["NFC", "NFD"]))
 def test_a_name_in_another_case_or_form_is_found(names: list[str], forms: list[str], upper: bool, form: str) -> None:

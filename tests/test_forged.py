@@ -195,7 +195,8 @@ DEEP: Any = functools.reduce(lambda loss, _: {"type": "wrapped", "fields": {"lik
 @pytest.mark.parametrize(("change", "fact"), [
     ({"item_tfms": [RESIZE] * 6000}, "256"), ({"item_tfms": [RESIZE] * (MAX_TFMS + 1)}, MAX_TFMS + 1), ({"item_tfms": [RESIZE] * 2}, "16,777,216"),
     ({"loss": {"type": "multi_target", "fields": {"losses": [LOSS] * 100_000, "sizes": []}}}, "256"), ({"loss": DEEP}, "24"),
-    ({"about": {"x": [[]] * 10_000_000}}, "33,555,432"), ({"about": {"x": float("nan")}}, "nan"), ({"n_inp": 2}, "2 inputs"),
+    ({"about": {"x": [[]] * 10_000_000}}, "33,555,432"),
+    ({"about": {"x": [[]] * 2_000_000}}, "2,000,000 lists"), ({"about": {"x": float("nan")}}, "nan"), ({"n_inp": 2}, "2 inputs"),
     ({"item_tfms": [{"type": "resize", "fields": {"size": 10**18}}]}, "16,384")])
 def test_limits_hold_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict, fact: Any) -> None:
     small = write_export(tmp_path / "small.ck", Exported(VisionModel("coursenet", 2), {"w": torch.zeros(2)}, [ImageBlock(), CategoryBlock(["a", "b"])], 1,
@@ -229,6 +230,14 @@ def test_a_forged_tokenizer_never_reaches_the_library(folder: Path, tmp_path: Pa
     fields["model"] = json.dumps(model | {"model": model["model"] | change})
     with raises(ValueError, "SubwordTokenizer"):
         load_learner(forged(exported(folder, "pieces"), tmp_path / "f.ck", spec=spec), device="cpu")
+
+
+def test_tokens_that_fill_the_memory(folder: Path, tmp_path: Path) -> None:
+    """A text repeats them, so that a megabyte becomes gigabytes."""
+    spec = spec_of(exported(folder, "words"))
+    spec["blocks"][0]["fields"]["vocab"][-1] = "x" * 1_001
+    with raises(ValueError, "more than 1,000 characters"):
+        load_learner(forged(exported(folder, "words"), tmp_path / "f.ck", spec=spec), device="cpu")
 
 
 # ---- weights that are not finite

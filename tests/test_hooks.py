@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -313,6 +314,7 @@ def test_the_map_of_a_network_with_views_belongs_to_the_picture_and_not_to_its_m
 TWINS = {"Birman": "Ragdoll", "Ragdoll": "Birman"}  # they differ in one trait only
 
 
+@cache
 def twin_region(breed: str, number: int) -> np.ndarray:
     """The pixels that differ if the same animal is drawn with its near-twin's traits: where a picture says which of the two it is."""
     one, other = (np.asarray(draw_pet(breed, number, traits_of=t).image).astype(int) for t in (None, TWINS[breed]))

@@ -119,7 +119,7 @@ def test_mutated_files_load_or_raise_image_error(fmt, mode, options):
     assert refused > 0
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(HEADS))
 def test_any_bytes_load_or_raise_image_error(data, head):
     with contextlib.suppress(ImageError):
@@ -193,7 +193,7 @@ def test_caps_come_before_decoding(tmp_path, monkeypatch):
 def test_memory_is_limited_before_decoding(monkeypatch, fmt, mode, options, fits):
     """The same number of pixels takes more memory in some modes and formats than in others: 8 bytes for each are allowed."""
     data = file_bytes(fmt, mode, **options)
-    if fits:
+    if fits and Image.open(io.BytesIO(data)).mode == mode:  # Pillow before 10.3 reads 16-bit PNGs as 32 bits, which take more
         assert load_image(data, max_pixels=48 * 32).size == (48, 32)
         return
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("an image over the limit was decoded"))

@@ -230,12 +230,12 @@ def test_the_map_of_a_learner(photos: list[Path]) -> None:
     assert "0 predicted wrongly" in repr(numbers) and numbers.widget.children[1].outputs
 
 
-@pytest.mark.parametrize("bad", ["<img src=x onerror=alert(1)>", "$x$", r"$\\frac", "_hidden", "a\nb\x1b[2J", "x" * 500, ""])
-def test_the_map_draws_any_name(bad: str) -> None:
+def test_the_map_draws_any_name() -> None:
     """The names are text of a figure and of a list: no HTML, no formula, no second line."""
-    chart = EmbeddingMap(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), [bad, "b"], [bad, "c"], ["c", bad], [Image.new("RGB", (9, 5)), None])
+    bad = ["<img src=x onerror=alert(1)>", "b", "$x$", r"$\\frac", "_hidden", "a\nb\x1b[2J", "x" * 500, ""]
+    chart = EmbeddingMap(torch.eye(8)[:, :2], bad, bad[::-1], bad, [Image.new("RGB", (9, 5)), *[None] * 7])
     item, out = chart.widget.children
-    assert len(item.options) == 2 and all(label.isprintable() and len(label) <= 160 for label, _ in item.options)
+    assert len(item.options) == 8 and all(label.isprintable() and len(label) <= 160 for label, _ in item.options)
     item.value = 1
     assert "Picked: b:" in out.outputs[0]["data"]["text/plain"]
     chart.plot()

@@ -520,7 +520,7 @@ def test_a_path_that_is_all_there_has_one_meaning(tmp_path: Path) -> None:
     assert len(plan.layout.stray) == 48
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(paths=st.sets(st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(tuple), min_size=1, max_size=8),
        cell=st.lists(st.sampled_from("abc"), min_size=1, max_size=4), elsewhere=st.booleans())
 def test_a_cell_means_a_file_whose_folders_agree(paths: set[tuple[str, ...]], cell: list[str], elsewhere: bool) -> None:
@@ -555,7 +555,7 @@ def test_one_comma_is_no_list(tmp_path: Path) -> None:
     assert plan_data(root).layout.multi and plan_data(root).classes == ["cat", "dog"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.one_of(st.binary(max_size=300), st.text(max_size=300).map(lambda t: t.encode("utf-8", "replace"))))
 def test_any_bytes_as_a_table(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     """One readable error, whatever a table holds."""

@@ -68,7 +68,7 @@ AUGMENTS = st.builds(
 SIZES = st.tuples(st.integers(60, 240), st.integers(60, 240))
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(SIZES, st.tuples(st.floats(0.15, 0.85), st.floats(0.15, 0.85)), ITEM_TFMS, AUGMENTS, st.booleans(), st.integers(0, 2**31))
 def test_a_dot_and_its_point_stay_together(size, at, item_tfm, augment, train, seed) -> None:
     (w, h), kinds = size, ["image", "mask", "points"]

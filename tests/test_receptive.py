@@ -43,16 +43,15 @@ def test_a_chain_of_layers_sees_what_the_closed_form_says(layers):
     kinds = {"conv": lambda k, s: nn.Conv2d(2, 2, k, s, k // 2), "max": lambda k, s: nn.MaxPool2d(k, s, k // 2), "mean": lambda k, s: nn.AvgPool2d(k, s, k // 2)}
     net = nn.Sequential(*[part for k, s, kind in layers for part in (kinds[kind](k, s), nn.BatchNorm2d(2), nn.ReLU())])
     field = closed_form([(k, s) for k, s, _ in layers])
-    found = receptive_field(net, str(len(net) - 1), (2, 224, 224))
+    found = receptive_field(net, str(len(net) - 1), (2, 160, 160))
     assert found.size == (field, field)
 
 
-@pytest.mark.parametrize(("arch", "layer", "size"), [(models.resnet18, "layer1", 43), (models.resnet18, "layer2", 99), (models.resnet50, "layer1", 35),
-                                                     (models.densenet121, "features.denseblock1", 59), (coursenet, "layer2", 79)])  # fmt: skip
+@pytest.mark.parametrize(("arch", "layer", "size"), [(models.resnet18, "layer1", 43), (models.densenet121, "features.denseblock1", 59), (coursenet, "layer2", 79)])  # fmt: skip
 def test_known_networks(arch, layer, size):
     with seeded(0):
         net = arch()
-    x = torch.rand(2, 3, 160, 160)
+    x = torch.rand(2, 3, 112, 112)
     before, mode = copy.deepcopy(net.state_dict()), net.training
     found = receptive_field(net, layer, x)
     assert found.size == (size, size) and net.training is mode and all(torch.equal(v, net.state_dict()[k]) for k, v in before.items())

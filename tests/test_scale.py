@@ -68,7 +68,7 @@ def arrays(dtype: Any) -> st.SearchStrategy[list[np.ndarray]]:
     return st.lists(rows.map(lambda row: np.array([row], dtype)), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.sampled_from([np.uint16, np.int32, np.float32]).flatmap(arrays), st.data())
 def test_equal_values_are_equal_grays_in_all_images_and_brighter_is_never_darker(images: list[np.ndarray], data: st.DataObject) -> None:
     """Over all images of a dataset together, the gray is one function of the value, and it never falls. Those looked at fit the scale."""
@@ -87,7 +87,7 @@ def test_equal_values_are_equal_grays_in_all_images_and_brighter_is_never_darker
     assert encoded(block, deep([low, high, (low + high) / 2], np.float32)).tolist() == [[0, 255, 128]]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 65_535), st.integers(0, 65_535), st.floats(0, 1))
 def test_a_scale_wastes_less_than_it_keeps(top: int, start: int, where: float) -> None:
     """However few of its values a device uses, and wherever they lie, at least 28 of the 256 grays tell them apart (all, if it has fewer)."""
@@ -96,7 +96,7 @@ def test_a_scale_wastes_less_than_it_keeps(top: int, start: int, where: float) -
     assert len(np.unique(gray)) >= min(28, len(values))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.sampled_from([("I;16", np.uint16, 65_535), ("I", np.int32, 255), ("F", np.float32, 1)]), st.data())
 def test_an_image_by_itself_goes_by_its_kind_and_never_by_its_values(kind: tuple[str, Any, int], data: st.DataObject) -> None:
     mode, dtype, white = kind

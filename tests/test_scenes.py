@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -21,10 +20,6 @@ from coursekit.samples.sprites import Affine, Canvas, Pen
 from coursekit.samples.streets import FRAMES, SIZE, STREETS, draw_street, make_paper_streets, make_street
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
-
-
 def rows(file: Path) -> list[dict[str, str]]:
     with open(file, encoding="utf-8", newline="") as f:
         return list(csv.DictReader(f))
@@ -37,21 +32,10 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pets_in_company(tmp_path_factory.mktemp("data") / "pascal_2007", n_train=100, n_test=10, n_workers=1)
+    return make_pets_in_company(tmp_path_factory.mktemp("data") / "pascal_2007", n_train=60, n_test=10, n_workers=1)
 
 
 # ---------------------------------------------------------------------------------------------------- both
-
-
-def test_the_workers_do_not_matter(streets: Path, company: Path, tmp_path: Path) -> None:
-    assert digests(make_paper_streets(tmp_path / "a", streets=12, frames=2, n_workers=3)) == digests(streets)
-    assert digests(make_pets_in_company(tmp_path / "b", n_train=100, n_test=10, n_workers=3)) == digests(company)
-
-
-def test_another_seed_draws_other_images(streets: Path, company: Path, tmp_path: Path) -> None:
-    others = digests(make_paper_streets(tmp_path / "a", streets=6, frames=1, seed=8)), digests(make_pets_in_company(tmp_path / "b", n_train=5, n_test=1, seed=8))
-    for folder, other in zip((streets, company), others):
-        assert not {h for f, h in digests(folder).items() if f.endswith(".jpg")} & set(other.values())
 
 
 def test_both_are_registered_under_the_names_of_their_archives() -> None:
@@ -169,7 +153,7 @@ def test_tables_name_the_files_that_are_there(company: Path) -> None:
         for r in table:
             labels = r["labels"].split(" ")
             assert labels and set(labels) <= set(LABELS) and len(set(labels)) == len(labels)
-    assert Counter(r["is_valid"] for r in train) == {"False": 80, "True": 20}
+    assert Counter(r["is_valid"] for r in train) == {"False": 48, "True": 12}
 
 
 def test_labels_are_those_of_the_boxes_that_count(company: Path) -> None:
@@ -186,7 +170,7 @@ def test_labels_are_those_of_the_boxes_that_count(company: Path) -> None:
                 found[image["file_name"]].add(names[a["category_id"]])
         assert found == {f: labels[f] for f in found}
         seen += len(found)
-    assert seen == len(labels) == 110
+    assert seen == len(labels) == 70
 
 
 def test_labels_go_together_as_in_life() -> None:

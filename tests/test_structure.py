@@ -57,6 +57,7 @@ def named_modules(name: str) -> Iterator[str]:
         yield from (n for n in PATHS if n.rpartition(".")[0] in found)
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     imports = {name: {n.partition(".")[2] for n in import_statements(name) if n.split(".")[0] == "coursekit"} for name in PATHS}
     return {name: ({*imports[name], *named_modules(name)} & set(PATHS)) - {name} for name in PATHS}

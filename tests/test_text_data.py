@@ -41,7 +41,7 @@ TEXTS = st.one_of(st.text(max_size=60), st.text(alphabet="abAB oO.,'’!_-(<>&;3
 # ------------------------------------------------------------------------------------------------- tokenizers
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_words_written_as_a_text_are_the_same_words(text: str) -> None:
     for tokenizer in (WordTokenizer(), Tokenizer()):
@@ -50,14 +50,14 @@ def test_words_written_as_a_text_are_the_same_words(text: str) -> None:
         assert all(t and (t in ("\n", "\n\n") or not any(c.isspace() for c in t)) for t in tokens)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TEXTS)
 def test_words_keep_every_character_but_blanks_and_mixed_case(text: str) -> None:
     kept = Counter(c for c in WordTokenizer().join(WordTokenizer()(text)).casefold() if not c.isspace())
     assert kept == Counter(c for c in text.casefold() if not c.isspace())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.text(alphabet="abcdefgh", min_size=1, max_size=6).filter(lambda w: not re.search(r"(.)\1\1", w)), min_size=1, max_size=12), st.data())
 def test_plain_sentences_are_kept_exactly(words: list[str], data: st.DataObject) -> None:
     words = [getattr(w, data.draw(st.sampled_from(["lower", "capitalize", "upper"])))() for w in words]
@@ -69,7 +69,7 @@ PIECES = SubwordTokenizer(400)
 PIECES.setup(["The cat and the hat. xxbos xxpad", "Über den Dächern, 3.50 €", "العربية हिन्दी 👍"] * 20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(TEXTS)
 def test_characters_and_pieces_keep_everything(text: str) -> None:
     for tok in (CharTokenizer(), PIECES):
@@ -94,6 +94,15 @@ def test_html() -> None:
     assert clean_html("<b" * 100_000).startswith("<b")  # in linear time
 
 
+def test_a_number_that_python_does_not_read() -> None:
+    assert clean_html("a &#" + "1" * 5_000 + "; b &#65; &#" + "9" * 10 + ";") == "a \ufffd b A \ufffd"
+
+
+def test_repeated_words_have_a_limit() -> None:
+    assert len(WordTokenizer().join(["xxwrep", "9999", "a" * 10**6] * 3)) < 7e6
+    assert WordTokenizer().join(["xxrep", "9999", "!"]) == "!" * 9999
+
+
 def test_columns_are_marked() -> None:
     assert Tokenizer()(["Title", "Text"]) == ["xxbos", "xxfld", "1", "xxmaj", "title", "xxfld", "2", "xxmaj", "text"]
 
@@ -110,7 +119,7 @@ def test_vocabulary() -> None:
 # -------------------------------------------------------------------------------------------------------- streams
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any), st.integers(1, 9), st.integers(1, 12), st.booleans(), st.integers(0, 3))
 def test_a_stream_has_every_token_once_in_order(sizes: list[int], bs: int, seq_len: int, shuffle: bool, epoch: int) -> None:
     numbers = iter(range(100, 100_000))
@@ -154,7 +163,7 @@ def test_a_stream_can_begin_in_the_middle() -> None:
 # -------------------------------------------------------------------------------------------------------- batches
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=200), st.integers(1, 16), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_batches_by_length_have_every_text_once(lengths: list[int], bs: int, shuffle: bool, drop_last: bool, epoch: int) -> None:
     sampler = LengthSampler(np.array(lengths), bs=bs, shuffle=shuffle, drop_last=drop_last, seed=5)
@@ -313,6 +322,13 @@ def fresh_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture
+def small_is_large(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of ten kilobytes are kept on disk, as otherwise those of a megabyte are."""
+    real = corpus_module.text_marks
+    monkeypatch.setattr(corpus_module, "text_marks", lambda sources: (real(sources)[0], 100 * real(sources)[1]))
+
+
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     "How many texts were cut each time."
     calls: list[int] = []
@@ -321,10 +337,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def long_files(root: Path, n: int = 30) -> list[Path]:
+def long_files(root: Path, times: int = 20) -> list[Path]:
     root.mkdir()
-    for k in range(n):
-        (root / f"{k:02}.txt").write_text(f"Text {k} begins here. " + f"And {k} goes on for long... " * 2000)
+    for k in range(30):
+        (root / f"{k:02}.txt").write_text(f"Text {k} begins here. " + f"And {k} goes on for long... " * times)
     return get_text_files(root)
 
 
@@ -332,7 +348,7 @@ def entries() -> list[Path]:
     return sorted(p for p in (coursekit_home() / "cache" / "tokens").glob("*"))
 
 
-def test_texts_are_cut_once(tmp_path: Path, fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_cut_once(tmp_path: Path, small_is_large: None, monkeypatch: pytest.MonkeyPatch) -> None:
     files, calls = long_files(tmp_path / "data"), counted(monkeypatch)
     before = sorted((tmp_path / "data").rglob("*"))
     first, docs = cached_texts(files, Tokenizer())
@@ -346,7 +362,7 @@ def test_texts_are_cut_once(tmp_path: Path, fresh_home: Path, monkeypatch: pytes
     cached_texts(files, Tokenizer(html=False))
     cached_texts(files, Tokenizer(CharTokenizer()))
     assert calls == [30, 30, 30] and len(entries()) == 3, "another tokenizer"
-    files[3].write_text("Text 3 is another one. " + "It goes on. " * 4000)
+    files[3].write_text("Text 3 is another one. " + "It goes on. " * 40)
     changed, docs = cached_texts(files, Tokenizer())
     assert calls[3:] == [30] and "another" in changed.tokens(docs[3])
     texts = [f.read_text() for f in files]
@@ -359,7 +375,7 @@ def test_texts_are_cut_once(tmp_path: Path, fresh_home: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("name", ["ids.npy", "starts.npy", "marks.npy", "pieces.json", "meta.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_damaged_tokens_are_not_believed(tmp_path: Path, fresh_home: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str) -> None:
+def test_damaged_tokens_are_not_believed(tmp_path: Path, small_is_large: None, monkeypatch: pytest.MonkeyPatch, name: str, damage: str) -> None:
     files, calls = long_files(tmp_path / "data"), counted(monkeypatch)
     right = cached_texts(files, Tokenizer())[0]
     expected = [right.tokens(i) for i in range(30)]
@@ -378,7 +394,7 @@ def test_damaged_tokens_are_not_believed(tmp_path: Path, fresh_home: Path, monke
 
 @pytest.mark.parametrize("name, data", [("meta.json", b"[" * 100_000), ("marks.npy", b"PK\x03\x04 not an array"), ("starts.npy", None), ("pieces.json", b"[]")],
                          ids=["deep", "zip", "other lengths", "no pieces"])
-def test_tokens_on_disk_of_a_stranger(tmp_path: Path, fresh_home: Path, name: str, data: bytes | None) -> None:
+def test_tokens_on_disk_of_a_stranger(tmp_path: Path, small_is_large: None, name: str, data: bytes | None) -> None:
     files = long_files(tmp_path / "data")
     right = cached_texts(files, Tokenizer())[0]
     expected = [right.tokens(i) for i in range(30)]
@@ -425,7 +441,7 @@ def test_a_stream_of_one_row_ends_before_it_has_nothing_to_predict() -> None:
 
 
 def test_a_home_that_cannot_be_written_costs_only_time(tmp_path: Path, fresh_home: Path) -> None:
-    files = long_files(tmp_path / "data")
+    files = long_files(tmp_path / "data", 1500)  # a megabyte
     fresh_home.mkdir()
     (fresh_home / "cache").write_text("a file, where a folder should be")
     with pytest.warns(UserWarning, match="cannot be kept"):
@@ -433,7 +449,7 @@ def test_a_home_that_cannot_be_written_costs_only_time(tmp_path: Path, fresh_hom
     assert len(found) == 30
 
 
-def test_a_tokenizer_of_a_user_is_not_cached(tmp_path: Path, fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_of_a_user_is_not_cached(tmp_path: Path, small_is_large: None, monkeypatch: pytest.MonkeyPatch) -> None:
     class Lines(CharTokenizer):
         pass
 
@@ -443,14 +459,16 @@ def test_a_tokenizer_of_a_user_is_not_cached(tmp_path: Path, fresh_home: Path, m
     assert calls == [30, 30] and not entries()
 
 
-def test_only_the_newest_sets_are_kept(fresh_home: Path) -> None:
+def test_only_the_newest_sets_are_kept(small_is_large: None) -> None:
     for k in range(11):
-        cached_texts([f"{k} " + "so it goes " * 100_000], Tokenizer())
+        cached_texts([f"{k} " + "so it goes " * 1000], Tokenizer())
     assert len(entries()) == 8
 
 
-def test_several_processes_make_the_same_corpus() -> None:
-    texts = [f"Text {k}: " + f"word{k % 7} and Another{k % 5}!!! " * 2000 for k in range(120)]
+def test_several_processes_make_the_same_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Text {k}: " + f"word{k % 7} and Another{k % 5}!!! " * 20 for k in range(120)]
+    real = corpus_module._chunks
+    monkeypatch.setattr(corpus_module, "_chunks", lambda sources, size: real(sources, size // 100))
     one, two = (tokenize_texts(texts, Tokenizer(), workers=w) for w in (1, 2))
     assert one.pieces == two.pieces and np.array_equal(one.ids, two.ids) and np.array_equal(one.starts, two.starts)
 
@@ -505,8 +523,8 @@ def test_a_column_with_gaps() -> None:
 
 def test_one_very_long_text() -> None:
     sentence = "The quick brown fox isn't here, but 3.5 DOGS are!\n"
-    long = sentence * (5_000_000 // len(sentence))
-    df = pd.concat([reviews(40), pd.DataFrame({"text": [long, long, "x" * 5_000_000, " " * 5_000_000, "(" * 5_000_000], "label": ["neg", "pos"] * 2 + ["neg"]})])
+    long = sentence * (1_000_000 // len(sentence))
+    df = pd.concat([reviews(40), pd.DataFrame({"text": [long, long, "x" * 1_000_000, " " * 1_000_000, "(" * 1_000_000], "label": ["neg", "pos"] * 2 + ["neg"]})])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         dls = TextDataLoaders.from_df(df, bs=4, seed=1, device="cpu")
@@ -516,9 +534,9 @@ def test_one_very_long_text() -> None:
     widths = [b.x.shape[1] for dl in (dls.train, dls.valid) for b in dl]
     assert max(widths) == 20_000 and sum(w > 100 for w in widths) <= 3
     lm = TextDataLoaders.from_df(df, is_lm=True, bs=16, seq_len=50, seed=1, device="cpu")
-    assert len(lm.train_ds) + len(lm.valid_ds) > 2_600_000
-    pieces = Tokenizer(PIECES)("x" * 500_000)
-    assert Tokenizer(PIECES).join(pieces) == "x" * 500_000
+    assert len(lm.train_ds) + len(lm.valid_ds) > 520_000
+    pieces = Tokenizer(PIECES)("x" * 100_000)
+    assert Tokenizer(PIECES).join(pieces) == "x" * 100_000
 
 
 def test_a_vocabulary_of_another_model(learn: Learner) -> None:

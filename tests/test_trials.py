@@ -262,10 +262,11 @@ def test_too_little_to_learn_from() -> None:
 def test_plots_say_in_words_what_they_show(found: Trials) -> None:
     import matplotlib.pyplot as plt
 
+    means = {name: f.mean() for name, f in found.forest.importances().items()}
     found.plot_importance()
     alt = plt.gcf().alt_text
     assert alt.startswith("Importance of the hyperparameters: lr ") and "out-of-bag R²" in alt
-    assert [t.get_text() for t in plt.gcf().axes[0].get_yticklabels()] == sorted(SPACE, key=lambda name: found.forest.importances()[name].mean())
+    assert [t.get_text() for t in plt.gcf().axes[0].get_yticklabels()] == sorted(SPACE, key=lambda name: means[name])
     for knob in SPACE:
         found.plot_dependence(knob)
         ax = plt.gcf().axes[0]

@@ -248,7 +248,7 @@ def test_what_upload_and_predict_refuses(learn: Learner, monkeypatch: pytest.Mon
 
 @given(st.binary(max_size=60), st.integers(1, 70), st.lists(st.tuples(st.sampled_from(["piece", "refused", "x", None]), st.integers(-1, 70),
                                                                       st.integers(-1, 70), st.binary(max_size=70)), max_size=8))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_collector(data: bytes, step: int, noise: list) -> None:
     """A file arrives whole whatever came before it; nothing over the limit ever does, and each message is answered."""
     files: list[tuple[str, bytes]] = []
@@ -286,7 +286,7 @@ class PowerCut(Exception):
 @given(files=st.lists(st.tuples(st.sampled_from(["train", "valid"]), st.sampled_from("abc"), st.sampled_from("123")), unique=True,
                       min_size=1, max_size=8),
        to=st.lists(st.sampled_from(["a", "b", "c", None]), min_size=8, max_size=8), cut=st.integers(0, 10), move=st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_crash_at_any_moment_loses_nothing(files: list, to: list, cut: int, move: bool) -> None:
     with tempfile.TemporaryDirectory() as name:
         root, left = make_tree(Path(name), *(f"{part}/{label}/{stem}.jpg" for part, label, stem in files)), [cut]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,8 @@ from coursekit.vision.models import VisionModel, WeightsError, arch_name, course
 from coursekit.vision.augment import AugmentNormalize, aug_transforms, imagenet_stats
 from coursekit.vision.resize import Resize
 
-FAMILIES = ["resnet18", "resnext50_32x4d", "alexnet", "vgg11_bn", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v2",
-            "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "coursenet",
-            "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/efficientnet_lite0", "efficientnet_lite0"]  # fmt: skip
+FAMILIES = ["resnet18", "alexnet", "squeezenet1_1", "densenet121", "googlenet", "inception_v3", "mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "efficientnet_b0", "regnet_y_400mf", "convnext_tiny", "swin_t", "coursenet",
+            "timm/convnext_atto", "timm/vit_tiny_patch16_224", "efficientnet_lite0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -233,17 +233,22 @@ def test_coursenet_brings_its_weights() -> None:
     assert load_file(file).keys() == state.keys()
 
 
-def test_pretrained_cifar10(mirror: Path, tmp_path: Path) -> None:
-    """A thousand of CIFAR-10's test pictures; all ten thousand are in benchmarks/."""
-    from coursekit.data.archive import extract_archive
-
-    extract_archive(mirror / "cifar10.tgz", tmp_path / "data")
+def test_pretrained_cifar10(mirror: Path) -> None:
+    """A few hundred of CIFAR-10's test pictures; all ten thousand are in benchmarks/."""
     learn = pretrained("cifar10", device="cpu")
     learn.progress = False
-    files = [f for name in learn.dls.vocab for f in sorted((tmp_path / "data" / "cifar10" / "test" / name).iterdir())[:100]]
-    preds, _ = learn.get_preds(learn.dls.test_dl(files, bs=100))
-    right = sum(learn.dls.vocab[int(p.argmax())] == f.parent.name for p, f in zip(preds, files)) / len(files)
-    assert right > 0.9  # the figure for all ten thousand is in benchmarks/
+    files: dict[str, list[bytes]] = {name: [] for name in learn.dls.vocab}
+    with tarfile.open(mirror / "cifar10.tgz", "r|gz") as tar:
+        for member in tar:
+            part, name = (*Path(member.name).parts, "", "")[1:3]
+            if member.isfile() and part == "test" and len(files[name]) < 30:
+                files[name].append(tar.extractfile(member).read())  # type: ignore[union-attr]
+                if min(map(len, files.values())) == 30:
+                    break
+    truth = [name for name, some in files.items() for _ in some]
+    preds, _ = learn.get_preds(learn.dls.test_dl([data for some in files.values() for data in some], bs=100))
+    right = sum(learn.dls.vocab[int(p.argmax())] == name for p, name in zip(preds, truth, strict=True)) / 300
+    assert right > 0.85  # 92% of all ten thousand; the figure is in benchmarks/
     with pytest.raises(ValueError, match="'mnist'.*cifar10.*imagenet"):
         pretrained("mnist")
     import coursekit
@@ -274,8 +279,8 @@ def test_a_file_with_views_of_its_own_still_loads(photos: Path, tmp_path: Path) 
     again.model.eval()(x)
     assert [tuple(v.shape[2:]) for v in seen] == [(64, 80), (96, 120)]  # the shape of the image is kept
     assert float((seen[0] - 0.5).abs().max()) < 0.1 and seen[1] is x  # and reduced without aliasing
-    for views in ([64] * 17, [8], ["96"], [96.0]):
-        with pytest.raises(ValueError, match="VisionModel: views must be at most 16 sizes"):
+    for views in ([512] * 5, [8], ["96"], [96.0]):
+        with pytest.raises(ValueError, match="VisionModel: views must be sizes from 16 to 512 pixels"):
             VisionModel("coursenet", 2, views=views)
 
 

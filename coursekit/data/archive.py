@@ -16,7 +16,6 @@ import re
 import shutil
 import stat
 import sys
-import tarfile
 import time
 import unicodedata
 import uuid
@@ -25,6 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,25 +107,27 @@ class _Names:
 
     def __init__(self):
         self.seen: dict[str, tuple[str, bool]] = {}  # folded path -> path as spelt, whether it is a folder
+        self.size = 0  # bytes of these paths in memory
 
-    def add(self, parts: list[str], is_dir: bool) -> bool:  # whether it is new
-        path, new = "", False
+    def add(self, parts: list[str], is_dir: bool) -> int:  # how many are new: the entry, and folders that it lies in
+        path, new = "", 0
         for i, part in enumerate(parts):
             path = f"{path}/{part}" if path else part
             folder = is_dir or i < len(parts) - 1
             key = unicodedata.normalize("NFC", path).casefold()
             before = self.seen.get(key)
             if before is None:
-                self.seen[key] = (path, folder)
+                self.seen[key], new, self.size = (path, folder), new + 1, self.size + sys.getsizeof(path)
             elif before != (path, folder):
                 raise ArchiveError(f"entries {before[0]!r} and {path!r} are the same file on a system that ignores case")
-            new = before is None
         if not new and not is_dir:
             raise ArchiveError(f"entry {path!r} appears twice")
+        if self.size > 1 << 29:
+            raise ArchiveError("the names of its entries take more than 512 MB")
         return new
 
 # %% ../../nbs/api/data/00_archive.ipynb #75c347fd
-Member = tuple[str, bool, BinaryIO | None]  # name, whether it is a folder, what to read the file's bytes from
+Member = tuple[str, bool, Iterable[bytes]]  # name, whether it is a folder, the file's bytes in pieces
 _chunk, _xz_memory, _zip_list = 1 << 20, 1 << 28, 1 << 27  # bytes: read at once, memory for xz, longest list of a zip file's entries
 _KINDS: tuple[tuple[bytes, Callable[[], Any]], ...] = (
     (b"\x1f\x8b", lambda: zlib.decompressobj(31)), (b"BZh", bz2.BZ2Decompressor), (b"\xfd7zXZ", lambda: lzma.LZMADecompressor(memlimit=_xz_memory)))
@@ -139,57 +141,89 @@ def _pieces(f: BinaryIO) -> Iterator[bytes]:
     if new is None:
         yield from iter(lambda: f.read(1 << 18), b"")
         return
-    data = f.read(1 << 18)
+    data = f.read(1 << 15)  # little, because the rest of it is copied at the end of each stream, and a stream may have 20 bytes
     while data:
         unzip = new()
         while not unzip.eof:
-            if not data and getattr(unzip, "needs_input", True) and not (data := f.read(1 << 18)):
+            if not data and getattr(unzip, "needs_input", True) and not (data := f.read(1 << 15)):
                 raise EOFError("it ends too early")
             yield unzip.decompress(data, 1 << 18)
             data = getattr(unzip, "unconsumed_tail", b"")  # zlib hands back what it has not used, the others keep it
-        data = (unzip.unused_data or f.read(1 << 18)).lstrip(b"\0")  # another stream may follow, or padding
+        data = (unzip.unused_data or f.read(1 << 15)).lstrip(b"\0")  # another stream may follow, or padding
 
 # %% ../../nbs/api/data/00_archive.ipynb #4c1e6858
 class _Tape:
-    "A tar file that is read forwards only; remembers the last block read, and refuses headers of absurd length"
+    "A tar file that is read forwards only"
 
     def __init__(self, f: BinaryIO, spent: _Spent):
-        self.pieces, self.spent, self.rest, self.at, self.last = _pieces(f), spent, bytearray(), 0, b""
+        self.pieces, self.spent, self.rest = _pieces(f), spent, bytearray()
 
-    def read(self, n: int = -1) -> bytes:
-        if not 0 <= n <= 2 * _chunk:  # files are read in chunks, so this is a header
-            raise ArchiveError("one of its headers is longer than 2 MB")
+    def read(self, n: int) -> bytes:  # n bytes; fewer at the end
+        "What comes next"
         while len(self.rest) < n and (piece := next(self.pieces, None)) is not None:
             self.spent.add(written=len(piece))
             self.rest += piece
-        self.last = bytes(self.rest[:n])
+        data = bytes(self.rest[:n])
         del self.rest[:n]
-        self.at += len(self.last)
-        return self.last
+        return data
 
-    def seek(self, offset: int) -> int:
-        if offset < self.at:
-            raise ArchiveError("the list of its entries is damaged")
-        while self.at < offset and self.read(min(offset - self.at, _chunk)):
-            pass
-        return self.at
-
-    def tell(self) -> int:
-        return self.at
+    def body(self, size: int) -> Iterator[bytes]:  # size: bytes, which fill blocks of 512
+        "What follows a header, in pieces"
+        for left in range(size, 0, -_chunk):
+            data = self.read(min(left, _chunk))
+            if len(data) < min(left, _chunk):
+                raise EOFError("it ends too early")
+            yield data
+        self.read(-size % 512)
 
 
+def _number(field: bytes) -> int:
+    "A number in a header: octal digits, or if it is large the bytes themselves"
+    digits = field.partition(b"\0")[0].strip()
+    if field[0] != 128 and not re.fullmatch(b"[0-7]*", digits):
+        raise ValueError(f"{field!r} is not a number")
+    return int.from_bytes(field[1:], "big") if field[0] == 128 else int(digits or b"0", 8)
+
+
+def _records(data: bytes) -> dict[bytes, bytes]:
+    "What an extended header says: records of a length, a key and a value. A regular expression that looks for them could take hours"
+    found, at = {}, 0
+    while at < len(data) and data[at]:
+        record = re.compile(rb"(\d{1,7}) ([^=\n]{1,999})=").match(data, at)
+        end = at + int(record[1]) if record else 0
+        if not record or not record.end() < end <= len(data) or data[end - 1] != 10:
+            raise ValueError("an extended header is malformed")
+        found[record[2]] = data[record.end():end - 1]
+        at = end
+    return found
+
+# %% ../../nbs/api/data/00_archive.ipynb #4c1e6859
 def _tar_members(f: BinaryIO, spent: _Spent) -> Iterator[Member]:
-    "The entries of a tar file, plain or compressed"
-    tape = _Tape(f, spent)
-    with tarfile.open(fileobj=tape, mode="r:") as tar:  # type: ignore[call-overload]
-        while (m := tar.next()) is not None:
-            if m.issparse() or not (m.isreg() or m.isdir()):
-                kinds = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link", tarfile.FIFOTYPE: "a pipe"}
-                raise ArchiveError(f"entry {m.name!r} is {kinds.get(m.type, 'a device or something special')}, not a file or folder")
-            yield m.name, m.isdir(), None if m.isdir() else tar.extractfile(m)
-            tar.members.clear()
-    if tape.last.strip(b"\0"):
-        raise ArchiveError("the list of its entries is damaged")
+    "The entries of a tar file, plain or compressed. The standard library's reader can be made to search for hours or to fill the memory"
+    tape, said = _Tape(f, spent), dict[bytes, bytes]()  # said: what extended headers say about the next entry
+    while (block := tape.read(512)).strip(b"\0"):
+        if len(block) < 512 or _number(block[148:156]) != 256 + sum(block[:148]) + sum(block[156:]):
+            raise ValueError("the list of its entries is damaged")
+        kind, size, name = block[156:157], _number(block[124:136]), block[:100].partition(b"\0")[0]
+        if kind in (b"x", b"X", b"g", b"L", b"K"):
+            if size > 2 * _chunk:
+                raise ArchiveError("one of its headers is longer than 2 MB")
+            data = b"".join(tape.body(size))
+            said |= {b"path": data.partition(b"\0")[0]} if kind == b"L" else _records(data) if kind in (b"x", b"X") else {}
+            continue
+        if block[257:263] == b"ustar\0" and (folder := block[345:500].partition(b"\0")[0]):
+            name = folder + b"/" + name
+        name, size = said.get(b"path", name), int(said.get(b"size", size))
+        text, is_dir = name.decode("utf-8", "surrogateescape"), kind == b"5" or kind == b"\0" and name.endswith(b"/")
+        if kind not in (b"0", b"\0", b"7", b"5") or any(key.startswith(b"GNU.sparse.") for key in said) or size < 0:
+            kinds = {b"1": "a hard link", b"2": "a symbolic link", b"6": "a pipe"}
+            raise ArchiveError(f"entry {text!r} is {kinds.get(kind, 'a device or something special')}, not a file or folder")
+        body, said = tape.body(0 if is_dir else size), {}
+        yield text, is_dir, body
+        for _ in body:  # what nobody wanted
+            pass
+    if len(block) < 512:
+        raise EOFError("it ends too early")
     while tape.read(_chunk):  # up to the end, where the checksum is
         pass
 
@@ -217,7 +251,7 @@ def _zip_members(f: BinaryIO) -> Iterator[Member]:
                 raise ArchiveError(f"entry {m.filename!r} is encrypted")
             if "\0" in m.orig_filename:
                 raise ArchiveError(f"entry {m.orig_filename!r} has a character that file names cannot have")
-            yield name, is_dir, None if is_dir else z.open(m)
+            yield name, is_dir, () if is_dir else iter(partial(z.open(m).read, _chunk), b"")
 
 # %% ../../nbs/api/data/00_archive.ipynb #0fe28b36
 @contextmanager
@@ -237,10 +271,11 @@ def _unpack(archive: Path, dest: Path, spent: _Spent) -> None:
         is_zip = f.read(2) == b"PK"
         f.seek(0)
         at = 0
-        for name, is_dir, source in _zip_members(f) if is_zip else _tar_members(f, spent):
-            spent.add(entries=1)
+        for name, is_dir, pieces in _zip_members(f) if is_zip else _tar_members(f, spent):
             parts = _parts(name, spent.limits.max_depth)
-            if not parts or not names.add(parts, is_dir):
+            new = names.add(parts, is_dir)
+            spent.add(entries=max(1, new))
+            if not new:
                 continue
             folder = "/".join(parts if is_dir else parts[:-1])
             if folder not in made:
@@ -248,8 +283,8 @@ def _unpack(archive: Path, dest: Path, spent: _Spent) -> None:
                 made.add(folder)
             if is_dir:
                 continue
-            with source, open(os.path.join(dest, *parts), "xb") as out:
-                while data := source.read(_chunk):
+            with open(os.path.join(dest, *parts), "xb") as out:
+                for data in pieces:
                     spent.add(written=len(data) if is_zip else 0)  # a tape has counted them
                     out.write(data)
             bar.update(f.tell() - at)

@@ -53,7 +53,7 @@ def split_labels(value: Any, delim: str) -> list[str]:
 
 def as_number(value: Any) -> int | float | None:
     "A number, or text that is one, such as `20` or `-0.5`, as a number; None for anything else."
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value.strip(), re.I | re.A):
+    if isinstance(value, str) and len(value) < 300 and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", value.strip(), re.I | re.A):
         value = (float if re.search("[.e]", value, re.I) else int)(value)
     value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
@@ -160,12 +160,14 @@ def _columns(who: str, path: Path, rows: list[list[str]], header: int | None) ->
     if head and (long := next((r for r in body if any(r[len(head):])), None)):
         raise ValueError(f"{who}: a row of {show_path(path)} has {len(long)} cells, {printable(reprlib.repr(long))}, but there are only {len(head)} "
                          "column names; put quotes around a cell that holds the character between the columns.")
-    width, names = len(head) or max(map(len, body)), []
+    width, names = len(head) or max(map(len, body)), dict[str, None]()
+    if width > 100_000:
+        raise ValueError(f"{who}: {show_path(path)} has {width:,} columns; the limit is 100,000.")
     for i in range(width):
         name = (head[i] if head else "") or f"column {i}"
         while name in names:
             name += f" ({i})"
-        names.append(name)
+        names[name] = None
     return {name: [r[i] if i < len(r) else "" for r in body] for i, name in enumerate(names)}
 
 

@@ -132,10 +132,10 @@ def wire_url(url: str) -> str:
 def _is_private(address: str) -> bool:
     "Whether an IP address belongs to this machine or to a private network, also inside one of version 6"
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
-    if ip.version == 6:
+    if ip.version == 6:  # a part of which is in use, and whatever else may stand for an address of version 4
         nat64 = ipaddress.IPv4Address(int(ip) % 2**32) if ip in ipaddress.ip_network("64:ff9b::/96") else None
         ip = nat64 or ip.ipv4_mapped or ip.sixtofour or ip
-    return not ip.is_global or ip.is_multicast
+    return not ip.is_global or ip.is_multicast or ip.version == 6 and ip not in ipaddress.ip_network("2000::/3")
 
 
 def _resolve(host: str, port: int, *, private: bool) -> list[str]:  # private: whether private addresses are allowed
@@ -358,7 +358,7 @@ def _receive(transfer: _Transfer, pieces: Iterator[bytes], seen: Digest, total: 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         with open(transfer.part, "ab" if transfer.resumed else "wb") as f:
             for data in pieces:
-                if not seen.size and re.match(rb"\s*<(!doctype html|html|head)\b", data, re.I) and transfer.dest.suffix not in (".html", ".htm"):
+                if not seen.size and re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body|script)\b", data, re.I) and transfer.dest.suffix not in (".html", ".htm"):
                     raise DownloadError("the server sent a web page instead of the file; open the address in a browser to see what it says")
                 seen.update(data)
                 f.write(data)
@@ -367,6 +367,9 @@ def _receive(transfer: _Transfer, pieces: Iterator[bytes], seen: Digest, total: 
                     return seen
             f.flush()
             os.fsync(f.fileno())
+    if seen.size > total > 0:
+        transfer.forget()
+        raise DownloadError(f"the server sent {seen.size:,} bytes, though it announced {total:,}")
     if seen.size < total:
         raise Broken(f"the connection ended after {seen.size:,} of {total:,} bytes")
     return seen

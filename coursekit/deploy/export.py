@@ -109,6 +109,8 @@ def export_problem(e: Exported) -> str:
             return f"the network has {rows} rows for users and items, and their names are {[len(b.users), len(b.items)]}"
         if b.kind == "text" and b.vocab is not None and known is not None and len(b.vocab) != known:
             return f"the network knows {known} tokens and the vocabulary has {len(b.vocab)}"
+        if b.kind == "text" and any(len(str(token)) > 1000 for token in b.vocab or ()):  # a text has many of them
+            return "a token of the vocabulary has more than 1,000 characters"
     for t in [*e.item_tfms, *e.batch_tfms]:
         if not all(isinstance(s, int) and 0 <= s <= MAX_SIDE for s in _sides(t)) or pixels(e) > MAX_AREA:
             return f"{type(t).__name__} has size={getattr(t, 'size', None)}; the limit is {MAX_SIDE:,} per side and {MAX_AREA:,} pixels in all transforms"

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..core import check_device, coursekit_home, show_path
-from ..data.download import fetch_file
+from ..data.download import fetch_file, forget_file
 from .export import Exported, learner_of, pixels, read_export, write_ck
 from ..training.learner import Learner
 from ..training.weights import well_formed
@@ -106,8 +106,7 @@ def load_learner(
         if "://" not in str(path):
             raise
         if file.parent == coursekit_home() / _subdir(path):  # not one in a folder with a mirror; the next attempt downloads it again
-            for kept in (file, file.with_name(f"{file.name}.json")):
-                kept.unlink(missing_ok=True)
+            forget_file(file)
         raise ValueError(f"{e} It came from {path}.") from e
     who = f"load_learner: {show_path(file)}"
     with well_formed(who, "export the model again"):
@@ -115,7 +114,7 @@ def load_learner(
         blanks = [b.blank() for b in exported.blocks[:exported.n_inp]]
         if isinstance(blanks[0], dict):  # a row of a table, which has two blocks
             blanks = [{k: v for b in blanks for k, v in b.items()}]
-        if len(blanks) == 1 and blanks[0] is not None and pixels(exported) <= 1 << 20:  # a trial of large images is left to who wants them
+        if len(blanks) == 1 and blanks[0] is not None and pixels(exported) <= 1 << 18:  # a trial of large images is left to who wants them
             learn.predict(blanks[0])
     return learn
 

@@ -46,9 +46,10 @@ def clean_html(
     "A text without HTML: tags that break a line become a line break, others vanish, and `&quot;` becomes a quotation mark."
     if "<" in text:
         text = _TAGS.sub(lambda m: "\n" if m[2].lower() in ("br", "hr", "li", "tr") or m[1] and m[2].lower() not in _INLINE else "", text)
-    return html.unescape(text) if "&" in text else text
+    return html.unescape(_HUGE.sub("\ufffd", text)) if "&" in text else text
 
 
+_HUGE = re.compile("&#[0-9]{600,};?")  # Python doesn't read numbers as long as this
 _INLINE = frozenset("i b u em strong a span font s small sub sup td th img".split())
 
 # %% ../../nbs/api/text/00_tokens.ipynb #f4c2d686
@@ -180,7 +181,7 @@ def join_words(
             times, n = int(tokens[i + 1]), 2
         unit, taken = _unit(tokens, i + n)
         i += n + taken
-        unit = (" " if mark == WREP else "").join([unit] * times)
+        unit = (" " if mark == WREP else "").join([unit] * min(times, 1 + 100_000 // max(1, len(unit))))
         if unit:
             parts.append(unit if not parts or _touches(parts[-1], unit, run=mark == REP) else f" {unit}")
     return "".join(parts)

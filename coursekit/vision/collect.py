@@ -78,7 +78,10 @@ def _all_urls(urls: Iterable[str] | str | os.PathLike) -> list[str]:
         urls = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         if path.suffix.lower() in (".csv", ".tsv"):
             rows = csv.reader(urls, delimiter=max(",;\t", key=text.partition("\n")[0].count))
-            urls = [cell.strip() for row in rows for cell in row if _is_web(cell)]
+            try:
+                urls = [cell.strip() for row in rows for cell in row if _is_web(cell)]
+            except csv.Error as e:
+                raise ValueError(f"download_images: {show_path(path)} cannot be read as a table ({e}); save it again as CSV, or pass a list.") from None
     if not (found := list(dict.fromkeys(map(str, urls)))):
         raise ValueError("download_images: urls is empty; pass addresses that start with https://.")
     return found

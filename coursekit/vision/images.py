@@ -7,16 +7,14 @@ __all__ = ['FORMATS', 'MAX_BYTES', 'MAX_PIXELS', 'Scale', 'ImageError', 'as_scal
            'load_image', 'check_image', 'check_images', 'verify_images']
 
 # %% ../../nbs/api/vision/00_images.ipynb #d7321109
-import io
 import logging
 import math
 import os
 import re
 import stat
-import struct
+import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -30,6 +28,7 @@ from PIL import Image
 from ..core import cpu_cores, plural, printable, show_path
 from ..data.items import Paths
 from ..display import progress_bar
+from .headers import Header, limited_tags, without_ballast
 
 # %% ../../nbs/api/vision/00_images.ipynb #b9d22f08
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM")  # what load_image decodes; JPEG includes MPO
@@ -238,37 +237,6 @@ def _to_indices(a: np.ndarray, name: str | Path) -> Image.Image:  # (H, W), (1, 
         raise _bad(name, f"has values from {a.min():g} to {a.max():g}", fix)
     return Image.fromarray(np.ascontiguousarray(a, dtype=np.uint8))
 
-# %% ../../nbs/api/vision/00_images.ipynb #43a0a7ce
-_TEXT_BYTES, _ALL_TEXT_BYTES = 2**19, 2**23  # the longest text that stays in a PNG; what is unpacked of all its texts. Pillow stops at 2**20 and 2**26
-_PACKED = {b"zTXt": re.compile(rb"[^\0]*\0\0"), b"iTXt": re.compile(rb"[^\0]*\0\x01\0[^\0]*\0[^\0]*\0")}  # what is in front of a packed text
-
-
-def _text_size(kind: bytes, chunk: bytes) -> int:
-    "The bytes of a text in a PNG; more than `_TEXT_BYTES` are not unpacked."
-    packed = _PACKED[kind].match(chunk) if kind in _PACKED else None
-    if packed is None:
-        return len(chunk)
-    try:
-        return len(zlib.decompressobj().decompress(chunk[packed.end() :], _TEXT_BYTES + 1))
-    except zlib.error:  # Pillow leaves such a text out
-        return 0
-
-
-def _without_ballast(data: bytes) -> bytes:
-    "A PNG without its color profile and without long texts; the same bytes if it has none."
-    kept, start, at, unpacked = [], 0, 8, 0
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + length + 12
-        if kind in (b"tEXt", b"zTXt", b"iTXt", b"iCCP") and end <= len(data):
-            size = _text_size(kind, data[at + 8 : end - 4]) if kind != b"iCCP" and unpacked <= _ALL_TEXT_BYTES else _TEXT_BYTES + 1
-            unpacked += min(size, _TEXT_BYTES + 1)
-            if size > _TEXT_BYTES:
-                kept.append(data[start:at])
-                start = end
-        at = end
-    return b"".join([*kept, data[start:]]) if kept else data
-
 # %% ../../nbs/api/vision/00_images.ipynb #7f77f116
 _UNSUPPORTED = re.compile(r"unknown pixel mode|samples per pixel|not yet supported|unsupported (bmp|picture)|cannot handle (1[26]-bit|\d-layer)|"
                           r"support not installed|(de|en)coder \w+ not available|"
@@ -283,7 +251,7 @@ def _why(error: Exception) -> tuple[str, str]:  # the reason, and what to do
     return f"{'is cut off' if 'truncated' in detail.lower() else 'is damaged'} ({detail})", "use another file; verify_images(files) lists all bad ones"
 
 # %% ../../nbs/api/vision/00_images.ipynb #0504aec3
-_ALONE, _LARGE = threading.Lock(), 2**29  # images that take more bytes than this are decoded one at a time, however many threads ask
+_ALONE, _LARGE = threading.Lock(), 2**27  # images that take more bytes than this are decoded one at a time, however many threads ask
 
 
 def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # bytes that decoding a pixel takes
@@ -296,6 +264,9 @@ def _check_size(img: Image.Image, name: str | Path, max_pixels: int) -> int:  # 
     return each
 
 
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")
+
+
 def _open(data: bytes, name: str | Path) -> Image.Image:
     "Read an image file's header; nothing is decoded."
     if not data:
@@ -306,7 +277,16 @@ def _open(data: bytes, name: str | Path) -> Image.Image:
         factory, accept = Image.OPEN.get(fmt, (None, None))
         verdict = factory is not None and (accept is None or accept(data[:16]))
         if verdict is True or (verdict and not isinstance(verdict, str)):
-            return factory(io.BytesIO(_without_ballast(data) if fmt == "PNG" else data), "")
+            if data[:2] in (b"P1", b"P2", b"P3") and data.count(b"#") > 1000:  # PPM as text: Pillow takes out its comments one by one
+                raise _bad(name, "has more than 1,000 comments", "save it again")
+            file = Header(without_ballast(data) if fmt == "PNG" else data)
+            with limited_tags():
+                img = factory(file, "")
+            file.reads = sys.maxsize
+            most = 10**10 // max(1, img.width * img.height)  # a scan of a large image may have 12 bytes
+            if fmt == "JPEG" and len(data) > 12 * most and data.count(b"\xff\xda") > most and (n := len(_SCAN.findall(data))) > most:
+                raise _bad(name, f"is {img.width:,} x {img.height:,} pixels in {n:,} scans", "save it again")
+            return img
     raise _bad(name, f"is {_guess_kind(data)}, not an image that can be read", f"save it as one of {', '.join(FORMATS)}")
 
 
@@ -316,7 +296,7 @@ def _decode(img: Image.Image, name: str | Path, *, mode: str, max_pixels: int, d
     each = _check_size(img, name, max_pixels)
     if draft_size is not None and mode != "mask" and img.format in ("JPEG", "MPO"):
         img.draft(None, (2 * (draft_size if isinstance(draft_size, int) else max(draft_size)),) * 2)
-    with _ALONE if img.width * img.height * each > _LARGE else nullcontext():
+    with limited_tags(), _ALONE if img.width * img.height * each > _LARGE else nullcontext():
         img.load()
         img = _upright(img)
         if mode == "mask":

@@ -239,8 +239,8 @@ class VisionModel(ModelSpec):
     n_in: int = 3  # channels of the images: 3, or 1 for gray ones
 
     def __post_init__(self):
-        if len(self.views) > 16 or not all(isinstance(v, int) and 16 <= v <= 512 for v in self.views):  # they may come from a file
-            raise ValueError(f"VisionModel: views must be at most 16 sizes from 16 to 512 pixels, got {repr(self.views)[:100]}.")
+        if not all(isinstance(v, int) and 16 <= v <= 512 for v in self.views) or sum(v * v for v in self.views) > 1 << 20:  # they may come from a file
+            raise ValueError(f"VisionModel: views must be sizes from 16 to 512 pixels, with a million pixels together, got {repr(self.views)[:100]}.")
 
     def build(self) -> nn.Sequential:
         "Body and head; weights are drawn from torch's global generator."

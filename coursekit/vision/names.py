@@ -17,8 +17,8 @@ from ..core import plural
 
 # %% ../../nbs/api/vision/06_names.ipynb #f441d7b6
 _NAME_PATTERNS = (
-    r"^(.*?[^\W\d_].*?)[ _.\-]*\(?\d+\)?\.\w+$",  # cat_12.jpg, cat.12.jpg, cat (12).jpg, cat12.jpg
-    r"^\d+[ _.\-]+(.*[^\W\d_].*?)\.\w+$",  # 12_cat.jpg
+    r"^([\W\d_]*[^\W\d_].*?)[ _.\-]*\(?\d+\)?\.\w+$",  # cat_12.jpg, cat.12.jpg, cat (12).jpg, cat12.jpg
+    r"^\d+[ _.\-]+(?![ _.\-])(.*[^\W\d_].*?)\.\w+$",  # 12_cat.jpg
 )
 _CAMERA = re.compile(r"(img|image|images|dscn?|dscf|pxl|mvimg|vid|dji|gopr|p|pic|picture|photo|foto|screenshot|scan|download|unnamed|"
                      r"file|frame|whatsapp image|signal|snapchat|received|fb_img)", re.I)
@@ -86,6 +86,8 @@ class Index:
     def _look_up(self, text: str) -> tuple[bool, Path | None]:
         "Whether there are images with such a name, and the one that is meant; none if there are several."
         path = PurePosixPath(text.strip().replace("\\", "/"))
+        if len(path.parts) > 64:
+            return False, None
         elsewhere = path.is_absolute() or path.parts[:1] and path.parts[0].endswith(":")
         # The table may have been written for a folder further up. But if it names folders, they must agree.
         tails = ["/".join(path.parts[i:]) for i in range(1, len(path.parts) - (not elsewhere))]
