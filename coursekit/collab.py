@@ -169,9 +169,9 @@ def clean_ratings(
                              f"{df[column].tolist()[row]!r}. Drop those rows, or fill them in.")
     twice = df.duplicated(columns[:2], keep="last")
     if twice.any():
-        first = tuple(df.loc[twice, columns[:2]].iloc[0])
+        first = next(zip(*(df.loc[twice, c].tolist() for c in columns[:2])))
         warnings.warn(f"CollabDataLoaders: {plural(int(twice.sum()), 'rating')} of a pair that is rated again further down, such as {first}, "
-                      "left out. To keep another one, use df.drop_duplicates first.", stacklevel=3)  # fmt: skip
+                      "left out. To keep another one, use df.drop_duplicates first.", stacklevel=4)  # fmt: skip
     return df.assign(**{columns[2]: stars.astype("float32")})[~twice]
 
 # %% ../nbs/api/04_collab.ipynb #a1a4888b
