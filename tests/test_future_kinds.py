@@ -194,7 +194,7 @@ def test_tta_brings_masks_back_before_it_averages_them(size: int | None) -> None
         mask[4:14, 3:12 + k] = 1
         return np.repeat(mask[..., None] * 255, 3, 2), mask
 
-    block = DataBlock(blocks=(ImageBlock, MaskBlock), get_x=lambda i: item(i)[0], get_y=lambda i: item(i)[1],
+    block = DataBlock(blocks=(ImageBlock, MaskBlock), get_x=lambda i: item(i)[0], get_y=lambda i: item(i)[1], splitter=RandomSplitter(seed=0),
                       batch_tfms=aug_transforms(size=size, max_lighting=0))
     dls = block.dataloaders(list(range(12)), bs=4, **OPTIONS)
     learn = Learner(dls, Perfect(), metrics=lambda p, y: accuracy(p, y, axis=1), precision="fp32")
