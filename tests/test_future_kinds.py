@@ -12,6 +12,7 @@ from torch import nn
 
 from coursekit.data.block import Block, CategoryBlock, RegressionBlock
 from coursekit.data.datablock import DataBlock
+from coursekit.data.items import RandomSplitter
 from coursekit.data.loader import DataLoaders
 from coursekit.deploy.hub import load_learner
 from coursekit.training.layers import AdaptiveConcatPool2d
