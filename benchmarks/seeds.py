@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from coursekit.course.compare import interval
 from coursekit.vision.all import course_data, data_mode
 
 
 def mean_line(found: Sequence[float], what: str, form: str) -> str:
     """The mean of some figures with its 95% interval (Student's t), and the range of the figures."""
-    t = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(found), 2.0)
-    half = t * statistics.stdev(found) / len(found) ** 0.5
-    return f"{len(found)} seeds: {what} {statistics.mean(found):{form}} ± {half:{form}} (95% interval), {min(found):{form}} to {max(found):{form}}"
+    mean, half = interval(found)
+    return f"{len(found)} seeds: {what} {mean:{form}} ± {half:{form}} (95% interval), {min(found):{form}} to {max(found):{form}}"
 
 
 def by_seed(

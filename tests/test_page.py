@@ -59,18 +59,18 @@ def runtime(home: Path) -> None:
 
 @pytest.fixture(scope="session")
 def photos(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """100 of the real photos of cats and dogs, of all sizes, alternating."""
+    """150 of the real photos of cats and dogs, of all sizes, alternating."""
     folder = tmp_path_factory.mktemp("dogscats")
     found: dict[str, list[Path]] = {"cat": [], "dog": []}
     with tarfile.open(mirror / "dogscats.tgz", "r|gz") as tar:
         for member in tar:
             name = Path(member.name).name
             some = found.get(name.split(".")[0])
-            if some is None or not member.isfile() or len(some) >= 50:
+            if some is None or not member.isfile() or len(some) >= 75:
                 continue
             some.append(folder / name)
             some[-1].write_bytes(tar.extractfile(member).read())  # type: ignore[union-attr]
-            if all(len(files) == 50 for files in found.values()):
+            if all(len(files) == 75 for files in found.values()):
                 break
     return [file for pair in zip(*found.values()) for file in pair]
 
@@ -168,8 +168,8 @@ def opened(browser: Any, file: Path, size: tuple[int, int] = DESKTOP, **options:
 
 @pytest.fixture(scope="module")
 def cats_and_dogs(runtime: None, photos: list[Path]) -> Learner:
-    """Trained for seconds, on photos that are not among the first 20."""
-    files = photos[20:]
+    """Trained for seconds, on photos that are not among the first 50."""
+    files = photos[50:]
     dls = ImageDataLoaders.from_lists(files[0].parent, files, [f.name[:3] for f in files], valid_pct=0.2, seed=0, bs=16, item_tfms=Resize(96),
                                       batch_tfms=aug_transforms(size=80, min_scale=0.8), device="cpu", num_workers=0)  # fmt: skip
     learn = vision_learner(dls, "coursenet", seed=0)
@@ -187,7 +187,7 @@ def from_a_phone(photo: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("model", "size", "n"), [("cats and dogs", PHONE, 20), ("cifar10", DESKTOP, 5)], ids=str)
+@pytest.mark.parametrize(("model", "size", "n"), [("cats and dogs", PHONE, 50), ("cats and dogs", DESKTOP, 10), ("cifar10", PHONE, 5)], ids=str)
 def test_the_page_predicts_what_the_package_predicts(browser: Any, cats_and_dogs: Learner, photos: list[Path], tmp_path: Path, model: str,
                                                      size: tuple[int, int], n: int) -> None:  # fmt: skip
     """Photos as they came, from file://, with the network cut: the same class, and every probability within 0.02."""

@@ -523,8 +523,8 @@ def test_a_column_with_gaps() -> None:
 
 def test_one_very_long_text() -> None:
     sentence = "The quick brown fox isn't here, but 3.5 DOGS are!\n"
-    long = sentence * (1_000_000 // len(sentence))
-    df = pd.concat([reviews(40), pd.DataFrame({"text": [long, long, "x" * 1_000_000, " " * 1_000_000, "(" * 1_000_000], "label": ["neg", "pos"] * 2 + ["neg"]})])
+    long = sentence * (5_000_000 // len(sentence))
+    df = pd.concat([reviews(40), pd.DataFrame({"text": [long, long, "x" * 5_000_000, " " * 5_000_000, "(" * 5_000_000], "label": ["neg", "pos"] * 2 + ["neg"]})])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         dls = TextDataLoaders.from_df(df, bs=4, seed=1, device="cpu")
@@ -534,9 +534,9 @@ def test_one_very_long_text() -> None:
     widths = [b.x.shape[1] for dl in (dls.train, dls.valid) for b in dl]
     assert max(widths) == 20_000 and sum(w > 100 for w in widths) <= 3
     lm = TextDataLoaders.from_df(df, is_lm=True, bs=16, seq_len=50, seed=1, device="cpu")
-    assert len(lm.train_ds) + len(lm.valid_ds) > 520_000
-    pieces = Tokenizer(PIECES)("x" * 100_000)
-    assert Tokenizer(PIECES).join(pieces) == "x" * 100_000
+    assert len(lm.train_ds) + len(lm.valid_ds) > 2_600_000
+    pieces = Tokenizer(PIECES)("x" * 500_000)
+    assert Tokenizer(PIECES).join(pieces) == "x" * 500_000
 
 
 def test_a_vocabulary_of_another_model(learn: Learner) -> None:

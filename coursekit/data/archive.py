@@ -209,13 +209,14 @@ def _tar_members(f: BinaryIO, spent: _Spent) -> Iterator[Member]:
             if size > 2 * _chunk:
                 raise ArchiveError("one of its headers is longer than 2 MB")
             data = b"".join(tape.body(size))
-            said |= {b"path": data.partition(b"\0")[0]} if kind == b"L" else _records(data) if kind in (b"x", b"X") else {}
+            new = {b"path": data.partition(b"\0")[0]} if kind == b"L" else _records(data) if kind in (b"x", b"X") else {}
+            said |= {(b"sparse" if k.startswith(b"GNU.sparse.") else k): v for k, v in new.items() if k in (b"path", b"size") or k.startswith(b"GNU.sparse.")}
             continue
         if block[257:263] == b"ustar\0" and (folder := block[345:500].partition(b"\0")[0]):
             name = folder + b"/" + name
         name, size = said.get(b"path", name), int(said.get(b"size", size))
         text, is_dir = name.decode("utf-8", "surrogateescape"), kind == b"5" or kind == b"\0" and name.endswith(b"/")
-        if kind not in (b"0", b"\0", b"7", b"5") or any(key.startswith(b"GNU.sparse.") for key in said) or size < 0:
+        if kind not in (b"0", b"\0", b"7", b"5") or b"sparse" in said or size < 0:
             kinds = {b"1": "a hard link", b"2": "a symbolic link", b"6": "a pipe"}
             raise ArchiveError(f"entry {text!r} is {kinds.get(kind, 'a device or something special')}, not a file or folder")
         body, said = tape.body(0 if is_dir else size), {}
