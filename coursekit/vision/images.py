@@ -183,9 +183,9 @@ def _own_range(img: Image.Image, a: np.ndarray, name: str | Path) -> tuple[float
     if img.mode.startswith("I;16") or (img.mode == "I" and img.format in ("PNG", "PPM")):  # 16 bits, whatever mode Pillow gives them
         return 0, 65535
     white, kind, most = (1, "floating-point", 1.02) if img.mode == "F" else (255, "32-bit", 255)  # resizing floats overshoots a little
-    values = a[np.isfinite(a)]
-    if values.size and not (white - most <= values.min() and values.max() <= most):
-        raise _bad(name, f"has gray values from {values.min():g} to {values.max():g}, and in a {kind} image 0 is black and {white} is white "
+    finite = np.isfinite(a)
+    if not (white - most <= a.min(where=finite, initial=white) and a.max(where=finite, initial=white) <= most):
+        raise _bad(name, f"has gray values from {a[finite].min():g} to {a[finite].max():g}, and in a {kind} image 0 is black and {white} is white "
                    "unless you say otherwise", "pass scale=(black, white) to load_image or ImageBlock")
     return 0, white
 
@@ -204,7 +204,7 @@ def _gray8(img: Image.Image, name: str | Path, scale: Scale = None) -> Image.Ima
     "A gray image of 16 or 32 bits or of floats, scaled to 8 bits; nan is black."
     a = np.asarray(img)
     low, high = scale if isinstance(scale, tuple) else (_guessed_range if scale == "guess" else _own_range)(img, a, name)
-    gray, rows = np.empty(a.shape, np.uint8), max(1, 2**20 // a.shape[1])
+    gray, rows = np.empty(a.shape, np.uint8), max(1, 2**17 // a.shape[1])
     for top in range(0, len(a), rows):  # in strips, because float64 takes eight times the memory
         part = np.nan_to_num(a[top : top + rows].astype(np.float64).clip(low, high), nan=low)
         gray[top : top + rows] = (part - low) * (255 / (high - low)) + 0.5
