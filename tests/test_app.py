@@ -76,7 +76,7 @@ def test_a_photo_in_the_app(tmp_path: Path, chromium: str) -> None:
     from playwright.sync_api import sync_playwright
 
     photo, asked = real_photo(tmp_path), []
-    pretrained("cifar10", sizes=(64,), device="cpu").export(tmp_path / "ten.ck")  # one size instead of four: a small graph
+    pretrained("cifar10", sizes=(), device="cpu").export(tmp_path / "ten.ck")  # one look instead of eight: a small graph
     with app_server("ten.ck", tmp_path) as app, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, headless=True, args=FLAGS)
         page = browser.new_page(viewport={"width": 400, "height": 850})

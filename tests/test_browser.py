@@ -84,7 +84,9 @@ def photo(tmp_path: Path) -> Path:
 
 
 def test_upload_widget(context: Any, lab: Lab, desk: Path, tmp_path: Path, photo: Path) -> None:
-    notebook = write_notebook(desk / "upload.ipynb", UPLOADER, "print('the last cell')")
+    """Run, uploaded to, restarted; and a cell that fails is reported."""
+    last = "import math, pathlib\nprint('the last cell')\nif pathlib.Path('fail').exists(): math.sqrt(-1)"
+    notebook = write_notebook(desk / "upload.ipynb", UPLOADER, last)
     (tmp_path / "note.png").write_text("no picture at all")
     with opened(context, lab, notebook) as page:
         nb = LabNotebook(page)
@@ -94,15 +96,10 @@ def test_upload_widget(context: Any, lab: Lab, desk: Path, tmp_path: Path, photo
         nb.wait_shown("photo.png: 64 x 48")
         nb.upload(tmp_path / "note.png")
         nb.wait_shown("note.png is no picture")
-        nb.restart_and_run_all(timeout=120)
-        nb.wait_shown("nothing yet")
-
-
-def test_a_failing_cell_is_reported(context: Any, lab: Lab, desk: Path) -> None:
-    with opened(context, lab, write_notebook(desk / "bad.ipynb", "import math", "math.sqrt(-1)")) as page:
-        nb = LabNotebook(page)
+        (desk / "fail").touch()
         with pytest.raises(AssertionError, match="ValueError"):
-            nb.run_all(timeout=60)
+            nb.restart_and_run_all(timeout=120)
+        nb.wait_shown("nothing yet")
 
 
 def test_the_beginning_of_lesson_1_in_the_lab(context: Any, lab: Lab, desk: Path, tmp_path: Path) -> None:

@@ -274,7 +274,7 @@ def opened(browser: Any, site: Path, name: str, size: tuple[int, int] = DESKTOP,
     return page
 
 
-@pytest.mark.parametrize(("name", "theme"), [("index.html", "dark"), (LESSON, "light"), ("lessons/00_welcome.html", "dark"), (MODULE, "light"),
+@pytest.mark.parametrize(("name", "theme"), [("index.html", "dark"), (LESSON, "light"), ("lessons/00_welcome.html", "dark"), ("api/training/callback.html", "light"),
                                              ("api/training/callback.html", "dark"), ("glossary.html", "light")])
 def test_accessible(browser: Any, site: Path, name: str, theme: str) -> None:
     """axe-core finds nothing serious, and the page isn't wider than a phone."""

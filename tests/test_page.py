@@ -187,13 +187,19 @@ def from_a_phone(photo: Path, folder: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def cats_and_dogs_page(cats_and_dogs: Learner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cats_and_dogs.export(tmp_path_factory.mktemp("cats_and_dogs") / "model.html")
+
+
 @pytest.mark.parametrize(("model", "size", "n"), [("cats and dogs", PHONE, 50), ("cats and dogs", DESKTOP, 10), ("cifar10", PHONE, 5)], ids=str)
-def test_the_page_predicts_what_the_package_predicts(browser: Any, cats_and_dogs: Learner, photos: list[Path], tmp_path: Path, model: str,
-                                                     size: tuple[int, int], n: int) -> None:  # fmt: skip
+def test_the_page_predicts_what_the_package_predicts(browser: Any, cats_and_dogs: Learner, cats_and_dogs_page: Path, photos: list[Path], tmp_path: Path,
+                                                     model: str, size: tuple[int, int], n: int) -> None:  # fmt: skip
     """Photos as they came, from file://, with the network cut: the same class, and every probability within 0.02."""
     learn = cats_and_dogs if model == "cats and dogs" else pretrained("cifar10", sizes=(96,), device="cpu")
+    page = cats_and_dogs_page if learn is cats_and_dogs else learn.export(tmp_path / "model.html")
     some, worst = [*photos[:n], from_a_phone(photos[0], tmp_path)] if model == "cifar10" else photos[:n], 0.0
-    with opened(browser, learn.export(tmp_path / "model.html"), size) as view:
+    with opened(browser, page, size) as view:
         for file in some:
             wanted = learn.predict(file)
             assert view.predict(file).startswith(f"{wanted.label}, "), file
@@ -202,7 +208,7 @@ def test_the_page_predicts_what_the_package_predicts(browser: Any, cats_and_dogs
         assert view.text("#status") == f"Prediction: {view.text('#answer')}"
         assert not view.outside() and not view.complaints
         assert view.page.evaluate("document.documentElement.scrollWidth") <= size[0]  # nothing sticks out on a phone
-    print(f"{model}: {len(some)} photos, the largest difference is {worst:.4f}, {(tmp_path / 'model.html').stat().st_size / 1e6:.1f} MB")
+    print(f"{model}: {len(some)} photos, the largest difference is {worst:.4f}, {page.stat().st_size / 1e6:.1f} MB")
     assert worst < 0.02
 
 
@@ -439,7 +445,7 @@ def test_what_is_no_image_is_said(browser: Any, simple: Path, drawn: Path, tmp_p
 
 
 def test_other_people_can_use_it(browser: Any, simple: Path, drawn: Path, tmp_path: Path) -> None:
-    """axe-core finds nothing serious, before and after a prediction and after an error, in light and dark, on a phone and on a screen."""
+    """axe-core finds nothing serious, before and after a prediction and after an error: light on a phone, dark on a screen."""
     if not find_spec("axe_playwright_python"):
         missing("axe-core is not installed: pip install axe-playwright-python", must=CI)
     import axe_playwright_python
@@ -447,20 +453,19 @@ def test_other_people_can_use_it(browser: Any, simple: Path, drawn: Path, tmp_pa
     axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     item = sorted(get_image_files(drawn))[0]
     (tmp_path / "note.png").write_text("no picture")
-    for size in (PHONE, DESKTOP):
-        for scheme in ("light", "dark"):
-            with opened(browser, simple, size, color_scheme=scheme) as view:
-                view.page.evaluate(axe)
-                for step in ("ready", "predicted", "refused"):
-                    if step == "predicted":
-                        view.predict(item)
-                        assert view.page.locator("#photograph").is_visible() == (size == PHONE)
-                    if step == "refused":
-                        view.page.locator("#file").set_input_files(tmp_path / "note.png")
-                        view.page.locator("#problem:not(:empty)").wait_for()
-                    found = view.page.evaluate("axe.run()")
-                    bad = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:200]}" for v in found["violations"]]
-                    assert not bad and len(found["passes"]) > 10, f"{step}, {size}, {scheme}: {bad}"
+    for size, scheme in ((PHONE, "light"), (DESKTOP, "dark")):
+        with opened(browser, simple, size, color_scheme=scheme) as view:
+            view.page.evaluate(axe)
+            for step in ("ready", "predicted", "refused"):
+                if step == "predicted":
+                    view.predict(item)
+                    assert view.page.locator("#photograph").is_visible() == (size == PHONE)
+                if step == "refused":
+                    view.page.locator("#file").set_input_files(tmp_path / "note.png")
+                    view.page.locator("#problem:not(:empty)").wait_for()
+                found = view.page.evaluate("axe.run()")
+                bad = [f"{v['id']} ({v['impact']}): {v['nodes'][0]['html'][:200]}" for v in found["violations"]]
+                assert not bad and len(found["passes"]) > 10, f"{step}, {size}, {scheme}: {bad}"
 
 
 # ---- the file

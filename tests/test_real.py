@@ -86,6 +86,8 @@ def few_photos(mirror: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
             if member.name.endswith(".jpg") and left.get(breed, 0):
                 left[breed] -= 1
                 part.addfile(member, whole.extractfile(member))
+                if not any(left.values()):
+                    break
     digest = hashlib.sha256(small.read_bytes()).hexdigest()
     (small.parent / "SHA256SUMS").write_text(f"{digest}  {small.name}\n")
     checkpoints = base / "torch" / "hub" / "checkpoints"
@@ -125,6 +127,8 @@ def few_cats_and_dogs(mirror: Path, tmp_path_factory: pytest.TempPathFactory) ->
             file = whole.extractfile(member)
             assert file is not None
             target.write_bytes(file.read())
+            if not any(wanted.values()):
+                break
     return base
 
 

@@ -174,19 +174,20 @@ def test_labels_are_those_of_the_boxes_that_count(company: Path) -> None:
 
 
 def test_labels_go_together_as_in_life() -> None:
-    many = [draw_company(k) for k in range(300)]
+    n = 120
+    many = [draw_company(k) for k in range(n)]
     count = Counter(label for c in many for label in c.labels)
-    assert count.most_common(1)[0][0] == "person" and set(count) == set(LABELS) and min(count.values()) > 15
+    assert count.most_common(1)[0][0] == "person" and set(count) == set(LABELS) and min(count.values()) > 5
     assert count["person"] > 3 * min(count.values())  # unbalanced
     sizes = Counter(len(c.labels) for c in many)
-    assert set(sizes) <= {1, 2, 3, 4, 5} and sum(n * v for n, v in sizes.items()) / 300 > 1.6 and sizes[1] > 40
+    assert set(sizes) <= {1, 2, 3, 4, 5} and sum(k * v for k, v in sizes.items()) / n > 1.6 and sizes[1] > n // 8
     scene = {label: {c.scene for c in many if label in c.labels} for label in ("boat", "sofa", "car")}
     assert scene == {"boat": {"beach"}, "sofa": {"room"}, "car": {"street"}}
     areas = [o["area"] / (c.image.width * c.image.height) for c in many for o in c.objects]
-    assert 0.01 < min(areas) < 0.04 and max(areas) > 0.25  # all sizes, but none too small to be seen
+    assert 0.01 < min(areas) < 0.05 and max(areas) > 0.25  # all sizes, but none too small to be seen
     assert sum(o["ignore"] for c in many for o in c.objects) < 0.02 * len(areas)  # and few are hidden
     cut = [o for c in many for x, y, w, h in [o["bbox"] for o in c.objects] for o in [x == 0 or x + w == c.image.width] if o]
-    assert len(cut) > 30  # and some are cut off by the edge
+    assert len(cut) > n // 10  # and some are cut off by the edge
 
 
 def test_a_box_is_around_what_can_be_seen() -> None:
