@@ -314,6 +314,7 @@ class _Transfer:
                 raise Broken("the server went on with a different file")
             seen = Digest.of(self.part, self.check) if self.resumed else Digest(md5=bool(self.check.md5))
             if not self.resumed:
+                self.forget()
                 total = int(fields.get("content-length", 0))
                 self.note.write_text(f"{fields.get('etag', '')} {total}", "latin-1")
             return _receive(self, pieces, seen, total)
@@ -389,7 +390,7 @@ def transfer(url: str, dest: Path, check: Check, *, timeout: float = 20, retries
         raise ValueError(f"{url!r} is not an https address; use one, or a folder in COURSEKIT_MIRROR.")
     prefix = f".{dest.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}."
     part, note = dest.parent / f"{prefix}{uuid.uuid4().hex[:8]}.part", dest.parent / f"{prefix}mark"
-    left = sorted((p for p in dest.parent.iterdir() if p.name.startswith(prefix) and p.suffix == ".part"), key=lambda p: p.stat().st_size)
+    left = sorted((p for p in dest.parent.iterdir() if p.name.startswith(prefix) and p.suffix == ".part" and not p.is_symlink()), key=lambda p: p.stat().st_size)
     if left:
         os.replace(left.pop(), part)
     for p in left:
