@@ -67,7 +67,7 @@ class Index:
         for rel, file in exact.items():
             path = PurePosixPath(root.resolve().name, rel)
             for parts in (path.parts, path.with_suffix("").parts):
-                for i in (i for i in range(len(parts)) if i < 2 or i > len(parts) - 9):  # a table names eight folders at most, or all of them
+                for i in (i for i in range(len(parts)) if i < 2 or i > len(parts) - 10):  # a table names eight folders at most, or all of them
                     for by in (self.paths, self.ends)[i > 1 :]:
                         key = "/".join(parts[i:])
                         by[key] = file if by.get(key, file) == file else None
