@@ -44,8 +44,8 @@ def lessons_folder() -> Path:
     top = checkout()
     folder = top / "nbs" / "lessons" if top else PACKAGED
     if not folder.is_dir():
-        raise FileNotFoundError("cannot find the lessons, neither in this installation nor in a checkout around this folder; install the "
-                                "coursekit wheel, or clone the repository and run the command inside it.")
+        raise FileNotFoundError("cannot find the lessons in this installation; install the coursekit wheel, or clone the repository and "
+                                "install it from there with pip install -e.")
     return folder
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #500f96a3
@@ -106,7 +106,7 @@ def list_lessons() -> list[Lesson]:
     "All lessons, in the order of the course."
     folder = lessons_folder()
     if not (found := sorted(folder.glob("[0-9][0-9]*_*.ipynb"))):
-        raise FileNotFoundError(f"{show_path(folder)} contains no lessons; reinstall coursekit, or run the command in a checkout of the repository.")
+        raise FileNotFoundError(f"{show_path(folder)} contains no lessons; reinstall coursekit, or install it from a clone of the repository with pip install -e.")
     return [Lesson(p) for p in found]
 
 

@@ -155,6 +155,8 @@ def _mirror() -> str | Path | None:
     if not root:
         return None
     if "://" in root:
+        if "@" in root.split("/")[2]:  # don't print it
+            raise MirrorError("COURSEKIT_MIRROR has a user name or a password in its address, and coursekit sends none; use an address without, or a folder.")
         if not is_safe(root):
             raise MirrorError(f"COURSEKIT_MIRROR={root!r} is not an https address; use one, or a folder.")
         return root.rstrip("/")

@@ -221,6 +221,8 @@ class _Lines:
         with contextlib.suppress(socket.gaierror):
             _resolve(at.hostname or "", 443, private=self.private)
         to = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if to.scheme not in ("http", "https"):
+            raise DownloadError(f"the proxy that the environment names speaks {printable(to.scheme, width=20)}, and coursekit only HTTP; set https_proxy to one that does")
         auth = (unquote(to.username), unquote(to.password or "")) if to.username else None
         return http.ConnectionPool(proxy=http.Proxy(f"{to.scheme}://{to.hostname}:{to.port or 80}", auth=auth), network_backend=self)  # type: ignore[arg-type]
 
