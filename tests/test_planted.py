@@ -17,10 +17,12 @@ from test_faults_downloads import BODY, as_nobody, serve  # noqa: F401
 
 from coursekit.cli import lessons, masks
 from coursekit.course.progress import read_progress, record
+from coursekit.data.block import _add_title
 from coursekit.data.download import _mirror_sums
 from coursekit.data.items import get_files
 from coursekit.data.tables import read_table
 from coursekit.data.transfer import MirrorError, download_url
+from coursekit.display import Table, as_label, encode_figure, new_axes
 from coursekit.samples.sprites import draw_many
 from coursekit.training.callbacks.loggers import CSVLogger
 from coursekit.training.learner import serving_learner, synthetic_learner
@@ -138,6 +140,18 @@ def test_names_of_classes_that_are_no_text(tmp_path: Path) -> None:
             Image.effect_noise((8, 8), 50).save(os.path.join(os.fsencode(tmp_path), name, b"%d.png" % i))
     plan = plan_data(tmp_path)
     assert plan.counts(False).total() == 4 and plan.counts(True).total() == 2 and "caf? 3" in repr(plan)
+
+
+def test_names_of_classes_in_tables_and_figures() -> None:
+    import matplotlib.pyplot as plt
+
+    name = "\x1b]0;title\x07 caf\udce9 $x^{"
+    assert str(Table([[name, 1]], ["class", "n"])).splitlines()[1] == "?]0;title? caf? $x^{  1"
+    fig, ax = new_axes()
+    _add_title(ax, name)
+    ax.set_xticks([0], [as_label(name)])
+    encode_figure(fig)  # matplotlib refuses what isn't Unicode, and formulas that don't end
+    plt.close(fig)
 
 
 def test_lists_and_names_that_fill_the_memory(tmp_path: Path) -> None:
