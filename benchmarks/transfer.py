@@ -10,11 +10,12 @@ import argparse
 import json
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 
 from coursekit.core import precision_dtype
+from coursekit.course.compare import interval
 from coursekit.vision.all import (
     ImageDataLoaders,
     PILImage,
@@ -31,8 +32,6 @@ from coursekit.vision.all import (
     untar_data,
     vision_learner,
 )
-
-T95 = {1: None, 2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t for a mean of so many, 95%
 
 
 def train(make_dls, *, epochs, base_lr, lr_mult, scratch_lr, seed, weights, precision):
@@ -58,7 +57,7 @@ def compare(name, make_dls, seeds, *, epochs, base_lr, lr_mult, scratch_lr, what
             print(json.dumps({"data": name, "start": start, "precision": precision, "base_lr": base_lr if start == "pretrained" else scratch_lr, "seed": seed, "error": round(error, 4), "seconds": round(seconds)}), flush=True)
             runs.append((error, seconds))
         errors = [e for e, _ in runs]
-        half = T95[len(errors)] * stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else None
+        half = interval(errors)[1] if len(errors) > 1 else None
         fit = f"fine_tune({epochs})" if start == "pretrained" else f"fit_one_cycle({epochs + 1})"
         rows.append((name, f"{start}, {fit}", mean(errors), half, max(s for _, s in runs)))
     return rows
@@ -86,7 +85,7 @@ def show_photos(learn):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     ap.add_argument("cases", nargs="+", choices=["dogscats", "pets", "paper", "cifar", "photos"])
-    ap.add_argument("--seeds", type=int, default=3, choices=sorted(T95))
+    ap.add_argument("--seeds", type=int, default=3)
     ap.add_argument("--size", type=int, default=96, help="pixels, dogscats and pets")
     ap.add_argument("--lr", type=float, default=8e-3, help="base_lr of fine_tune")
     ap.add_argument("--lr-mult", type=float, default=5, help="lr_mult of fine_tune")
