@@ -316,7 +316,6 @@ class _Transfer:
                 raise Broken("the server went on with a different file")
             seen = Digest.of(self.part, self.check) if self.resumed else Digest(md5=bool(self.check.md5))
             if not self.resumed:
-                self.forget()
                 total = int(fields.get("content-length", 0))
                 self.note.write_text(f"{fields.get('etag', '')} {total}", "latin-1")
             return _receive(self, pieces, seen, total)
@@ -393,6 +392,8 @@ def transfer(url: str, dest: Path, check: Check, *, timeout: float = 20, retries
     prefix = f".{dest.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}."
     part, note = dest.parent / f"{prefix}{uuid.uuid4().hex[:8]}.part", dest.parent / f"{prefix}mark"
     left = sorted((p for p in dest.parent.iterdir() if p.name.startswith(prefix) and p.suffix == ".part" and not p.is_symlink()), key=lambda p: p.stat().st_size)
+    if note.is_symlink():  # somebody else's
+        note.unlink()
     if left:
         os.replace(left.pop(), part)
     for p in left:

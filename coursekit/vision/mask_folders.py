@@ -60,8 +60,7 @@ def find_masks(
     return None
 
 
-def _start(file: Path, most: int) -> str:
-    "A text, or its first characters if it has more than anybody needs."
+def _start(file: Path, most: int) -> str:  # a text, or its first characters if it has more than anybody needs
     with open(file, encoding="utf-8-sig") as f:
         return f.read(most)
 
