@@ -207,7 +207,7 @@ def race_net(
     "A shallow, wide network whose first layer makes the numbers of 2 x 2 patches independent of each other, and is not trained."
     patches = F.unfold(images.float(), 2).permute(0, 2, 1).flatten(0, 1)  # (patches, 12)
     values, vectors = torch.linalg.eigh(patches.mT @ patches / len(patches))
-    filters = (vectors / (values + 1e-2).sqrt()).mT.reshape(12, 3, 2, 2)
+    filters = (vectors / (values + 5e-4).sqrt()).mT.reshape(12, 3, 2, 2)
     first = nn.Conv2d(3, 24, 2, bias=False)
     first.weight = nn.Parameter(torch.cat([filters, -filters]), requires_grad=False)
     layers: list[nn.Module] = [first, nn.GELU()]
@@ -216,7 +216,9 @@ def race_net(
             conv = nn.Conv2d(a, n, 3, padding=1, bias=False)
             with torch.no_grad():
                 nn.init.dirac_(conv.weight[:min(a, n)])  # the first channels begin as copies of their inputs
-            layers += [conv, *pool, nn.BatchNorm2d(n, momentum=0.4), nn.GELU()]
+            norm = nn.BatchNorm2d(n, momentum=0.4)
+            norm.weight.requires_grad_(False)  # the next layer scales anyway
+            layers += [conv, *pool, norm, nn.GELU()]
     head = nn.Linear(4 * width, n_out, bias=False)
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), head, Times(1 / 9)).to(memory_format=torch.channels_last)
 
@@ -233,6 +235,12 @@ class Race:
 
 def _nesterov(params: Any, *, lr: float, mom: float = 0.85, wd: float = 0.0) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=lr, momentum=mom, weight_decay=wd, nesterov=True)
+
+
+def _shifts_apart(net: nn.Module) -> list[list[nn.Parameter]]:
+    "The shifts of the batch norms as a group of their own, for a higher learning rate."
+    shifts = [layer.bias for layer in net.modules() if isinstance(layer, nn.BatchNorm2d)]
+    return [[p for p in net.parameters() if not any(p is s for s in shifts)], shifts]
 
 # %% ../../nbs/api/course/22_tools_12.ipynb #0a18415d
 def race(
@@ -253,13 +261,15 @@ def race(
     first = dls.valid.first_batch().x if not len(dls.train) else dls.one_batch().x
     with seeded(seed):
         net = race_net(first.cpu(), dls.c or 10, width=width).to(dls.device)
-    learn = Learner(dls, net, LabelSmoothingCrossEntropy(0.2), opt_func=_nesterov, metrics=accuracy, moms=(0.85, 0.85, 0.85), wd=1.36 / bs, seed=seed)
+    learn = Learner(dls, net, LabelSmoothingCrossEntropy(0.2), opt_func=_nesterov, metrics=accuracy, moms=(0.85, 0.85, 0.85), wd=1.36 / 1024,
+                    splitter=_shifts_apart, seed=seed)
+    peak = lr * bs / 1024
     if compiled:
         net.compile()
     _warm_up(learn, first)
     with learn.no_bar():
         started = time.perf_counter()
-        learn.fit_one_cycle(epochs, lr * bs / 1024, pct_start=0.2, cbs=SkipValidation())
+        learn.fit_one_cycle(epochs, [peak, 64 * peak], pct_start=0.2, cbs=SkipValidation())
         if dls.device.type == "cuda":
             torch.cuda.synchronize(dls.device)
         training = time.perf_counter() - started
