@@ -219,9 +219,9 @@ def check_writable(
     path = Path(path).expanduser().absolute()
     try:
         folder = next(p for p in path.parents if p.exists())
-        if path.is_dir() or not folder.is_dir():
-            raise ValueError(f"{who}: {show_path(path)} {'is a folder' if path.is_dir() else f'lies in {folder.name}, which is a file'}; "
-                             "pass the name of a file.")
+        if path.exists() and not path.is_file() or not folder.is_dir():
+            what = "is a folder" if path.is_dir() else "is a device or a pipe" if path.exists() else f"lies in {folder.name}, which is a file"
+            raise ValueError(f"{who}: {show_path(path)} {what}; pass the name of a file.")
         with tempfile.TemporaryFile(dir=folder):
             pass
         if path.exists():

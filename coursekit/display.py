@@ -86,8 +86,8 @@ def new_axes(ax=None, *, xlabel: str = "", ylabel: str = "", figsize: tuple[floa
 
 
 def as_label(text: object) -> str:
-    "Text that matplotlib shows as it is: a dollar sign doesn't start a formula."
-    return str(text).replace("$", r"\$")
+    "Text that matplotlib shows as it is: a dollar sign doesn't start a formula, and what isn't Unicode is a question mark."
+    return str(text).encode("utf-8", "replace").decode().replace("$", r"\$")
 
 # %% ../nbs/api/01_display.ipynb #571f8d90
 def axes_text(ax) -> str:
@@ -183,7 +183,7 @@ def html_table(rows: Sequence[Sequence], headers: Sequence[str], *, caption: str
 # %% ../nbs/api/01_display.ipynb #bb33838e
 def text_table(rows: Sequence[Sequence], headers: Sequence[str]) -> str:  # aligned lines; text to the left, numbers to the right
     "The same table for a terminal or a log."
-    table = [[str(c) for c in r] for r in [headers, *rows]]
+    table = [["".join(x if x.isprintable() else "?" for x in str(c)) for c in r] for r in [headers, *rows]]  # a name must not steer a terminal
     widths = [max(len(r[i]) for r in table) for i in range(len(headers))]
     left = [bool(rows) and isinstance(rows[0][i], str) for i in range(len(headers))]
     return "\n".join("  ".join(c.ljust(w) if to_left else c.rjust(w)

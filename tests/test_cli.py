@@ -453,17 +453,19 @@ def test_clearing_stays_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     outside = tmp_path / "mine"
     outside.mkdir()
     (outside / "photo.jpg").write_text("keep me")
-    for part in ("samples", "data", "models", "runs", "own/photos-1", "cache"):
+    for part in ("samples", "data", "models", "runs", "own/photos-0123456789ab", "cache", "data/thesis"):
         (tmp_path / "home" / part).mkdir(parents=True)
+    (tmp_path / "home" / "data" / ".camvid.json").write_text("{}")
     (tmp_path / "home" / "data" / "camvid").symlink_to(outside)
     (tmp_path / "home" / "models" / "w.pth").write_text("weights")
-    (tmp_path / "home" / "own" / "photos-1" / "a.png").write_bytes(bytes(200_000))
+    (tmp_path / "home" / "own" / "photos-0123456789ab" / "a.png").write_bytes(bytes(200_000))
     (tmp_path / "home" / "cache" / "0f.samples").write_bytes(bytes(300_000))
     assert "unpacked 0.2 MB" in invoke("data", "list").output
     done = invoke("data", "clear", "--yes")
     assert done.exit_code == 0, done.output
     assert (outside / "photo.jpg").exists() and (tmp_path / "home" / "models" / "w.pth").exists() and not (tmp_path / "home" / "data" / "camvid").exists()
     assert not any((tmp_path / "home" / "own").iterdir()) and not any((tmp_path / "home" / "cache").iterdir())
+    assert (tmp_path / "home" / "data" / "thesis").is_dir()  # COURSEKIT_HOME was somebody's folder before
 
 
 def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -656,6 +657,22 @@ def test_mirror_that_is_none(monkeypatch, root):
     monkeypatch.setenv("COURSEKIT_MIRROR", root)
     with pytest.raises(MirrorError, match="COURSEKIT_MIRROR="):
         untar_data(URLs.PETS)
+
+
+def test_a_password_in_the_address_of_a_mirror_is_not_printed(monkeypatch):
+    monkeypatch.setenv("COURSEKIT_MIRROR", "https://me:secret@mirror.example/data")
+    with pytest.raises(MirrorError, match="password") as error:
+        fetch_file("https://x.example/a.bin", "models")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["socks5h", "ftp"])
+def test_a_proxy_that_does_not_speak_http(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("somebody was looked up") if "x.example" not in args else [])
+    monkeypatch.setenv("all_proxy", f"{kind}://me:secret@127.0.0.1:1")
+    with pytest.raises(DownloadError, match=f"speaks {kind}.*https_proxy") as error:
+        download_url("https://x.example/a.bin", tmp_path / "a.bin", retries=0)
+    assert "secret" not in str(error.value)
 
 
 def test_mirrored_weights_must_fit_the_name_too(small_mirror):

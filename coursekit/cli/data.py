@@ -6,6 +6,7 @@
 __all__ = ['ARCHIVES', 'archive_url', 'size_text', 'parts_of', 'data_rows', 'get_data', 'clearable', 'clear_data']
 
 # %% ../../nbs/api/cli/04_data.ipynb #d8f1fd42
+import re
 import shutil
 from pathlib import Path
 
@@ -61,11 +62,21 @@ def get_data(name: str, *, real: bool = False) -> Path:
     return untar_data(url) if real else course_data(url)
 
 # %% ../../nbs/api/cli/04_data.ipynb #3efaf0e8
+_MADE = {"samples": r"\.?.+-v\d+(\.old|\.\w{8}\.tmp)?", "own": r"\.?.+-[0-9a-f]{12}(\.old|\.\w{8}\.tmp)?", "data": r"\..+\.(json|old|new|tmp)",
+         "archive": r"\..+\.\w{8}\.(mark|\w{8}\.part)|mirror", "cache": r"tokens|[0-9a-f]+\.samples"}  # part of coursekit's folder -> names that it gives there
+
+
+def _is_ours(path: Path) -> bool:
+    "Whether coursekit made what is in a part of its folder, by its name or by the record beside it: somebody's folder may have a `data` of its own."
+    beside = path.with_name(f".{path.name}.json" if path.parent.name == "data" else path.stem if path.suffix == ".json" else f"{path.name}.json")
+    return bool(re.fullmatch(_MADE[path.parent.name], path.name)) or path.parent.name in ("data", "archive") and beside.is_file()
+
+
 def clearable(name: str | None = None) -> list[Path]:
-    "The files of one dataset, or of all: stand-ins, unpacked archives, downloads, prepared images. Models and runs are not data."
-    if name is not None:
-        return [p for paths in parts_of(archive_url(name)).values() for p in paths]
-    return [p for part in ("samples", "data", "archive", "own", "cache") for p in sorted((coursekit_home() / part).glob("*")) if p.suffix != ".lock"]
+    "The files of one dataset, or of all: stand-ins, unpacked archives, downloads, prepared texts. Models, runs and what coursekit did not make stay."
+    parts = [coursekit_home() / part for part in _MADE]
+    found = [p for part in parts for p in sorted(part.glob("*"))] if name is None else [p for paths in parts_of(archive_url(name)).values() for p in paths]
+    return [p for p in found if p.suffix != ".lock" and _is_ours(p)]
 
 
 def clear_data(paths: list[Path]) -> int:

@@ -113,6 +113,9 @@ def advice(*, online: bool, free_disk: float, runtime: bool) -> Iterator[str]:
         yield f"learn.export('x.html') will not work without network. {runtime_help()}"
     if mirror and "://" not in mirror and not Path(mirror).is_dir():
         yield f"COURSEKIT_MIRROR={mirror!r} is not a folder; unset or correct it."
+    with contextlib.suppress(OSError):
+        if os.name == "posix" and coursekit_home().stat().st_mode & 0o002:
+            yield f"Everybody on this machine can write to {show_path(coursekit_home())}, and coursekit believes what it finds there: run chmod o-w, or set COURSEKIT_HOME."
     if free_disk < 5e9:
         yield f"Only {free_disk / 1e9:.1f} GB of disk are free: real archives take up to 2 GB each; set COURSEKIT_HOME to a larger disk."
 

@@ -32,14 +32,11 @@ PACKAGED = Path(__file__).parent.parent / "lesson_files" if "__file__" in global
 
 
 def checkout() -> Path | None:
-    "The top folder of the checkout of coursekit that you are in, else of the one that this package is imported from, else None."
+    "The top folder of the checkout that this package is imported from, else None. A folder that you are in may be anybody's, and lessons are programs."
     import coursekit
 
-    for folder in (Path.cwd(), *Path.cwd().parents, Path(coursekit.__file__).parent.parent):
-        settings = folder / "settings.ini"
-        if (folder / "nbs" / "lessons").is_dir() and settings.is_file() and "lib_name = coursekit" in settings.read_text(encoding="utf-8"):
-            return folder
-    return None
+    top = Path(coursekit.__file__).parent.parent
+    return top if (top / "nbs" / "lessons").is_dir() and (top / "settings.ini").is_file() else None
 
 
 def lessons_folder() -> Path:
@@ -47,8 +44,8 @@ def lessons_folder() -> Path:
     top = checkout()
     folder = top / "nbs" / "lessons" if top else PACKAGED
     if not folder.is_dir():
-        raise FileNotFoundError("cannot find the lessons, neither in this installation nor in a checkout around this folder; install the "
-                                "coursekit wheel, or clone the repository and run the command inside it.")
+        raise FileNotFoundError("cannot find the lessons in this installation; install the coursekit wheel, or clone the repository and "
+                                "install it from there with pip install -e.")
     return folder
 
 # %% ../../nbs/api/cli/03_lessons.ipynb #500f96a3
@@ -68,7 +65,7 @@ class Lesson:
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             return {**content, "cells": list(content["cells"]), "metadata": dict(content["metadata"])}
-        except (ValueError, OSError, KeyError, TypeError) as e:
+        except (ValueError, OSError, KeyError, TypeError, RecursionError) as e:
             raise ValueError(f"{show_path(self.path)} cannot be read as a notebook ({type(e).__name__}: {e}); get a fresh copy of it.") from None
 
     @property
@@ -109,7 +106,7 @@ def list_lessons() -> list[Lesson]:
     "All lessons, in the order of the course."
     folder = lessons_folder()
     if not (found := sorted(folder.glob("[0-9][0-9]*_*.ipynb"))):
-        raise FileNotFoundError(f"{show_path(folder)} contains no lessons; reinstall coursekit, or run the command in a checkout of the repository.")
+        raise FileNotFoundError(f"{show_path(folder)} contains no lessons; reinstall coursekit, or install it from a clone of the repository with pip install -e.")
     return [Lesson(p) for p in found]
 
 
@@ -177,7 +174,7 @@ def copy_lessons(target: Path) -> list[Path]:
     (target / "solutions").mkdir(parents=True, exist_ok=True)
     sha256 = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
     known, was = target / ".coursekit-copies.json", {}  # path below target -> hash of what was copied there
-    with contextlib.suppress(OSError, ValueError, TypeError):  # the first copy, or a damaged list: what is there stays
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):  # the first copy, or a damaged list: what is there stays
         was = dict(json.loads(known.read_bytes()))
     copied = []
     for old, new in pairs:
@@ -215,7 +212,8 @@ def lab_folder(
 
 def lab_command(folder: Path, notebook: str, *, port: int | None, browser: bool) -> list[str]:
     "The command that starts JupyterLab with a folder and a notebook below it."
-    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder.absolute()}"]
+    start = "import sys; sys.path[:] = filter(None, sys.path); from jupyterlab.labapp import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, f"--ServerApp.root_dir={folder.absolute()}"]  # -m would import what lies in the working directory
     command += [f"--port={port}", "--ServerApp.port_retries=0"] if port else []
     command += [] if browser else ["--no-browser"]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # in a container there is nobody else

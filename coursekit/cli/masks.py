@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core import printable
+from ..core import atomic_file, printable
 from ..training.learner import Learner
 from ..vision.images import ImageError, load_image
 from ..vision.masks import class_shares, paint_mask
@@ -31,7 +31,7 @@ def write_masks(
     out: Path,  # folder to write to, made when missing; files of the same names are replaced
 ) -> Iterator[dict[str, Any]]:  # for each file: "file", and "mask", "overlay" and "classes" (name -> share of the pixels), or "error"
     "Write a PNG of class numbers and a JPEG of the image with the mask over it, each in the size of the image."
-    names: set[str] = set()
+    names, images = set[str](), {f.resolve() for f in files}
     for file in files:
         try:
             img = load_image(file, scale=learn.dls.train.blocks[0].scale)
@@ -42,8 +42,13 @@ def write_masks(
         out.mkdir(parents=True, exist_ok=True)
         name = _free(file.stem, names)
         target, overlay = out / f"{name}.png", out / f"{name}_overlay.jpg"
-        mask.save(target)
-        paint_mask(img, mask).save(overlay, quality=90)
+        if not images.isdisjoint((target.resolve(), overlay.resolve())):
+            yield {"file": str(file), "error": "has a mask that would replace one of the images; pass another folder as --out"}
+            continue
+        with atomic_file(target) as f:
+            mask.save(f, "PNG")
+        with atomic_file(overlay) as f:
+            paint_mask(img, mask).save(f, "JPEG", quality=90)
         vocab = learn.dls.targets[0].vocab
         yield {"file": str(file), "mask": str(target), "overlay": str(overlay), "classes": {vocab[k]: round(p, 6) for k, p in class_shares(mask, vocab)}}
 

@@ -35,7 +35,7 @@ def read_progress() -> dict[str, dict[str, bool]]:  # part -> name -> result
         return {part: {str(name): bool(right) for name, right in found[part].items()} for part in PARTS}
     except FileNotFoundError:
         pass
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         aside = path.with_suffix(".damaged.json")
         os.replace(path, aside)
         warnings.warn(f"Your progress in {show_path(path)} cannot be read, so a new file begins; the old one is now {aside.name}.", stacklevel=2)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..display import as_label
 from ..core import plural
 from .items import CategoryMap
 from .tables import are_flags, as_number, flag, is_blank
@@ -97,7 +98,7 @@ def _stacked(values: Sequence, who: str) -> Tensor:
 # %% ../../nbs/api/data/06_block.ipynb #7752221e
 def _add_title(ax, text: str, *, wrong: bool = False) -> None:
     "Add lines to the title of an axes, so that every part of a sample can have its own; a wrong one turns all of it red."
-    lines = [line for line in (ax.get_title(), text.replace("$", r"\$")) if line]
+    lines = [line for line in (ax.get_title(), as_label(text)) if line]
     ax.set_title("\n".join(lines), fontsize=10, **({"color": "#b00020"} if wrong else {}))
 
 # %% ../../nbs/api/data/06_block.ipynb #a3c51e07

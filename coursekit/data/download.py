@@ -115,7 +115,7 @@ def _read_json(path: Path) -> dict:
     "A record; empty if there is none that can be read"
     try:
         record = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -155,6 +155,8 @@ def _mirror() -> str | Path | None:
     if not root:
         return None
     if "://" in root:
+        if "@" in root.split("/")[2]:  # don't print it
+            raise MirrorError("COURSEKIT_MIRROR has a user name or a password in its address, and coursekit sends none; use an address without, or a folder.")
         if not is_safe(root):
             raise MirrorError(f"COURSEKIT_MIRROR={root!r} is not an https address; use one, or a folder.")
         return root.rstrip("/")
@@ -169,14 +171,17 @@ def _mirror_sums(root: str | Path) -> dict[str, str]:  # file name -> sha256
     where = f"{root}/SHA256SUMS" if isinstance(root, str) else show_path(root / "SHA256SUMS")
     try:
         if isinstance(root, Path):
-            text = (root / "SHA256SUMS").read_text(encoding="utf-8")
+            if not (root / "SHA256SUMS").is_file():  # a pipe would wait
+                raise FileNotFoundError("there is no such file")
+            with open(root / "SHA256SUMS", "rb") as f:
+                text = f.read(1 << 22).decode("utf-8")
         else:
             text = read_url(where, 1 << 22, 60).decode("utf-8")
     except (OSError, UnicodeDecodeError, Broken) as e:
         raise MirrorError(f"COURSEKIT_MIRROR: {where} cannot be read ({e}); create it with `sha256sum * > SHA256SUMS`.") from e
     sums = {}
     for line in filter(str.strip, text.splitlines()):
-        found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+?)\s*", line)
+        found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](?:\./)?(.+)", line.rstrip())
         if not found:
             raise MirrorError(f"COURSEKIT_MIRROR: {where} has a line that is not a sha256 and a file name: {line[:80]!r}.")
         sums[found[2]] = found[1].lower()

@@ -14,6 +14,7 @@ import os
 import re
 import reprlib
 import stat
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..core import check_range, plural, show_path, suggest
+from ..core import check_range, plural, printable, show_path, suggest
 from .tables import find_column, is_blank, is_missing, plain, row_sides, split_labels
 
 # %% ../../nbs/api/data/04_items.ipynb #64abbfb1
@@ -52,9 +53,14 @@ def list_folder(
 
 # %% ../../nbs/api/data/04_items.ipynb #fcdd1019
 def _walk(root: Path, recurse: bool) -> list[str]:
-    "The files below `root` without hidden ones; each folder is entered once, even if links form a loop"
-    found, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    "The files below `root` without hidden ones; each folder is entered once, even if links form a loop, and none that is around `root`"
+    def closed(error: OSError) -> None:
+        if isinstance(error, PermissionError):  # another folder may have gone meanwhile
+            warnings.warn(f"get_files: {printable(show_path(error.filename))} cannot be read ({error.strerror}), so it is left out.", stacklevel=4)
+
+    found, above = [], Path(os.path.realpath(root)).parents
+    seen = {(s.st_dev, s.st_ino) for s in map(os.stat, above)}  # a link to a folder around this one would bring in all the rest of the disk
+    for folder, folders, names in os.walk(root, onerror=closed, followlinks=True):
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in seen:
             folders.clear()

@@ -221,6 +221,8 @@ class _Lines:
         with contextlib.suppress(socket.gaierror):
             _resolve(at.hostname or "", 443, private=self.private)
         to = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if to.scheme not in ("http", "https"):
+            raise DownloadError(f"the proxy that the environment names speaks {printable(to.scheme, width=20)}, and coursekit only HTTP; set https_proxy to one that does")
         auth = (unquote(to.username), unquote(to.password or "")) if to.username else None
         return http.ConnectionPool(proxy=http.Proxy(f"{to.scheme}://{to.hostname}:{to.port or 80}", auth=auth), network_backend=self)  # type: ignore[arg-type]
 
@@ -389,7 +391,9 @@ def transfer(url: str, dest: Path, check: Check, *, timeout: float = 20, retries
         raise ValueError(f"{url!r} is not an https address; use one, or a folder in COURSEKIT_MIRROR.")
     prefix = f".{dest.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}."
     part, note = dest.parent / f"{prefix}{uuid.uuid4().hex[:8]}.part", dest.parent / f"{prefix}mark"
-    left = sorted((p for p in dest.parent.iterdir() if p.name.startswith(prefix) and p.suffix == ".part"), key=lambda p: p.stat().st_size)
+    left = sorted((p for p in dest.parent.iterdir() if p.name.startswith(prefix) and p.suffix == ".part" and not p.is_symlink()), key=lambda p: p.stat().st_size)
+    if note.is_symlink():  # somebody else's
+        note.unlink()
     if left:
         os.replace(left.pop(), part)
     for p in left:

@@ -354,8 +354,8 @@ def draw_many(function: Callable, jobs: Sequence, *, n_workers: int | None = Non
 
 @contextlib.contextmanager
 def _worker(function: Callable) -> Iterator[subprocess.Popen]:
-    "A process that runs `_serve`; it has ended on leaving."
-    code = f"from {function.__module__} import {function.__name__} as f; from coursekit.samples.sprites import _serve; _serve(f)"
+    "A process that runs `_serve`; it has ended on leaving. It imports what this process would, and nothing that lies in the working directory."
+    code = f"import sys; sys.path[:] = filter(None, sys.path); from {function.__module__} import {function.__name__} as f; from coursekit.samples.sprites import _serve; _serve(f)"
     env = dict(os.environ, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path), OMP_NUM_THREADS="1")
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as worker:
         try:

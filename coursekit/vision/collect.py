@@ -55,8 +55,8 @@ def resize_images(
         target = dest / file.relative_to(src)
         if a == b and max(_open(file.read_bytes(), file).size) <= max_size:  # nothing to do, and writing it again would cost quality
             return check_image(file)
-        if a != b and a in target.resolve().parents:
-            raise ImageError(f"{file.name} would be overwritten", reason="would be overwritten: a folder in dest is a link to src")
+        if not target.parent.resolve().is_relative_to(b):  # to src, or to photos elsewhere
+            raise ImageError(f"{file.name} would be written elsewhere", reason="would be written elsewhere: a folder in dest is a link that leads out of it")
         _shrink(file, target, max_size, scale)
 
     files = get_image_files(src)

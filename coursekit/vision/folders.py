@@ -197,6 +197,8 @@ def table_layout(
     valid_col: int | str | None = None,  # column that is true or `valid` for validation rows
 ) -> Layout:
     "The images in the folder `root`, labeled by a table."
+    if path.stat().st_size > 1 << 27:  # cells take ten times as much memory
+        raise ValueError(f"plan_data: {printable(show_path(path))} has {path.stat().st_size:,} bytes, and a list of images 128 MB at most; split it.")
     index = Index(root, _images(root))
     table = read_table(path, is_file=index.find, who="plan_data")
 

@@ -37,12 +37,9 @@ def _numbers(files: Sequence[Path], n: int) -> Counter:
     return total if 1 < len(total) <= _MOST_CLASSES else Counter()
 
 
-def _pairs(images: Path, masks: Path) -> tuple[dict[Path, Path], str]:
+def _pairs(images: Path, files: Sequence[Path], masks: Path, targets: Sequence[Path]) -> tuple[dict[Path, Path], str]:
     "Each image with its mask, and what the names of the masks have at the end in addition; no pairs unless every mask belongs to an image."
-    found = {f.relative_to(images).with_suffix(""): f for f in get_image_files(images)}
-    targets = get_image_files(masks)
-    if not found or not targets or any(f.suffix.lower() not in _LOSSLESS for f in targets):
-        return {}, ""
+    found = {f.relative_to(images).with_suffix(""): f for f in files}
     first = targets[0].relative_to(masks).with_suffix("")
     stem = max((s.name for s in found if s.parent == first.parent and first.name.startswith(s.name)), key=len, default=None)
     end = first.name[len(stem):] if stem is not None else ""
@@ -54,18 +51,25 @@ def find_masks(
     folder: Path,  # with a folder of images and a folder of masks
 ) -> tuple[Path, Path, dict[Path, Path], str] | None:  # both folders, image -> mask, what is added to the names of the masks; None: there are no masks
     "The folders of images and of masks in a folder."
-    for images, masks in itertools.permutations(_folders(folder), 2):
-        pairs, end = _pairs(images, masks)
-        if pairs and _numbers([*pairs.values()], 8) and not _numbers([*pairs], 8):
+    files = {f: get_image_files(f) for f in _folders(folder)}
+    numbered = {f: found for f, found in files.items() if found and all(m.suffix.lower() in _LOSSLESS for m in found) and _numbers(found, 8)}
+    for images, masks in itertools.product([f for f in files if f not in numbered], numbered):  # there may be thousands of classes
+        pairs, end = _pairs(images, files[images], masks, numbered[masks])
+        if pairs and not _numbers([*pairs], 8):
             return images, masks, pairs, end
     return None
+
+
+def _start(file: Path, most: int) -> str:  # a text, or its first characters if it has more than anybody needs
+    with open(file, encoding="utf-8-sig") as f:
+        return f.read(most)
 
 
 def _mask_block(root: Path, files: Sequence[Path]) -> tuple[MaskBlock, str]:
     "The block for masks, with the class names of `codes.txt`, and how much of the pixels each class has."
     counts, codes = _numbers(files, 64), None
     if (root / "codes.txt").is_file():
-        codes = [line.strip() for line in (root / "codes.txt").read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        codes = [line.strip() for line in _start(root / "codes.txt", 1 << 20).splitlines() if line.strip()]
     void = next((c for c in codes or () if c.casefold() in ("void", "unlabeled", "unlabelled", "ignore", "ignored")), None)
     block = MaskBlock(codes, void if void or len(counts) < 3 or 255 not in counts else 255)
     block.setup(_spread(files, 64))
@@ -88,7 +92,7 @@ def mask_layout(
         return None
     images, masks, pairs, end = found[0][0]  # type: ignore[misc]
     listed = root / "valid.txt"
-    names = set(listed.read_text(encoding="utf-8-sig").split()) if not split and listed.is_file() else set()
+    names = set(_start(listed, 1 << 25).split()) if not split and listed.is_file() else set()
     items = [Labelled(image, mask, image.name in names if names else valid) for one, valid in found for image, mask in one[2].items()]  # type: ignore
     layout = Layout(root, "images and masks", f"{masks.relative_to(root)}/*{end}.png for {images.relative_to(root)}/*", split or "valid.txt" * bool(names), items)
     layout.target, layout.shares = _mask_block(root, [i.label for i in items])  # type: ignore[misc]

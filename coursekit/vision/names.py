@@ -17,7 +17,7 @@ from ..core import plural
 
 # %% ../../nbs/api/vision/06_names.ipynb #f441d7b6
 _NAME_PATTERNS = (
-    r"^([\W\d_]*[^\W\d_].*?)[ _.\-]*\(?\d+\)?\.\w+$",  # cat_12.jpg, cat.12.jpg, cat (12).jpg, cat12.jpg
+    r"^([\W\d_]*[^\W\d_](?:.*?[^ _.\-])??)[ _.\-]*\(?\d+\)?\.\w+$",  # cat_12.jpg, cat.12.jpg, cat (12).jpg, cat12.jpg
     r"^\d+[ _.\-]+(?![ _.\-])(.*[^\W\d_].*?)\.\w+$",  # 12_cat.jpg
 )
 _CAMERA = re.compile(r"(img|image|images|dscn?|dscf|pxl|mvimg|vid|dji|gopr|p|pic|picture|photo|foto|screenshot|scan|download|unnamed|"
@@ -67,7 +67,7 @@ class Index:
         for rel, file in exact.items():
             path = PurePosixPath(root.resolve().name, rel)
             for parts in (path.parts, path.with_suffix("").parts):
-                for i in range(len(parts)):
+                for i in (i for i in range(len(parts)) if i < 2 or i > len(parts) - 10):  # a table names eight folders at most, or all of them
                     for by in (self.paths, self.ends)[i > 1 :]:
                         key = "/".join(parts[i:])
                         by[key] = file if by.get(key, file) == file else None

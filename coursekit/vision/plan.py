@@ -156,7 +156,7 @@ def _with_split(items: list[Labelled], valid_pct: float, seed: int) -> list[Labe
     chosen: set[int] = set()
     for label in sorted(groups):
         order = groups[label]
-        random.Random(f"{seed}:{label}").shuffle(order)
+        random.Random(f"{seed}:{label}".encode("utf-8", "surrogateescape")).shuffle(order)
         n = min(max(1, round(valid_pct * len(order))), len(order) - 1) if valid_pct else 0
         chosen |= set(order[:n])
     return [replace(item, valid=i in chosen) for i, item in enumerate(items)]

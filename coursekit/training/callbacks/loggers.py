@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ...core import check_fname
+from ...core import check_fname, show_path
 from ..callback import Callback
 from ..learner import Learner
 
@@ -38,6 +38,8 @@ class CSVLogger(Callback):
         if learn.state.trial:
             return
         self.path, = self.writes(learn)
+        if self.path.is_symlink():  # it may have come with the data, and lead to any file of yours
+            raise ValueError(f"CSVLogger: fname={str(self.fname)!r} is a link in {show_path(self.path.parent)}; remove it, or pass another fname.")
         self.columns = ["epoch", *learn.recorder.metric_names, "seconds"]
         self.size = self.length() if self.append or self.begun else 0  # bytes that stay; a resumed fit takes this from its checkpoint
         if self.size:
