@@ -28,7 +28,7 @@ from coursekit.vision.block import ImageBlock
 from coursekit.vision.resize import Resize
 
 SETTINGS = {  # kind of device -> passes over the images, width of the network, images per batch
-    "cpu": dict(epochs=9, width=64, bs=512),
+    "cpu": dict(epochs=14, width=64, bs=512),
     "mps": dict(epochs=10, width=64, bs=512),
     "cuda": dict(epochs=10, width=64, bs=1024),
 }
