@@ -359,10 +359,10 @@ def timm_file(name: str) -> tuple[str, Path]:  # address; where the Hub's own ca
 # %% ../../nbs/api/vision/11_models.ipynb #bcbcf4b7
 def read_state(file: str | os.PathLike) -> dict[str, Tensor]:
     "The tensors of a weights file. Reading it never runs code."
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        state = load_file(file) if str(file).endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
+        state = load(Path(file).read_bytes()) if str(file).endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as e:  # either reader raises nearly anything on a damaged file
         why = (str(e) or type(e).__name__).splitlines()[0][:120]
         raise WeightsError(f"vision_learner: {show_path(file)} cannot be read ({why}); get it again.") from e
