@@ -183,7 +183,7 @@ def read_table(
     path = Path(path)
     text, kind = read_text(path), path.suffix.lower()
     if (lines := text.count("\n") + text.count("\r")) > 5_000_000:
-        raise ValueError(f"{who}: {printable(show_path(path))} has {lines:,} lines; the limit is 5,000,000.")
+        raise ValueError(f"{who}: {printable(show_path(path))} has {lines:,} lines; the limit is 5,000,000, so split it.")
     if said := re.match(r"sep=(.)\r?\n", text):  # Excel's own way to say it
         text, delimiter = text[said.end():], delimiter or said[1]
     mark = {r"\s+": " ", None: "\t" if kind == ".tsv" else None}.get(delimiter, delimiter)
